@@ -1,0 +1,1 @@
+"""exo: one cluster out of unequal machines."""

@@ -1,0 +1,1 @@
+"""Agreeing: one order of decisions, the same on every node."""

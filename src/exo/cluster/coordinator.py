@@ -1,0 +1,97 @@
+"""The seam between those who decide or act and the machinery that makes nodes agree."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from exo.shared.types.commands import Command, Reply
+from exo.shared.types.events import Decision, LogEntry, Telemetry, TelemetryFrame
+from exo.shared.types.ids import NodeId
+from exo.shared.types.state import State
+
+T = TypeVar("T")
+
+CommandHandler = Callable[[Command], Awaitable[Reply]]
+
+
+class Leadership(msgspec.Struct, frozen=True, kw_only=True):
+    """Who leads, as far as this node knows. (incarnation, term) fences what an earlier master still sends."""
+
+    master_node_id: NodeId | None
+    term: int
+    incarnation: int
+    is_self: bool
+
+
+class Coordinator(ABC):
+    """Proposes decisions, delivers the committed ones in order, and folds them into `state`."""
+
+    @property
+    @abstractmethod
+    def node_id(self) -> NodeId:
+        """This node's id."""
+
+    @property
+    @abstractmethod
+    def state(self) -> State:
+        """The newest state folded here: committed decisions and the live part."""
+
+    @property
+    @abstractmethod
+    def leadership(self) -> Leadership:
+        """Who leads, as far as this node knows."""
+
+    @abstractmethod
+    async def propose(self, events: Sequence[Decision], *, cause_id: str) -> int:
+        """Have decisions committed, together and once, however often the connection breaks meanwhile.
+
+        Returns:
+            The index of the last of them, once all are committed, durable and folded into `state` here.
+
+        Raises:
+            NoMasterError: No master could be reached for so long that the proposal was given up.
+        """
+
+    @abstractmethod
+    async def send(self, command: Command, *, timeout_s: float) -> Reply:
+        """Have the master carry out a command. When the reply says it is done, `state` here contains it.
+
+        Raises:
+            NoMasterError: No master could be reached, or it was lost before it answered.
+        """
+
+    @abstractmethod
+    def set_command_handler(self, handler: CommandHandler) -> None:
+        """Name the function that carries commands out while this node is the master."""
+
+    @abstractmethod
+    def publish(self, events: Sequence[Telemetry]) -> None:
+        """Hand over telemetry of this node; never waits. Of events about the same thing only the last is sent."""
+
+    @abstractmethod
+    def changes(self) -> AsyncIterator[State]:
+        """Yield the state now, then again after changes; a slow consumer skips to the newest."""
+
+    @abstractmethod
+    def feed(self, after_index: int | None = None) -> AsyncIterator[LogEntry | TelemetryFrame]:
+        """Yield committed entries in order and telemetry as it is folded, from now or from after an index.
+
+        Ends when the consumer falls too far behind; it may come back with the last index it saw.
+        """
+
+    async def wait_for(self, wanted: Callable[[State], T | None], *, timeout_s: float) -> T:
+        """Return `wanted(state)` as soon as it is not None.
+
+        Raises:
+            TimeoutError: It stayed None for `timeout_s`.
+        """
+        import anyio
+
+        with anyio.fail_after(timeout_s):
+            async for state in self.changes():
+                found = wanted(state)
+                if found is not None:
+                    return found
+        raise TimeoutError

@@ -1,0 +1,1 @@
+"""Tokens and activations, straight from process to process: frames, streams, flow control."""

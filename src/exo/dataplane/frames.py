@@ -1,0 +1,189 @@
+"""What travels between API nodes and stages: small msgpack headers, each with an optional raw payload.
+
+The way of a request: the API node dials the first stage and sends `Generate`, with its own listening address in
+it. The first stage answers `Accepted` or `Rejected` on that connection, and opens the request on the stages
+behind it. Every stage sends `Activation` to the next one; the last stage samples, sends `TokenChunk` straight to
+the reply address and `Sampled` back to the first stage. The API node says what its client has taken with
+`Consumed`; the first stage stops producing when the client falls too far behind.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from exo.shared.types.ids import InstanceId, RequestId
+from exo.shared.types.nodes import HostPort
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class _Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=True, omit_defaults=True):
+    pass
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the next token is chosen. Temperature 0 is greedy and deterministic."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
+    role: str
+    content: str
+
+
+class Generate(_Frame):
+    """API node to first stage: begin a request. Exactly one of `messages`, `prompt` and `prompt_token_ids` is set."""
+
+    request_id: RequestId
+    instance_id: InstanceId
+    generation: int
+    messages: tuple[ChatMessage, ...] | None = None
+    prompt: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    max_tokens: int | None = None
+    """None: as many as the context has room for."""
+    stop: tuple[str, ...] = ()
+    ignore_end: bool = False
+    """Go on past the model's end-of-text token (benchmarks)."""
+    sampling: Sampling
+    reply_address: HostPort
+
+
+class Accepted(_Frame):
+    request_id: RequestId
+    prompt_tokens: int
+
+
+class Rejected(_Frame):
+    """Nothing was generated. `status` is the HTTP status that says why."""
+
+    request_id: RequestId
+    status: int
+    code: str
+    message: str
+
+
+class Cancel(_Frame):
+    """API node to first stage, then down the pipeline: the client is gone."""
+
+    request_id: RequestId
+
+
+class Consumed(_Frame):
+    """API node to first stage: how many chunks the client has taken so far."""
+
+    request_id: RequestId
+    count: int
+
+
+class Open(_Frame):
+    """First stage, down the pipeline: a request's activations will follow."""
+
+    request_id: RequestId
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+    stop: tuple[str, ...]
+    ignore_end: bool
+    sampling: Sampling
+    reply_address: HostPort
+
+
+class Activation(_Frame):
+    """Stage to next stage: hidden values for the positions from `position` on; the payload holds them."""
+
+    request_id: RequestId
+    position: int
+    shape: tuple[int, ...]
+    dtype: str
+    wants_token: bool
+    """False for all but the last chunk of a prompt."""
+
+
+class Sampled(_Frame):
+    """Last stage to first stage: the token to continue with."""
+
+    request_id: RequestId
+    token_id: int
+    is_finished: bool
+
+
+class Close(_Frame):
+    """First stage, down the pipeline: forget the request."""
+
+    request_id: RequestId
+
+
+class TokenChunk(_Frame):
+    """Last stage to API node: one token, and the text it completes (often a word, sometimes none)."""
+
+    request_id: RequestId
+    index: int
+    token_id: int
+    text: str
+    logprob: float | None = None
+    finish_reason: FinishReason | None = None
+    """Set on the last chunk only."""
+
+
+class Failed(_Frame):
+    """The request ends here with an error, after it was accepted."""
+
+    request_id: RequestId
+    code: str
+    message: str
+    is_retriable: bool = True
+
+
+class Hello(_Frame):
+    """First frame of a dialled connection."""
+
+    version: int
+    purpose: str
+    nonce: bytes
+    sender: str
+
+
+class Challenge(_Frame):
+    """The listener's answer: its own nonce, and its proof of the shared secret."""
+
+    nonce: bytes
+    proof: bytes
+
+
+class Proof(_Frame):
+    """The dialler's proof; frames may follow at once."""
+
+    proof: bytes
+
+
+class Ping(_Frame):
+    number: int
+
+
+class Pong(_Frame):
+    number: int
+
+
+Frame = (
+    Generate
+    | Accepted
+    | Rejected
+    | Cancel
+    | Consumed
+    | Open
+    | Activation
+    | Sampled
+    | Close
+    | TokenChunk
+    | Failed
+    | Hello
+    | Challenge
+    | Proof
+    | Ping
+    | Pong
+)

@@ -1,0 +1,1 @@
+"""Running layers: one small seam, one folder per engine, each engine's library imported only there."""

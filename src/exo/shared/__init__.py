@@ -1,0 +1,1 @@
+"""Values and pure functions that every room shares. Imports nothing else of exo."""

@@ -1,0 +1,1 @@
+"""Frozen values: ids, devices, models, instances, events, commands, state."""

@@ -1,0 +1,94 @@
+"""Devices and hosts: what they are (static) and how they are (telemetry). Unknown is None, never a guess."""
+
+from typing import Literal
+
+import msgspec
+
+from exo.shared.types.ids import DeviceId, NodeId
+
+Backend = Literal["cuda", "rocm", "metal", "directml", "tflite", "cpu", "simulated"]
+Health = Literal["healthy", "degraded", "failed"]
+MemoryKind = Literal["vram", "ram", "unified"]
+
+
+class GPUDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """One device that can hold and run layers; the host's CPU counts as one."""
+
+    device_id: DeviceId
+    local_alias: str
+    """What the node itself calls it, such as `cuda:0` or `cpu:0`."""
+    name: str
+    vendor: str
+    backend: Backend
+    memory_kind: MemoryKind
+    memory_total_bytes: int
+    compute_units: int | None = None
+    compute_capability: str | None = None
+    clock_mhz: float | None = None
+    memory_bandwidth_bytes_per_s: float | None = None
+    flops_per_s: float | None = None
+    driver_version: str | None = None
+    uuid: str | None = None
+    is_simulated: bool = False
+
+
+class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True):
+    """A device's telemetry at one moment."""
+
+    device_id: DeviceId
+    node_id: NodeId
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    compute_utilization_percent: float | None = None
+    thermal_temperature_c: float | None = None
+    thermal_throttle_threshold_c: float | None = None
+    is_thermal_throttling: bool | None = None
+    power_watts: float | None = None
+    clock_mhz: float | None = None
+    battery_percent: float | None = None
+    is_plugged_in: bool | None = None
+    health: Health = "healthy"
+    health_reason: str | None = None
+    last_update: str
+    """ISO 8601, UTC: for people to read, never for decisions."""
+
+    @property
+    def memory_free_bytes(self) -> int | None:
+        """Total less used, or None where either is unknown."""
+        if self.memory_total_bytes is None or self.memory_used_bytes is None:
+            return None
+        return max(0, self.memory_total_bytes - self.memory_used_bytes)
+
+
+class MemoryProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """A host's memory in bytes."""
+
+    ram_total: int
+    ram_available: int
+    swap_total: int
+    swap_available: int
+    gpu_vram_total: int = 0
+    gpu_vram_available: int = 0
+    gpu_vram_used: int = 0
+
+
+class SystemProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """A host's load: percent 0 to 100, Celsius, watts."""
+
+    gpu_usage: float | None = None
+    temp: float | None = None
+    sys_power: float | None = None
+    pcpu_usage: float | None = None
+    ecpu_usage: float | None = None
+    ane_power: float | None = None
+    utilization_memory_percent: float | None = None
+    gpu_count: int = 0
+    gpu_names: tuple[str, ...] = ()
+    gpu_power_watts: float | None = None
+
+
+class NodePerformanceProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """What one host says of itself as a whole."""
+
+    memory: MemoryProfile
+    system: SystemProfile

@@ -1,0 +1,179 @@
+"""Events: everything that can happen to the cluster. Decisions are indexed and durable; telemetry rides beside.
+
+Each is one frozen struct with a `type` tag. A released event is never changed: a new field needs a default,
+a new meaning needs a new event, because old logs replay for ever.
+"""
+
+import msgspec
+
+from exo.shared.types.devices import DeviceGPUState, GPUDevice, NodePerformanceProfile
+from exo.shared.types.ids import ClusterId, DeviceId, EventId, InstanceId, NodeId
+from exo.shared.types.instances import Instance, StagePhase, StageProgress
+from exo.shared.types.models import ModelCard
+from exo.shared.types.nodes import HostPort, LinkType, NodeIdentity
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
+    pass
+
+
+# --- decisions -------------------------------------------------------------------------------------------------
+
+
+class ClusterFormed(_Event):
+    """The first event of every log."""
+
+    cluster_id: ClusterId
+    namespace: str
+
+
+class TermOpened(_Event):
+    """A master begins to lead; its first event of a term."""
+
+    master_node_id: NodeId
+
+
+class NodeJoined(_Event):
+    """A node is a member from here on, or is back; a new boot id voids the stages of its earlier boot."""
+
+    identity: NodeIdentity
+
+
+class NodeDisconnected(_Event):
+    """A member is not reachable. It stays a member, and what is placed on it stays placed."""
+
+    node_id: NodeId
+    reason: str
+
+
+class NodeModelsChanged(_Event):
+    """A node's local models are now these."""
+
+    node_id: NodeId
+    models: tuple[ModelCard, ...]
+
+
+class DeviceAppeared(_Event):
+    node_id: NodeId
+    device: GPUDevice
+
+
+class DeviceLost(_Event):
+    node_id: NodeId
+    device_id: DeviceId
+    reason: str
+
+
+class InstanceCreated(_Event):
+    """A placement was committed."""
+
+    instance: Instance
+
+
+class InstanceDeleted(_Event):
+    instance_id: InstanceId
+    reason: str
+
+
+class InstanceRestarted(_Event):
+    """All stages of an instance start again under a new generation."""
+
+    instance_id: InstanceId
+    generation: int
+    reason: str
+
+
+class StageChanged(_Event):
+    """A worker reports a stage's phase. Ignored when the generation is not the present one."""
+
+    instance_id: InstanceId
+    generation: int
+    rank: int
+    phase: StagePhase
+    address: HostPort | None = None
+    reason: str | None = None
+    is_permanent: bool = False
+
+
+Decision = (
+    ClusterFormed
+    | TermOpened
+    | NodeJoined
+    | NodeDisconnected
+    | NodeModelsChanged
+    | DeviceAppeared
+    | DeviceLost
+    | InstanceCreated
+    | InstanceDeleted
+    | InstanceRestarted
+    | StageChanged
+)
+
+
+# --- telemetry: only the last value counts -----------------------------------------------------------------------
+
+
+class DeviceGPUStateUpdated(_Event):
+    state: DeviceGPUState
+
+
+class NodeProfileUpdated(_Event):
+    node_id: NodeId
+    profile: NodePerformanceProfile
+
+
+class GPUBandwidthMeasured(_Event):
+    """A measured transfer between two devices; `bandwidth_mbps` is 10^6 bits per second."""
+
+    source_device_id: DeviceId
+    dest_device_id: DeviceId
+    bandwidth_mbps: float
+    latency_ms: float
+    measurement_count: int
+
+
+class LinkMeasured(_Event):
+    source_node_id: NodeId
+    dest_node_id: NodeId
+    link_type: LinkType
+    latency_ms: float | None = None
+    bandwidth_mbps: float | None = None
+    measurement_count: int = 1
+
+
+class StageProgressed(_Event):
+    instance_id: InstanceId
+    generation: int
+    rank: int
+    progress: StageProgress
+
+
+Telemetry = DeviceGPUStateUpdated | NodeProfileUpdated | GPUBandwidthMeasured | LinkMeasured | StageProgressed
+
+Event = Decision | Telemetry
+
+
+class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision with its place in the one order that all nodes share."""
+
+    index: int
+    term: int
+    event_id: EventId
+    cause_id: str
+    """Id of the command or event that led to it."""
+    origin: NodeId
+    """The node that proposed it."""
+    seq: int
+    """Counts the origin's proposals: (origin, seq) is admitted once."""
+    at: str
+    """ISO 8601, UTC: for people to read, never for decisions."""
+    event: Decision
+
+
+class TelemetryFrame(msgspec.Struct, frozen=True, kw_only=True):
+    """One node's latest telemetry; (boot_id, seq) orders the frames of a node."""
+
+    node_id: NodeId
+    boot_id: str
+    seq: int
+    events: tuple[Telemetry, ...]

@@ -1,0 +1,135 @@
+"""Instances: a model placed on devices as a pipeline of stages."""
+
+from typing import Literal
+
+import msgspec
+
+from exo.shared.types.ids import CommandId, DeviceId, InstanceId, ModelId, NodeId
+from exo.shared.types.models import ModelCard
+from exo.shared.types.nodes import HostPort
+
+Sharding = Literal["auto", "pipeline", "tensor", "hybrid"]
+StagePhase = Literal["pending", "starting", "loading", "loaded", "ready", "failed"]
+InstanceStatus = Literal["pending", "loading", "ready", "failed"]
+
+
+class PlacementRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for: the values of `POST /instance`."""
+
+    model_id: ModelId
+    sharding: Sharding = "auto"
+    engine: str = "auto"
+    min_nodes: int = 1
+    prefer_gpu: bool = True
+    node_ids: tuple[NodeId, ...] = ()
+    """When not empty: only these nodes may take part."""
+    device_ids: tuple[DeviceId, ...] = ()
+    """When not empty: only these devices may take part."""
+    exclude: tuple[str, ...] = ()
+    """Node or device ids that must not take part."""
+    context_length: int | None = None
+    """Tokens per sequence to keep room for; None: the model's own limit, at most 4,096."""
+    concurrency: int = 1
+    objective: Literal["auto", "latency", "throughput"] = "auto"
+    layer_split: tuple[int, ...] = ()
+    """When not empty: layers per stage, in order, instead of the memory-weighted split."""
+
+
+class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage of a plan: layers `start_layer` to `end_layer` (exclusive) on one node's devices."""
+
+    rank: int
+    node_id: NodeId
+    device_ids: tuple[DeviceId, ...]
+    start_layer: int
+    end_layer: int
+    memory_bytes: int
+    """Weights, KV cache, activations and reserve that this stage may take."""
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan is expected to do; every field is None until a cost model says otherwise."""
+
+    ms_per_token: float | None = None
+    tokens_per_s: float | None = None
+
+
+class Certificate(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the plan can be from the best one at most."""
+
+    lower_bound_ms: float | None = None
+    gap_percent: float | None = None
+
+
+class ExcludedDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that takes no part in a plan, and why."""
+
+    device_id: DeviceId
+    reason: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Which device runs which layers, and how the answer was found."""
+
+    stages: tuple[StagePlan, ...]
+    sharding: Sharding
+    engine: str
+    context_length: int
+    concurrency: int
+    method: str
+    """The solver that found it, such as `greedy`."""
+    solve_ms: float | None = None
+    prediction: Prediction | None = None
+    certificate: Certificate | None = None
+    excluded: tuple[ExcludedDevice, ...] = ()
+    explanation: str = ""
+    state_index: int = 0
+    """Index of the state it was solved on."""
+
+
+class StageState(msgspec.Struct, frozen=True, kw_only=True):
+    """How one stage of an instance is, as last reported by its worker."""
+
+    phase: StagePhase = "pending"
+    address: HostPort | None = None
+    """Where the stage listens on the data plane, once it is loaded."""
+    reason: str | None = None
+    is_permanent: bool = False
+    """A failure that starting again cannot mend, such as a truncated file."""
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on its devices. A new generation replaces all stages after any of them failed."""
+
+    instance_id: InstanceId
+    model: ModelCard
+    plan: Plan
+    request: PlacementRequest
+    generation: int = 1
+    failures_in_a_row: int = 0
+    """Generations that failed since the instance was last ready."""
+    stages: tuple[StageState, ...]
+    created_by: CommandId
+
+    @property
+    def status(self) -> InstanceStatus:
+        """The instance as a whole: as far as its least advanced stage, failed if any stage failed."""
+        phases = {stage.phase for stage in self.stages}
+        if "failed" in phases:
+            return "failed"
+        if phases == {"ready"}:
+            return "ready"
+        return "pending" if phases == {"pending"} else "loading"
+
+    @property
+    def reason(self) -> str | None:
+        """Why it failed: the first failed stage's reason."""
+        return next((stage.reason for stage in self.stages if stage.phase == "failed"), None)
+
+
+class StageProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a stage's loading is (telemetry)."""
+
+    loaded_layers: int
+    total_layers: int
+    detail: str = ""

@@ -1,0 +1,41 @@
+"""The one `State` that every node folds. Decided part: equal on every node at equal index. Live part: telemetry."""
+
+import msgspec
+
+from exo.shared.types.devices import DeviceGPUState, NodePerformanceProfile
+from exo.shared.types.ids import ClusterId, DeviceId, InstanceId, NodeId
+from exo.shared.types.instances import Instance, StageProgress
+from exo.shared.types.nodes import Link, Node
+
+
+class NodeTelemetry(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest of one node; grouped by node so that an update copies little."""
+
+    boot_id: str = ""
+    seq: int = -1
+    profile: NodePerformanceProfile | None = None
+    devices: dict[DeviceId, DeviceGPUState] = {}
+    links: dict[NodeId, Link] = {}
+    stages: dict[str, StageProgress] = {}
+    """By `<instance_id>/<generation>/<rank>`."""
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the cluster knows. Never changed in place: `apply` returns a new one."""
+
+    cluster_id: ClusterId | None = None
+    namespace: str = ""
+    index: int = 0
+    """Of the last decision folded in."""
+    term: int = 0
+    master_node_id: NodeId | None = None
+    nodes: dict[NodeId, Node] = {}
+    instances: dict[InstanceId, Instance] = {}
+    last_seq: dict[NodeId, int] = {}
+    """Per origin, the last proposal admitted: what makes admission exactly-once across a restart."""
+    live: dict[NodeId, NodeTelemetry] = {}
+    """Telemetry by node; compare states without it."""
+
+    def decided(self) -> "State":
+        """The part that is equal on every node at equal index."""
+        return msgspec.structs.replace(self, live={})

@@ -1,0 +1,80 @@
+"""What a worker and its stage processes say to each other:
+a 4-byte big-endian length, then one msgpack message. Parent to child on stdin, child to parent on stdout."""
+
+import msgspec
+
+from exo.shared.types.ids import InstanceId, NodeId
+from exo.shared.types.nodes import HostPort
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=True):
+    pass
+
+
+class RunnerSpec(_Message):
+    """Parent, first message: what to load and where to listen."""
+
+    node_id: NodeId
+    instance_id: InstanceId
+    generation: int
+    rank: int
+    stage_count: int
+    engine: str
+    model_id: str
+    model_dir: str
+    start_layer: int
+    end_layer: int
+    device: str
+    """Local alias of the device, such as `cpu:0`."""
+    context_length: int
+    concurrency: int
+    data_host: str
+    secret: bytes
+    """Proves to peers that this process belongs to the same user."""
+    verbosity: int = 0
+
+
+class LinkPeers(_Message):
+    """Parent, when every stage of the generation is loaded: all their addresses, by rank."""
+
+    addresses: tuple[HostPort, ...]
+
+
+class StopRunner(_Message):
+    """Parent: finish and exit."""
+
+
+class LoadProgressed(_Message):
+    loaded_layers: int
+    total_layers: int
+    detail: str = ""
+
+
+class RunnerLoaded(_Message):
+    """Child: the layers are in memory and it listens here."""
+
+    address: HostPort
+    device_description: str = ""
+
+
+class RunnerReady(_Message):
+    """Child: connected to its neighbours; requests may come."""
+
+
+class RunnerFailed(_Message):
+    """Child, last message before it exits; also made by the parent when the child dies, hangs or is killed."""
+
+    reason: str
+    is_permanent: bool = False
+
+
+class Heartbeat(_Message):
+    """Child, every second from a thread of its own: it lives, and how long the present step has been running."""
+
+    step_running_s: float
+    requests_active: int
+    tokens_total: int
+
+
+ToChild = RunnerSpec | LinkPeers | StopRunner
+FromChild = LoadProgressed | RunnerLoaded | RunnerReady | RunnerFailed | Heartbeat
