@@ -1,0 +1,1 @@
+"""Reading and using devices. Knows `shared.types` only."""

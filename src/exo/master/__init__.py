@@ -1,0 +1,1 @@
+"""Deciding: commands and failures become events. Pure decisions, one thin loop."""

@@ -20,7 +20,9 @@ def prove(secret: bytes, *, purpose: str, prover: str, challenge: bytes, own_non
     return hmac.digest(secret, text, hashlib.sha256)
 
 
-def verify(secret: bytes, proof: bytes, *, purpose: str, prover: str, challenge: bytes, own_nonce: bytes) -> bool:
+def verify(
+    secret: bytes, proof: bytes, *, purpose: str, prover: str, challenge: bytes, own_nonce: bytes
+) -> bool:
     """Say whether `proof` is what `prover` would have made; compares in constant time.
 
     `challenge` and `own_nonce` are as the prover saw them.

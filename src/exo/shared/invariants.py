@@ -30,5 +30,7 @@ def check(state: State) -> list[str]:
                 found.append(f"instance {instance_id}: stage {rank} does not continue at layer {next_layer}")
             next_layer = stage.end_layer
         if next_layer != instance.model.layer_count:
-            found.append(f"instance {instance_id}: {next_layer} of {instance.model.layer_count} layers placed")
+            found.append(
+                f"instance {instance_id}: {next_layer} of {instance.model.layer_count} layers placed"
+            )
     return found

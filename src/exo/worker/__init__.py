@@ -1,0 +1,1 @@
+"""Doing: state becomes running stages, and what happens here becomes events."""

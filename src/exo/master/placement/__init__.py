@@ -1,0 +1,1 @@
+"""Which device runs which layers: problem, solvers, evaluator, explanation. Pure."""

@@ -20,62 +20,62 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=Tr
 # --- decisions -------------------------------------------------------------------------------------------------
 
 
-class ClusterFormed(_Event):
+class ClusterFormed(_Event, frozen=True, kw_only=True):
     """The first event of every log."""
 
     cluster_id: ClusterId
     namespace: str
 
 
-class TermOpened(_Event):
+class TermOpened(_Event, frozen=True, kw_only=True):
     """A master begins to lead; its first event of a term."""
 
     master_node_id: NodeId
 
 
-class NodeJoined(_Event):
+class NodeJoined(_Event, frozen=True, kw_only=True):
     """A node is a member from here on, or is back; a new boot id voids the stages of its earlier boot."""
 
     identity: NodeIdentity
 
 
-class NodeDisconnected(_Event):
+class NodeDisconnected(_Event, frozen=True, kw_only=True):
     """A member is not reachable. It stays a member, and what is placed on it stays placed."""
 
     node_id: NodeId
     reason: str
 
 
-class NodeModelsChanged(_Event):
+class NodeModelsChanged(_Event, frozen=True, kw_only=True):
     """A node's local models are now these."""
 
     node_id: NodeId
     models: tuple[ModelCard, ...]
 
 
-class DeviceAppeared(_Event):
+class DeviceAppeared(_Event, frozen=True, kw_only=True):
     node_id: NodeId
     device: GPUDevice
 
 
-class DeviceLost(_Event):
+class DeviceLost(_Event, frozen=True, kw_only=True):
     node_id: NodeId
     device_id: DeviceId
     reason: str
 
 
-class InstanceCreated(_Event):
+class InstanceCreated(_Event, frozen=True, kw_only=True):
     """A placement was committed."""
 
     instance: Instance
 
 
-class InstanceDeleted(_Event):
+class InstanceDeleted(_Event, frozen=True, kw_only=True):
     instance_id: InstanceId
     reason: str
 
 
-class InstanceRestarted(_Event):
+class InstanceRestarted(_Event, frozen=True, kw_only=True):
     """All stages of an instance start again under a new generation."""
 
     instance_id: InstanceId
@@ -83,7 +83,7 @@ class InstanceRestarted(_Event):
     reason: str
 
 
-class StageChanged(_Event):
+class StageChanged(_Event, frozen=True, kw_only=True):
     """A worker reports a stage's phase. Ignored when the generation is not the present one."""
 
     instance_id: InstanceId
@@ -113,16 +113,16 @@ Decision = (
 # --- telemetry: only the last value counts -----------------------------------------------------------------------
 
 
-class DeviceGPUStateUpdated(_Event):
+class DeviceGPUStateUpdated(_Event, frozen=True, kw_only=True):
     state: DeviceGPUState
 
 
-class NodeProfileUpdated(_Event):
+class NodeProfileUpdated(_Event, frozen=True, kw_only=True):
     node_id: NodeId
     profile: NodePerformanceProfile
 
 
-class GPUBandwidthMeasured(_Event):
+class GPUBandwidthMeasured(_Event, frozen=True, kw_only=True):
     """A measured transfer between two devices; `bandwidth_mbps` is 10^6 bits per second."""
 
     source_device_id: DeviceId
@@ -132,7 +132,7 @@ class GPUBandwidthMeasured(_Event):
     measurement_count: int
 
 
-class LinkMeasured(_Event):
+class LinkMeasured(_Event, frozen=True, kw_only=True):
     source_node_id: NodeId
     dest_node_id: NodeId
     link_type: LinkType
@@ -141,7 +141,7 @@ class LinkMeasured(_Event):
     measurement_count: int = 1
 
 
-class StageProgressed(_Event):
+class StageProgressed(_Event, frozen=True, kw_only=True):
     instance_id: InstanceId
     generation: int
     rank: int

@@ -1,0 +1,143 @@
+"""The thin loop of the master: takes commands, has them solved aside, re-checks, commits; mends what broke."""
+
+from collections.abc import Callable
+
+import anyio
+from loguru import logger
+
+from exo.cluster.coordinator import Coordinator
+from exo.master.decide import PLAN_OUTDATED, decide, existing_instance
+from exo.master.recovery import restarts
+from exo.master.solver import Solver
+from exo.shared.types.commands import (
+    Command,
+    CommitPlan,
+    Deleted,
+    DeleteInstance,
+    Placed,
+    PlaceInstance,
+    PreviewPlacements,
+    Previews,
+    Refusal,
+    Reply,
+)
+from exo.shared.types.ids import InstanceId
+from exo.shared.types.instances import Plan
+from exo.shared.types.state import State
+
+_SOLVES_MAX = 4
+_RESTART_DELAY_S = 0.5
+_RESTART_DELAY_MAX_S = 8.0
+
+
+class Master:
+    """Runs on every node; does something only where the coordinator says that this node leads."""
+
+    def __init__(self, coordinator: Coordinator, solver: Solver, new_id: Callable[[], str]) -> None:
+        self._coordinator = coordinator
+        self._solver = solver
+        self._new_id = new_id
+        self._deciding = anyio.Lock()
+        coordinator.set_command_handler(self.handle)
+
+    async def run(self) -> None:
+        """Restart broken instances while this node leads; never returns."""
+        async with anyio.create_task_group() as tasks:
+            waiting: set[tuple[InstanceId, int]] = set()
+            async for state in self._coordinator.changes():
+                if not self._coordinator.leadership.is_self:
+                    continue
+                for event in restarts(state):
+                    key = (event.instance_id, event.generation)
+                    if key not in waiting:
+                        waiting.add(key)
+                        tasks.start_soon(self._restart, event.instance_id, event.generation, waiting)
+
+    async def handle(self, command: Command) -> Reply:
+        """Carry one command out."""
+        match command:
+            case PlaceInstance():
+                return await self._place(command)
+            case DeleteInstance():
+                return await self._delete(command)
+            case PreviewPlacements():
+                previews = await self._solver.preview(self._coordinator.state, command.request)
+                return Previews(previews=previews)
+
+    async def _place(self, command: PlaceInstance) -> Reply:
+        refusal: Refusal | None = None
+        for _ in range(_SOLVES_MAX):
+            plan_or_reply = await self._plan(self._coordinator.state, command)
+            if not isinstance(plan_or_reply, Plan):
+                return plan_or_reply
+            # Decided and committed under one lock, so that two plans never take the same memory.
+            async with self._deciding:
+                state = self._coordinator.state
+                reused = self._reused(state, command)
+                if reused is not None:
+                    return reused
+                commit = CommitPlan(
+                    command_id=command.command_id,
+                    instance_id=InstanceId(self._new_id()),
+                    request=command.request,
+                    plan=plan_or_reply,
+                )
+                events = decide(state, commit)
+                if not isinstance(events, Refusal):
+                    index = await self._coordinator.propose(events, cause_id=command.command_id)
+                    instance = self._coordinator.state.instances.get(commit.instance_id)
+                    if instance is None:
+                        return _deleted_meanwhile(commit.instance_id)
+                    logger.info(
+                        "placed {} as {} in {} stage(s)",
+                        command.request.model_id,
+                        commit.instance_id,
+                        len(instance.stages),
+                    )
+                    return Placed(instance=instance, index=index)
+            if events.code != PLAN_OUTDATED:
+                return events
+            refusal = events
+        assert refusal is not None
+        return refusal
+
+    async def _plan(self, state: State, command: PlaceInstance) -> Plan | Reply:
+        return self._reused(state, command) or await self._solver.place(state, command.request)
+
+    def _reused(self, state: State, command: PlaceInstance) -> Placed | None:
+        if not command.reuse_existing:
+            return None
+        instance = existing_instance(state, command.request.model_id)
+        return None if instance is None else Placed(instance=instance, index=state.index, is_new=False)
+
+    async def _delete(self, command: DeleteInstance) -> Reply:
+        async with self._deciding:
+            events = decide(self._coordinator.state, command)
+            if isinstance(events, Refusal):
+                return events
+            index = await self._coordinator.propose(events, cause_id=command.command_id)
+            return Deleted(instance_id=command.instance_id, index=index)
+
+    async def _restart(
+        self, instance_id: InstanceId, generation: int, waiting: set[tuple[InstanceId, int]]
+    ) -> None:
+        """Restart after a pause that grows with the failures in a row, if it is still called for."""
+        try:
+            instance = self._coordinator.state.instances.get(instance_id)
+            failures = instance.failures_in_a_row if instance is not None else 0
+            await anyio.sleep(min(_RESTART_DELAY_MAX_S, _RESTART_DELAY_S * 2**failures))
+            async with self._deciding:
+                if not self._coordinator.leadership.is_self:
+                    return
+                for event in restarts(self._coordinator.state):
+                    if (event.instance_id, event.generation) == (instance_id, generation):
+                        logger.info("restarting {}: {}", instance_id, event.reason)
+                        await self._coordinator.propose([event], cause_id=f"recovery of {instance_id}")
+        finally:
+            waiting.discard((instance_id, generation))
+
+
+def _deleted_meanwhile(instance_id: InstanceId) -> Refusal:
+    return Refusal(
+        status=409, code="instance_deleted", message=f"The instance {instance_id} was deleted at once."
+    )

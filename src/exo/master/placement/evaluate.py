@@ -1,0 +1,61 @@
+"""An independent check of a plan, written apart from the solvers: what it refuses is never committed."""
+
+from collections.abc import Mapping, Sequence
+
+from exo.shared.types.ids import DeviceId
+from exo.shared.types.instances import StagePlan
+from exo.shared.types.models import ModelCard
+
+
+def violations(
+    stages: Sequence[StagePlan],
+    *,
+    model: ModelCard,
+    context_length: int,
+    concurrency: int,
+    free_bytes_by_device: Mapping[DeviceId, int],
+) -> list[str]:
+    """Return what is wrong with a plan, as sentences; an empty list means that it may be committed.
+
+    Checks that every layer is placed exactly once and in order, that each stage's devices are there and used
+    once, and that weights plus KV cache fit into what is free.
+    """
+    found: list[str] = []
+    placed: list[int] = []
+    seen: set[DeviceId] = set()
+    for position, stage in enumerate(stages):
+        if stage.rank != position:
+            found.append(f"stage {position} says it is rank {stage.rank}")
+        placed.extend(range(stage.start_layer, stage.end_layer))
+        if stage.end_layer <= stage.start_layer:
+            found.append(f"stage {position} has no layers")
+        if not stage.device_ids:
+            found.append(f"stage {position} has no device")
+        room_bytes = 0
+        for device in stage.device_ids:
+            if device in seen:
+                found.append(f"device {device} is used twice")
+            seen.add(device)
+            if device not in free_bytes_by_device:
+                found.append(f"device {device} may not be used")
+            room_bytes += free_bytes_by_device.get(device, 0)
+        weights = sum(model.layer_bytes[layer] for layer in range(stage.start_layer, stage.end_layer))
+        cache = (
+            (stage.end_layer - stage.start_layer)
+            * model.kv_bytes_per_token_and_layer
+            * context_length
+            * concurrency
+        )
+        ends = model.embedding_bytes if position == 0 else 0
+        if position == len(stages) - 1:
+            ends += model.head_bytes
+            if model.has_tied_head and position > 0:
+                ends += model.embedding_bytes
+        needed_bytes = weights + cache + ends
+        if needed_bytes > stage.memory_bytes:
+            found.append(f"stage {position} promises {stage.memory_bytes} bytes but needs {needed_bytes}")
+        if stage.memory_bytes > room_bytes:
+            found.append(f"stage {position} takes {stage.memory_bytes} bytes of {room_bytes} free ones")
+    if placed != list(range(model.layer_count)):
+        found.append(f"layers {placed} are placed, not 0 to {model.layer_count - 1}, each once and in order")
+    return found

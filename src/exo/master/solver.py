@@ -1,0 +1,73 @@
+"""Runs placement in a warm process of its own, so that a long solve never holds up the node."""
+
+import time
+
+import anyio
+import anyio.to_process
+import msgspec
+
+from exo.shared.types.commands import Preview, Refusal
+from exo.shared.types.instances import PlacementRequest, Plan
+from exo.shared.types.state import State
+
+
+class _Job(msgspec.Struct, frozen=True, kw_only=True):
+    state: State
+    request: PlacementRequest
+    deadline_s: float
+    is_preview: bool
+
+
+class Solution(msgspec.Struct, frozen=True, kw_only=True):
+    """What the solver process answers with; exactly one field is set."""
+
+    plan: Plan | None = None
+    refusal: Refusal | None = None
+    previews: tuple[Preview, ...] | None = None
+
+
+class Solver:
+    """One solve at a time; the process is started by the first one and stays for the next."""
+
+    def __init__(self, *, deadline_s: float = 5.0) -> None:
+        self._deadline_s = deadline_s
+        self._one_at_a_time = anyio.CapacityLimiter(1)
+
+    async def place(self, state: State, request: PlacementRequest) -> Plan | Refusal:
+        """Solve a placement on `state`."""
+        solution = await self._solve(state, request, is_preview=False)
+        answer = solution.plan or solution.refusal
+        assert answer is not None
+        return answer
+
+    async def preview(self, state: State, request: PlacementRequest) -> tuple[Preview, ...]:
+        """Solve several ways to place the model."""
+        return (await self._solve(state, request, is_preview=True)).previews or ()
+
+    async def _solve(self, state: State, request: PlacementRequest, *, is_preview: bool) -> Solution:
+        job = _Job(state=state, request=request, deadline_s=self._deadline_s, is_preview=is_preview)
+        answer = await anyio.to_process.run_sync(
+            solve_job, msgspec.msgpack.encode(job), cancellable=True, limiter=self._one_at_a_time
+        )
+        return msgspec.msgpack.decode(answer, type=Solution)
+
+
+def solve_job(packed: bytes) -> bytes:
+    """Run in the solver process: a packed job in, a packed solution out."""
+    from exo.master.placement.place import place_instance
+    from exo.master.placement.previews import preview_placements
+
+    job = msgspec.msgpack.decode(packed, type=_Job)
+    started_s = time.monotonic()
+
+    def should_stop() -> bool:
+        return time.monotonic() - started_s > job.deadline_s
+
+    if job.is_preview:
+        previews = preview_placements(job.state, job.request, should_stop=should_stop)
+        return msgspec.msgpack.encode(Solution(previews=previews))
+    answer = place_instance(job.state, job.request, should_stop=should_stop)
+    if isinstance(answer, Refusal):
+        return msgspec.msgpack.encode(Solution(refusal=answer))
+    solve_ms = (time.monotonic() - started_s) * 1000
+    return msgspec.msgpack.encode(Solution(plan=msgspec.structs.replace(answer, solve_ms=solve_ms)))

@@ -1,0 +1,21 @@
+"""How an instance is as a whole: its stages' own reports, and whether their nodes can be reached."""
+
+from exo.shared.types.instances import Instance, InstanceStatus
+from exo.shared.types.state import State
+
+
+def instance_status(state: State, instance: Instance) -> tuple[InstanceStatus, str | None]:
+    """Return the status people and requests go by, with the reason where it is `failed`.
+
+    A stage keeps its phase while its node is away, because it may be running on and come back as it was; until
+    then the instance cannot serve.
+    """
+    for stage in instance.plan.stages:
+        node = state.nodes.get(stage.node_id)
+        if node is None or not node.is_connected:
+            name = node.identity.name if node is not None else stage.node_id
+            reason = node.left_reason if node is not None else None
+            return "failed", f"stage {stage.rank} is on {name}, which is not connected" + (
+                f" ({reason})" if reason else ""
+            )
+    return instance.status, instance.reason

@@ -1,0 +1,254 @@
+"""The thin loop of a worker: carries the plan's instructions out, and reports what happens as events."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+from loguru import logger
+
+from exo.cluster.coordinator import Coordinator
+from exo.shared.errors import NoMasterError
+from exo.shared.types.events import Decision, NodeModelsChanged, StageChanged, StageProgressed
+from exo.shared.types.ids import ModelId
+from exo.shared.types.instances import StagePhase, StageProgress
+from exo.shared.types.models import ModelCard
+from exo.shared.types.nodes import HostPort
+from exo.worker.models.store import ModelStore
+from exo.worker.plan import (
+    Instruction,
+    LinkRunner,
+    LocalView,
+    ReportLost,
+    RunnerKey,
+    RunnerPhase,
+    StartRunner,
+    StopRunner,
+    plan,
+)
+from exo.worker.runner.messages import (
+    FromChild,
+    LoadProgressed,
+    RunnerFailed,
+    RunnerLoaded,
+    RunnerReady,
+    RunnerSpec,
+)
+
+MODELS_SCAN_INTERVAL_S = 5.0
+
+
+class Runner(Protocol):
+    """What the worker needs of a supervised stage process (`worker.runner.supervisor.StageRunner`)."""
+
+    async def run(self, on_message: Callable[[FromChild], None]) -> None:
+        """Run the process until it ends; its last message says why where that was not asked for."""
+        ...
+
+    def link(self, addresses: Sequence[HostPort]) -> None:
+        """Tell it where its neighbours listen."""
+        ...
+
+    async def stop(self) -> None:
+        """End it; returns when it is gone."""
+        ...
+
+
+class _Running:
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.phase: RunnerPhase = "started"
+
+
+class Worker:
+    """Runs the stages that the state places on this node."""
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        boot_id: str,
+        store: ModelStore,
+        models: tuple[ModelCard, ...],
+        make_runner: Callable[[RunnerSpec], Runner],
+        secret: bytes,
+        data_host: str,
+        verbosity: int = 0,
+    ) -> None:
+        self._coordinator = coordinator
+        self._boot_id = boot_id
+        self._store = store
+        self._models = models
+        self._make_runner = make_runner
+        self._secret = secret
+        self._data_host = data_host
+        self._verbosity = verbosity
+        self._runners: dict[RunnerKey, _Running] = {}
+        self._changed = anyio.Event()
+        self._reports: list[Decision] = []
+        self._has_reports = anyio.Event()
+
+    async def run(self) -> None:
+        """Follow the state until cancelled; then end every stage process."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._report)
+            tasks.start_soon(self._watch_models)
+            tasks.start_soon(self._watch_state)
+            while True:
+                self._changed = anyio.Event()
+                for instruction in plan(self._coordinator.state, self._view()):
+                    self._carry_out(instruction, tasks)
+                await self._changed.wait()
+
+    async def _watch_state(self) -> None:
+        seen_index = -1
+        async for state in self._coordinator.changes():
+            # Telemetry changes the state many times a second, but only decisions can change the plan. (An index
+            # may also fall: when this node leaves its own small cluster for a larger one.)
+            if state.index != seen_index:
+                seen_index = state.index
+                self._changed.set()
+
+    def _view(self) -> LocalView:
+        return LocalView(
+            node_id=self._coordinator.node_id,
+            boot_id=self._boot_id,
+            runners={key: running.phase for key, running in self._runners.items()},
+        )
+
+    def _carry_out(self, instruction: Instruction, tasks: TaskGroup) -> None:
+        key = instruction.key
+        match instruction:
+            case StartRunner():
+                directory = self._store.directory(ModelId(instruction.instance.model.model_id))
+                if directory is None:
+                    reason = f"the model {instruction.instance.model.model_id} is no longer on this node"
+                    self._propose_stage(key, "failed", reason=reason, is_permanent=True)
+                    return
+                running = _Running(self._make_runner(self._spec(instruction, directory)))
+                self._runners[key] = running
+                tasks.start_soon(self._run_one, key, running)
+            case LinkRunner():
+                running = self._runners[key]
+                running.phase = "linked"
+                running.runner.link(instruction.addresses)
+            case StopRunner():
+                running = self._runners.pop(key)
+                if running.phase != "ended":
+                    logger.info("stopping stage {} of {}", key.rank, key.instance_id)
+                    tasks.start_soon(running.runner.stop)
+            case ReportLost():
+                self._propose_stage(key, "failed", reason="the stage's process is gone")
+
+    def _spec(self, start: StartRunner, directory: Path) -> RunnerSpec:
+        stage, instance = start.stage, start.instance
+        return RunnerSpec(
+            node_id=self._coordinator.node_id,
+            instance_id=instance.instance_id,
+            generation=instance.generation,
+            rank=stage.rank,
+            stage_count=len(instance.plan.stages),
+            engine=instance.plan.engine,
+            model_id=instance.model.model_id,
+            model_dir=str(directory),
+            start_layer=stage.start_layer,
+            end_layer=stage.end_layer,
+            device=stage.device_ids[0].rpartition("/")[2],
+            context_length=instance.plan.context_length,
+            concurrency=instance.plan.concurrency,
+            data_host=self._data_host,
+            secret=self._secret,
+            verbosity=self._verbosity,
+        )
+
+    async def _run_one(self, key: RunnerKey, running: _Running) -> None:
+        logger.info("starting stage {} of {} (generation {})", key.rank, key.instance_id, key.generation)
+        self._propose_stage(key, "starting")
+
+        def on_message(message: FromChild) -> None:
+            if running.phase != "ended":
+                self._heard(key, running, message)
+
+        await running.runner.run(on_message)
+        if running.phase != "ended" and self._runners.get(key) is running:
+            self._heard(key, running, RunnerFailed(reason="the stage's process ended without a word"))
+
+    def _heard(self, key: RunnerKey, running: _Running, message: FromChild) -> None:
+        match message:
+            case LoadProgressed():
+                progress = StageProgress(
+                    loaded_layers=message.loaded_layers,
+                    total_layers=message.total_layers,
+                    detail=message.detail,
+                )
+                self._coordinator.publish(
+                    [
+                        StageProgressed(
+                            instance_id=key.instance_id,
+                            generation=key.generation,
+                            rank=key.rank,
+                            progress=progress,
+                        )
+                    ]
+                )
+                if message.loaded_layers == 0:
+                    self._propose_stage(key, "loading")
+            case RunnerLoaded():
+                running.phase = "loaded"
+                self._propose_stage(key, "loaded", address=message.address)
+            case RunnerReady():
+                self._propose_stage(key, "ready")
+            case RunnerFailed():
+                running.phase = "ended"
+                logger.warning("stage {} of {} failed: {}", key.rank, key.instance_id, message.reason)
+                self._propose_stage(key, "failed", reason=message.reason, is_permanent=message.is_permanent)
+            case _:
+                return
+        self._changed.set()
+
+    def _propose_stage(
+        self,
+        key: RunnerKey,
+        phase: StagePhase,
+        *,
+        address: HostPort | None = None,
+        reason: str | None = None,
+        is_permanent: bool = False,
+    ) -> None:
+        self._reports.append(
+            StageChanged(
+                instance_id=key.instance_id,
+                generation=key.generation,
+                rank=key.rank,
+                phase=phase,
+                address=address,
+                reason=reason,
+                is_permanent=is_permanent,
+            )
+        )
+        self._has_reports.set()
+
+    async def _report(self) -> None:
+        """Propose what happened, in order. Without a master it waits, and nothing is lost."""
+        while True:
+            await self._has_reports.wait()
+            self._has_reports = anyio.Event()
+            batch, self._reports = self._reports, []
+            try:
+                await self._coordinator.propose(batch, cause_id=f"worker {self._coordinator.node_id}")
+            except NoMasterError:
+                self._reports = batch + self._reports
+                self._has_reports.set()
+                await anyio.sleep(1)
+
+    async def _watch_models(self) -> None:
+        """Tell the cluster when model directories come, go or change."""
+        while True:
+            await anyio.sleep(MODELS_SCAN_INTERVAL_S)
+            models = await anyio.to_thread.run_sync(self._store.scan)
+            if models != self._models:
+                self._models = models
+                self._reports.append(NodeModelsChanged(node_id=self._coordinator.node_id, models=models))
+                self._has_reports.set()

@@ -1,0 +1,204 @@
+"""Reads the node's devices at an interval and turns what changed into telemetry events."""
+
+import os
+from collections.abc import Callable, Sequence
+
+import anyio
+import anyio.to_thread
+import msgspec
+import psutil
+from loguru import logger
+
+from exo.gpu.backend import GPUBackend
+from exo.gpu.errors import DeviceLostError
+from exo.gpu.factory import devices_of
+from exo.shared.types.devices import (
+    DeviceGPUState,
+    GPUDevice,
+    MemoryProfile,
+    NodePerformanceProfile,
+    SystemProfile,
+)
+from exo.shared.types.events import DeviceGPUStateUpdated, NodeProfileUpdated, Telemetry
+from exo.shared.types.ids import DeviceId, NodeId
+
+Publish = Callable[[Sequence[Telemetry]], None]
+
+
+class GPUTelemetryConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How often devices are read, and how much must change before it is told."""
+
+    is_enabled: bool = True
+    interval_s: float = 2.0
+    heartbeat_s: float = 10.0
+    """A reading that did not change is told all the same this long after the last one."""
+    memory_change_bytes: int = 64 * 1024 * 1024
+    utilization_change_percent: float = 5.0
+    temperature_change_c: float = 1.0
+    power_change_watts: float = 5.0
+
+    @staticmethod
+    def from_environment(interval_s: float) -> "GPUTelemetryConfig":
+        """The defaults; `EXO_GPU_TELEMETRY=0` turns the readings off."""
+        return GPUTelemetryConfig(
+            is_enabled=os.environ.get("EXO_GPU_TELEMETRY", "1") not in {"0", "false", "no"},
+            interval_s=interval_s,
+        )
+
+
+class GPUTelemetryCollector:
+    """Samples in a thread, so that a slow driver never holds up the node's event loop."""
+
+    def __init__(
+        self,
+        *,
+        node_id: NodeId,
+        backends: Sequence[GPUBackend],
+        publish: Publish,
+        config: GPUTelemetryConfig,
+        clock: Callable[[], float],
+        now: Callable[[], str],
+    ) -> None:
+        self._node_id = node_id
+        self._devices = devices_of(backends)
+        self._publish = publish
+        self._config = config
+        self._clock = clock
+        self._now = now
+        self._told: dict[DeviceId, DeviceGPUState] = {}
+        self._told_at_s: dict[DeviceId, float] = {}
+        self._told_profile: NodePerformanceProfile | None = None
+        self._told_profile_at_s = 0.0
+        self._is_monitoring = False
+
+    def collect_device_state(self, backend: GPUBackend, device: GPUDevice) -> DeviceGPUState:
+        """Read one device now. One that no longer answers is reported as failed, with the reason."""
+        try:
+            return backend.read_state(device, now=self._now())
+        except DeviceLostError as error:
+            return DeviceGPUState(
+                device_id=device.device_id,
+                node_id=self._node_id,
+                memory_total_bytes=device.memory_total_bytes,
+                health="failed",
+                health_reason=error.message,
+                last_update=self._now(),
+            )
+
+    def collect(self) -> list[Telemetry]:
+        """Read everything once; return events for what changed enough, or was not told for long."""
+        states = [self.collect_device_state(backend, device) for backend, device in self._devices]
+        at_s = self._clock()
+        events: list[Telemetry] = []
+        for state in states:
+            before = self._told.get(state.device_id)
+            is_due = at_s - self._told_at_s.get(state.device_id, 0.0) >= self._config.heartbeat_s
+            if before is None or is_due or has_changed(before, state, self._config):
+                self._told[state.device_id] = state
+                self._told_at_s[state.device_id] = at_s
+                events.append(DeviceGPUStateUpdated(state=state))
+        profile = node_profile([device for _, device in self._devices], states)
+        is_due = at_s - self._told_profile_at_s >= self._config.heartbeat_s
+        if (
+            self._told_profile is None
+            or is_due
+            or _profile_changed(self._told_profile, profile, self._config)
+        ):
+            self._told_profile = profile
+            self._told_profile_at_s = at_s
+            events.append(NodeProfileUpdated(node_id=self._node_id, profile=profile))
+        return events
+
+    async def start_monitoring(self) -> None:
+        """Collect at the interval until cancelled.
+
+        Raises:
+            RuntimeError: It is being monitored already.
+        """
+        if self._is_monitoring:
+            raise RuntimeError("these devices are being monitored already")
+        if not self._config.is_enabled:
+            logger.info("GPU telemetry is off (EXO_GPU_TELEMETRY=0)")
+            return
+        self._is_monitoring = True
+        try:
+            while True:
+                try:
+                    events = await anyio.to_thread.run_sync(self.collect, abandon_on_cancel=True)
+                except OSError as error:
+                    logger.warning("could not read this host's telemetry: {}", error)
+                    events = []
+                if events:
+                    self._publish(events)
+                await anyio.sleep(self._config.interval_s)
+        finally:
+            self._is_monitoring = False
+
+
+def has_changed(before: DeviceGPUState, after: DeviceGPUState, config: GPUTelemetryConfig) -> bool:
+    """Say whether a reading differs enough from the one told last; a value that appears or vanishes does."""
+    thresholds = (
+        (before.memory_used_bytes, after.memory_used_bytes, config.memory_change_bytes),
+        (
+            before.compute_utilization_percent,
+            after.compute_utilization_percent,
+            config.utilization_change_percent,
+        ),
+        (before.thermal_temperature_c, after.thermal_temperature_c, config.temperature_change_c),
+        (before.power_watts, after.power_watts, config.power_change_watts),
+        (before.battery_percent, after.battery_percent, 1.0),
+    )
+    if any(_differs(old, new, threshold) for old, new, threshold in thresholds):
+        return True
+    return (
+        before.memory_total_bytes != after.memory_total_bytes
+        or before.is_thermal_throttling != after.is_thermal_throttling
+        or before.is_plugged_in != after.is_plugged_in
+        or before.health != after.health
+        or before.health_reason != after.health_reason
+    )
+
+
+def node_profile(devices: Sequence[GPUDevice], states: Sequence[DeviceGPUState]) -> NodePerformanceProfile:
+    """Sum a host up. Only devices with memory of their own add to VRAM; the CPU is no GPU."""
+    memory = psutil.virtual_memory()
+    swap = psutil.swap_memory()
+    pairs = [(d, s) for d, s in zip(devices, states, strict=True) if d.backend != "cpu"]
+    vram = [(d, s) for d, s in pairs if d.memory_kind == "vram"]
+    processor = next((s for d, s in zip(devices, states, strict=True) if d.backend == "cpu"), None)
+    powers = [s.power_watts for _, s in pairs if s.power_watts is not None]
+    usages = [s.compute_utilization_percent for _, s in pairs if s.compute_utilization_percent is not None]
+    return NodePerformanceProfile(
+        memory=MemoryProfile(
+            ram_total=memory.total,
+            ram_available=memory.available,
+            swap_total=swap.total,
+            swap_available=swap.free,
+            gpu_vram_total=sum(d.memory_total_bytes for d, _ in vram),
+            gpu_vram_available=sum(s.memory_free_bytes or 0 for _, s in vram),
+            gpu_vram_used=sum(s.memory_used_bytes or 0 for _, s in vram),
+        ),
+        system=SystemProfile(
+            gpu_usage=sum(usages) / len(usages) if usages else None,
+            temp=processor.thermal_temperature_c if processor else None,
+            pcpu_usage=processor.compute_utilization_percent if processor else None,
+            utilization_memory_percent=memory.percent,
+            gpu_count=len(pairs),
+            gpu_names=tuple(d.name for d, _ in pairs),
+            gpu_power_watts=sum(powers) if powers else None,
+        ),
+    )
+
+
+def _profile_changed(
+    before: NodePerformanceProfile, after: NodePerformanceProfile, config: GPUTelemetryConfig
+) -> bool:
+    return _differs(
+        before.memory.ram_available, after.memory.ram_available, config.memory_change_bytes
+    ) or _differs(before.system.pcpu_usage, after.system.pcpu_usage, config.utilization_change_percent)
+
+
+def _differs(old: float | None, new: float | None, threshold: float) -> bool:
+    if old is None or new is None:
+        return old is not new
+    return abs(new - old) >= threshold
