@@ -1,0 +1,98 @@
+"""The seam of the wire between nodes: framed messages, in order, with back-pressure, and loss that is noticed."""
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+from exo.shared.types.nodes import HostPort
+
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+
+
+class Connection(ABC):
+    """One connection to a peer that has proved that it belongs here. Messages arrive whole, in order, or not at all.
+
+    A peer that ended, was cut off or was stopped is noticed: at once where the operating system says so, and
+    within about two seconds otherwise.
+    """
+
+    @property
+    @abstractmethod
+    def peer_address(self) -> HostPort:
+        """The other end of this connection. For a dialled one: the address that was dialled."""
+
+    @property
+    @abstractmethod
+    def round_trip_s(self) -> float | None:
+        """The shortest of the last few measured round trips; None before the first one."""
+
+    @abstractmethod
+    async def send(self, message: bytes) -> None:
+        """Queue a message; waits while the queue is full.
+
+        Raises:
+            ConnectionLostError: The connection ended. Whether earlier messages arrived is unknown.
+            ValueError: The message is longer than MESSAGE_BYTES_MAX.
+        """
+
+    @abstractmethod
+    async def receive(self) -> bytes:
+        """Return the next message. Messages that arrived before the end are delivered first.
+
+        Raises:
+            ConnectionLostError: The connection ended; the message says why.
+        """
+
+    @abstractmethod
+    def close(self, reason: str) -> None:
+        """End the connection after what was queued; the other side is told why. Harmless when it has ended."""
+
+
+class Listener(ABC):
+    """An address at which peers can reach this node."""
+
+    @property
+    @abstractmethod
+    def address(self) -> HostPort:
+        """Where it listens: with the real port, when any free one was asked for."""
+
+    @abstractmethod
+    async def accept(self) -> Connection:
+        """Return the next connection of a peer that has proved itself.
+
+        Raises:
+            ConnectionLostError: The listener was closed.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop listening, and end connections that nobody has accepted."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Transport(ABC):
+    """How nodes reach each other."""
+
+    @abstractmethod
+    async def listen(self, address: HostPort) -> Listener:
+        """Listen at an address; port 0 means any free port.
+
+        Raises:
+            ConfigurationError: The port is in use, or the address may not be listened on.
+        """
+
+    @abstractmethod
+    async def dial(self, address: HostPort, *, timeout_s: float) -> Connection:
+        """Connect to a peer and prove to each other that both belong here.
+
+        Raises:
+            HandshakeError: The peer knows another secret or speaks another protocol.
+            DialError: The peer could not be reached within the time.
+        """
