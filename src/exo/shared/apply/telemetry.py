@@ -20,6 +20,9 @@ def frame_received(state: State, frame: e.TelemetryFrame) -> State:
     live = replace(live, seq=frame.seq)
     for event in frame.events:
         live = _fold(live, frame.node_id, event)
+    if live.stages:
+        kept = {key: one for key, one in live.stages.items() if key.split("/", 1)[0] in state.instances}
+        live = replace(live, stages=kept)
     return replace(state, live={**state.live, frame.node_id: live})
 
 

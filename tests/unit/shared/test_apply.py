@@ -1,0 +1,128 @@
+"""Folding: order, membership, instances, telemetry."""
+
+import pytest
+from support.states import GIB, card, cluster, fold, identity, with_free_memory
+
+from exo.master.decide import decide
+from exo.master.placement.place import place_instance
+from exo.shared.apply import apply_entry, apply_telemetry
+from exo.shared.errors import LogOrderError
+from exo.shared.invariants import check
+from exo.shared.serving import instance_status
+from exo.shared.types import events as e
+from exo.shared.types.commands import CommitPlan
+from exo.shared.types.ids import CommandId, EventId, InstanceId, ModelId, NodeId
+from exo.shared.types.instances import PlacementRequest, Plan, StageProgress
+from exo.shared.types.nodes import HostPort
+from exo.shared.types.state import State
+
+
+def placed(state: State, min_nodes: int = 1) -> State:
+    request = PlacementRequest(model_id=ModelId("toy"), min_nodes=min_nodes)
+    plan = place_instance(state, request, should_stop=lambda: False)
+    assert isinstance(plan, Plan)
+    command = CommitPlan(command_id=CommandId("c"), instance_id=InstanceId("i"), request=request, plan=plan)
+    events = decide(state, command)
+    assert isinstance(events, list)
+    return fold(state, *events)
+
+
+def stage(state: State, rank: int, phase: e.StagePhase, **more: object) -> State:
+    instance = state.instances[InstanceId("i")]
+    return fold(
+        state,
+        e.StageChanged(
+            instance_id=instance.instance_id, generation=instance.generation, rank=rank, phase=phase, **more
+        ),
+    )
+
+
+def two_nodes() -> State:
+    return cluster(identity("a", models=[card()]), identity("b", models=[card()]))
+
+
+def test_an_entry_out_of_order_is_refused() -> None:
+    entry = e.LogEntry(
+        index=3,
+        term=1,
+        event_id=EventId("x"),
+        cause_id="",
+        origin=NodeId("a"),
+        seq=1,
+        at="",
+        event=e.TermOpened(master_node_id=NodeId("a")),
+    )
+    with pytest.raises(LogOrderError, match="index 1, not 3"):
+        apply_entry(State(), entry)
+
+
+def test_folding_never_changes_the_state_it_was_given() -> None:
+    before = two_nodes()
+    copy = before.decided()
+    placed(before, 2)
+    assert before.decided() == copy
+
+
+def test_an_instance_is_ready_when_all_its_stages_are() -> None:
+    state = placed(two_nodes(), 2)
+    assert instance_status(state, state.instances[InstanceId("i")])[0] == "pending"
+    state = stage(state, 0, "loaded", address=HostPort("127.0.0.1", 7))
+    assert instance_status(state, state.instances[InstanceId("i")])[0] == "loading"
+    state = stage(stage(state, 1, "ready"), 0, "ready")
+    assert instance_status(state, state.instances[InstanceId("i")]) == ("ready", None)
+    assert state.instances[InstanceId("i")].stages[0].address == HostPort("127.0.0.1", 7)
+    assert check(state) == []
+
+
+def test_an_instance_cannot_serve_while_a_node_of_it_is_away_and_is_as_before_when_it_is_back() -> None:
+    state = stage(stage(placed(two_nodes(), 2), 0, "ready"), 1, "ready")
+    away = fold(state, e.NodeDisconnected(node_id=NodeId("b"), reason="stopped answering"))
+    status, reason = instance_status(away, away.instances[InstanceId("i")])
+    assert status == "failed"
+    assert reason is not None and "host-b" in reason and "stopped answering" in reason
+    back = fold(away, e.NodeJoined(identity=state.nodes[NodeId("b")].identity))
+    assert instance_status(back, back.instances[InstanceId("i")])[0] == "ready"
+
+
+def test_a_new_boot_voids_the_stages_of_that_node_only() -> None:
+    state = stage(stage(placed(two_nodes(), 2), 0, "ready"), 1, "ready")
+    on_b = next(s.rank for s in state.instances[InstanceId("i")].plan.stages if s.node_id == "b")
+    state = fold(state, e.NodeJoined(identity=identity("b", boot_id="boot-2", models=[card()])))
+    phases = [one.phase for one in state.instances[InstanceId("i")].stages]
+    assert phases[on_b] == "pending" and phases[1 - on_b] == "ready"
+
+
+def test_reports_of_an_older_generation_do_not_count() -> None:
+    state = placed(two_nodes())
+    late = e.StageChanged(instance_id=InstanceId("i"), generation=1, rank=0, phase="failed", reason="late")
+    state = fold(state, e.InstanceRestarted(instance_id=InstanceId("i"), generation=2, reason="test"), late)
+    assert state.instances[InstanceId("i")].status == "pending"
+    assert state.instances[InstanceId("i")].failures_in_a_row == 1
+    state = stage(state, 0, "ready")
+    assert state.instances[InstanceId("i")].failures_in_a_row == 0
+
+
+def test_the_last_telemetry_wins_and_older_or_foreign_frames_change_nothing() -> None:
+    state = with_free_memory(two_nodes(), {"a": 4 * GIB})
+    state = with_free_memory(state, {"a": 5 * GIB})
+    (reading,) = state.live[NodeId("a")].devices.values()
+    assert reading.memory_free_bytes == 5 * GIB
+    for boot_id, seq, node in (("boot-1", 0, "a"), ("boot-0", 9, "a"), ("boot-1", 9, "stranger")):
+        frame = e.TelemetryFrame(node_id=NodeId(node), boot_id=boot_id, seq=seq, events=())
+        assert apply_telemetry(state, frame) is state
+
+
+def test_progress_of_deleted_instances_does_not_stay() -> None:
+    state = placed(two_nodes())
+    progress = e.StageProgressed(
+        instance_id=InstanceId("i"),
+        generation=1,
+        rank=0,
+        progress=StageProgress(loaded_layers=1, total_layers=6),
+    )
+    frame = e.TelemetryFrame(node_id=NodeId("a"), boot_id="boot-1", seq=5, events=(progress,))
+    state = apply_telemetry(state, frame)
+    assert list(state.live[NodeId("a")].stages) == ["i/1/0"]
+    state = fold(state, e.InstanceDeleted(instance_id=InstanceId("i"), reason="test"))
+    frame = e.TelemetryFrame(node_id=NodeId("a"), boot_id="boot-1", seq=6, events=())
+    assert apply_telemetry(state, frame).live[NodeId("a")].stages == {}
