@@ -7,36 +7,18 @@ the reply address and `Sampled` back to the first stage. The API node says what 
 `Consumed`; the first stage stops producing when the client falls too far behind.
 """
 
-from typing import Literal
-
 import msgspec
 
+from exo.shared.types.generation import ChatMessage, FinishReason, Sampling
 from exo.shared.types.ids import InstanceId, RequestId
 from exo.shared.types.nodes import HostPort
-
-FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class _Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=True, omit_defaults=True):
     pass
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the next token is chosen. Temperature 0 is greedy and deterministic."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-
-
-class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    role: str
-    content: str
-
-
-class Generate(_Frame):
+class Generate(_Frame, frozen=True, kw_only=True):
     """API node to first stage: begin a request. Exactly one of `messages`, `prompt` and `prompt_token_ids` is set."""
 
     request_id: RequestId
@@ -54,12 +36,12 @@ class Generate(_Frame):
     reply_address: HostPort
 
 
-class Accepted(_Frame):
+class Accepted(_Frame, frozen=True, kw_only=True):
     request_id: RequestId
     prompt_tokens: int
 
 
-class Rejected(_Frame):
+class Rejected(_Frame, frozen=True, kw_only=True):
     """Nothing was generated. `status` is the HTTP status that says why."""
 
     request_id: RequestId
@@ -68,20 +50,20 @@ class Rejected(_Frame):
     message: str
 
 
-class Cancel(_Frame):
+class Cancel(_Frame, frozen=True, kw_only=True):
     """API node to first stage, then down the pipeline: the client is gone."""
 
     request_id: RequestId
 
 
-class Consumed(_Frame):
+class Consumed(_Frame, frozen=True, kw_only=True):
     """API node to first stage: how many chunks the client has taken so far."""
 
     request_id: RequestId
     count: int
 
 
-class Open(_Frame):
+class Open(_Frame, frozen=True, kw_only=True):
     """First stage, down the pipeline: a request's activations will follow."""
 
     request_id: RequestId
@@ -93,7 +75,7 @@ class Open(_Frame):
     reply_address: HostPort
 
 
-class Activation(_Frame):
+class Activation(_Frame, frozen=True, kw_only=True):
     """Stage to next stage: hidden values for the positions from `position` on; the payload holds them."""
 
     request_id: RequestId
@@ -104,7 +86,7 @@ class Activation(_Frame):
     """False for all but the last chunk of a prompt."""
 
 
-class Sampled(_Frame):
+class Sampled(_Frame, frozen=True, kw_only=True):
     """Last stage to first stage: the token to continue with."""
 
     request_id: RequestId
@@ -112,13 +94,13 @@ class Sampled(_Frame):
     is_finished: bool
 
 
-class Close(_Frame):
+class Close(_Frame, frozen=True, kw_only=True):
     """First stage, down the pipeline: forget the request."""
 
     request_id: RequestId
 
 
-class TokenChunk(_Frame):
+class TokenChunk(_Frame, frozen=True, kw_only=True):
     """Last stage to API node: one token, and the text it completes (often a word, sometimes none)."""
 
     request_id: RequestId
@@ -130,7 +112,7 @@ class TokenChunk(_Frame):
     """Set on the last chunk only."""
 
 
-class Failed(_Frame):
+class Failed(_Frame, frozen=True, kw_only=True):
     """The request ends here with an error, after it was accepted."""
 
     request_id: RequestId
@@ -139,7 +121,7 @@ class Failed(_Frame):
     is_retriable: bool = True
 
 
-class Hello(_Frame):
+class Hello(_Frame, frozen=True, kw_only=True):
     """First frame of a dialled connection."""
 
     version: int
@@ -148,24 +130,24 @@ class Hello(_Frame):
     sender: str
 
 
-class Challenge(_Frame):
+class Challenge(_Frame, frozen=True, kw_only=True):
     """The listener's answer: its own nonce, and its proof of the shared secret."""
 
     nonce: bytes
     proof: bytes
 
 
-class Proof(_Frame):
+class Proof(_Frame, frozen=True, kw_only=True):
     """The dialler's proof; frames may follow at once."""
 
     proof: bytes
 
 
-class Ping(_Frame):
+class Ping(_Frame, frozen=True, kw_only=True):
     number: int
 
 
-class Pong(_Frame):
+class Pong(_Frame, frozen=True, kw_only=True):
     number: int
 
 

@@ -11,7 +11,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=Tru
     pass
 
 
-class RunnerSpec(_Message):
+class RunnerSpec(_Message, frozen=True, kw_only=True):
     """Parent, first message: what to load and where to listen."""
 
     node_id: NodeId
@@ -34,41 +34,41 @@ class RunnerSpec(_Message):
     verbosity: int = 0
 
 
-class LinkPeers(_Message):
+class LinkPeers(_Message, frozen=True, kw_only=True):
     """Parent, when every stage of the generation is loaded: all their addresses, by rank."""
 
     addresses: tuple[HostPort, ...]
 
 
-class StopRunner(_Message):
+class StopRunner(_Message, frozen=True, kw_only=True):
     """Parent: finish and exit."""
 
 
-class LoadProgressed(_Message):
+class LoadProgressed(_Message, frozen=True, kw_only=True):
     loaded_layers: int
     total_layers: int
     detail: str = ""
 
 
-class RunnerLoaded(_Message):
+class RunnerLoaded(_Message, frozen=True, kw_only=True):
     """Child: the layers are in memory and it listens here."""
 
     address: HostPort
     device_description: str = ""
 
 
-class RunnerReady(_Message):
+class RunnerReady(_Message, frozen=True, kw_only=True):
     """Child: connected to its neighbours; requests may come."""
 
 
-class RunnerFailed(_Message):
+class RunnerFailed(_Message, frozen=True, kw_only=True):
     """Child, last message before it exits; also made by the parent when the child dies, hangs or is killed."""
 
     reason: str
     is_permanent: bool = False
 
 
-class Heartbeat(_Message):
+class Heartbeat(_Message, frozen=True, kw_only=True):
     """Child, every second from a thread of its own: it lives, and how long the present step has been running."""
 
     step_running_s: float
