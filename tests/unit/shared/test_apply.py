@@ -1,40 +1,18 @@
 """Folding: order, membership, instances, telemetry."""
 
 import pytest
-from support.states import GIB, card, cluster, fold, identity, with_free_memory
 
-from exo.master.decide import decide
-from exo.master.placement.place import place_instance
 from exo.shared.apply import apply_entry, apply_telemetry
 from exo.shared.errors import LogOrderError
 from exo.shared.invariants import check
 from exo.shared.serving import instance_status
 from exo.shared.types import events as e
-from exo.shared.types.commands import CommitPlan
-from exo.shared.types.ids import CommandId, EventId, InstanceId, ModelId, NodeId
-from exo.shared.types.instances import PlacementRequest, Plan, StageProgress
+from exo.shared.types.ids import EventId, InstanceId, NodeId
+from exo.shared.types.instances import StageProgress
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
-
-
-def placed(state: State, min_nodes: int = 1) -> State:
-    request = PlacementRequest(model_id=ModelId("toy"), min_nodes=min_nodes)
-    plan = place_instance(state, request, should_stop=lambda: False)
-    assert isinstance(plan, Plan)
-    command = CommitPlan(command_id=CommandId("c"), instance_id=InstanceId("i"), request=request, plan=plan)
-    events = decide(state, command)
-    assert isinstance(events, list)
-    return fold(state, *events)
-
-
-def stage(state: State, rank: int, phase: e.StagePhase, **more: object) -> State:
-    instance = state.instances[InstanceId("i")]
-    return fold(
-        state,
-        e.StageChanged(
-            instance_id=instance.instance_id, generation=instance.generation, rank=rank, phase=phase, **more
-        ),
-    )
+from support.states import GIB, card, cluster, fold, identity, with_free_memory
+from support.stories import placed, stage
 
 
 def two_nodes() -> State:

@@ -17,10 +17,15 @@ def memory_weighted_split(layer_count: int, weights: Sequence[int]) -> list[int]
     if not 0 < len(weights) <= layer_count:
         raise ValueError(f"cannot split {layer_count} layers into {len(weights)} stages")
     total = sum(weights)
-    spare = layer_count - len(weights)
-    shares = [spare * weight / total if total else spare / len(weights) for weight in weights]
-    counts = [1 + int(share) for share in shares]
-    order = sorted(range(len(weights)), key=lambda i: (-(shares[i] - int(shares[i])), i))
+    shares = [layer_count * weight / total if total else layer_count / len(weights) for weight in weights]
+    counts = [max(1, int(share)) for share in shares]
+    while sum(counts) > layer_count:
+        # Those raised to one layer are paid for by whoever is furthest above its share.
+        dearest = max(
+            (i for i, count in enumerate(counts) if count > 1), key=lambda i: (counts[i] - shares[i], -i)
+        )
+        counts[dearest] -= 1
+    order = sorted(range(len(weights)), key=lambda i: (counts[i] - shares[i], i))
     for i in order[: layer_count - sum(counts)]:
         counts[i] += 1
     return counts
