@@ -1,0 +1,278 @@
+"""The only place that wires the rooms together: one node, from its settings to its end."""
+
+import contextlib
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Generator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from uuid import getnode, uuid4
+
+import anyio
+import anyio.to_thread
+import msgspec
+import uvicorn
+from fastapi import FastAPI
+from loguru import logger
+
+from exo.api.app import create_app
+from exo.api.context import StartInfo
+from exo.cluster.discovery.base import Discovery
+from exo.cluster.discovery.multicast import MulticastDiscovery
+from exo.cluster.discovery.static import StaticDiscovery
+from exo.cluster.log.segments import SegmentLog
+from exo.cluster.node_id import load_node_id
+from exo.cluster.replica import EmbeddedCoordinator
+from exo.cluster.secret import load_host_secret
+from exo.cluster.transport.tcp import TcpTransport
+from exo.dataplane.client import GenerationClient
+from exo.engines.registry import available_engines
+from exo.gpu.factory import GPUBackendFactory, devices_of
+from exo.master.loop import Master
+from exo.master.solver import Solver
+from exo.settings import Settings, prepare_home, require_loopback, secret_file
+from exo.shared.errors import ConfigurationError, ExoError
+from exo.shared.types.devices import GPUDevice
+from exo.shared.types.nodes import HostPort, NodeIdentity
+from exo.worker.loop import Worker
+from exo.worker.models.store import ModelStore
+from exo.worker.runner.supervisor import StageRunner
+from exo.worker.telemetry import GPUTelemetryCollector, GPUTelemetryConfig
+
+NODE_FILE = "node.json"
+"""In the data directory while a node runs: where it can be reached."""
+_SHUTDOWN_GRACE_S = 3
+
+
+class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What other programs of this user may want to know of the running node."""
+
+    node_id: str
+    pid: int
+    api_address: HostPort
+    cluster_address: HostPort
+    data_address: HostPort
+
+
+async def run_node(settings: Settings) -> None:
+    """Run a node until SIGINT or SIGTERM; leaves no process behind.
+
+    Raises:
+        ConfigurationError: A port is in use, the data directory cannot be written, another node uses it, ...
+        LogCorruptError: The log cannot be replayed.
+    """
+    require_loopback(settings.host)
+    prepare_home(settings.home)
+    try:
+        await _run(settings)
+    except* ExoError as group:
+        raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[ExoError]) -> ExoError:
+    """The error that a person should see of those that came together."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, ExoError)
+    return found
+
+
+async def _run(settings: Settings) -> None:
+    started_s = time.monotonic()
+    node_id = load_node_id(settings.home)
+    boot_id = uuid4().hex
+    secret = load_host_secret(secret_file())
+    log = SegmentLog(settings.home / "log")
+    backends = GPUBackendFactory.for_this_platform(node_id).create_all()
+    devices = tuple(device for _, device in devices_of(backends))
+    _announce_devices(devices)
+    store = ModelStore((settings.home / "models", *settings.models_dirs))
+    models = await anyio.to_thread.run_sync(store.scan)
+
+    transport = TcpTransport(secret)
+    async with (
+        GenerationClient(
+            secret=secret, node_id=node_id, listen_host="127.0.0.1", listen_port=settings.data_port
+        ) as generation_client,
+        await transport.listen(HostPort("127.0.0.1", settings.cluster_port)) as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        api_socket = _bind(settings.host, settings.port)
+        api_address = HostPort(settings.host, api_socket.getsockname()[1])
+        identity = NodeIdentity(
+            node_id=node_id,
+            boot_id=boot_id,
+            name=settings.name or socket.gethostname(),
+            host_id=_host_id(),
+            platform=f"{platform.system().lower()}-{platform.machine().lower()}",
+            exo_version=version("exo"),
+            cluster_address=listener.address,
+            data_address=generation_client.address,
+            api_address=api_address,
+            is_worker=settings.is_worker,
+            devices=devices,
+            models=models,
+            engines=available_engines() if settings.is_worker else (),
+        )
+        coordinator = EmbeddedCoordinator(
+            identity=identity,
+            namespace=settings.namespace,
+            log=log,
+            transport=transport,
+            listener=listener,
+            discoveries=_discoveries(settings, secret),
+            is_checking_invariants=os.environ.get("EXO_CHECK_INVARIANTS") == "1",
+        )
+        master = Master(coordinator, Solver(), lambda: uuid4().hex[:12])
+        await tasks.start(coordinator.run)
+        tasks.start_soon(master.run)
+        collector = GPUTelemetryCollector(
+            node_id=node_id,
+            backends=backends,
+            publish=coordinator.publish,
+            config=GPUTelemetryConfig.from_environment(settings.telemetry_interval_s),
+            clock=time.monotonic,
+            now=_utc_now,
+        )
+        tasks.start_soon(collector.start_monitoring)
+        if settings.is_worker:
+            worker = Worker(
+                coordinator=coordinator,
+                boot_id=boot_id,
+                store=store,
+                models=models,
+                make_runner=StageRunner,
+                secret=secret,
+                data_host="127.0.0.1",
+                verbosity=settings.verbosity,
+            )
+            tasks.start_soon(worker.run)
+        app = create_app(
+            coordinator=coordinator,
+            generation_client=generation_client,
+            settings=settings,
+            started=StartInfo(node_id=node_id, exo_version=version("exo"), started_at=_utc_now()),
+        )
+        file = NodeFile(
+            node_id=node_id,
+            pid=os.getpid(),
+            api_address=api_address,
+            cluster_address=listener.address,
+            data_address=generation_client.address,
+        )
+
+        def announce() -> None:
+            _write_node_file(settings.home, file)
+            logger.success(
+                "exo is ready after {:.1f} s: http://{} (node {}, cluster {}, data {})",
+                time.monotonic() - started_s,
+                api_address,
+                identity.name,
+                listener.address,
+                generation_client.address,
+            )
+
+        server = _Server(_server_config(app), announce)
+        tasks.start_soon(_stop_on_signal, server, app)
+        await server.serve(sockets=[api_socket])
+        tasks.cancel_scope.cancel()
+    (settings.home / NODE_FILE).unlink(missing_ok=True)
+    logger.info("stopped")
+
+
+def _server_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_SHUTDOWN_GRACE_S,
+        server_header=False,
+    )
+
+
+async def _stop_on_signal(server: uvicorn.Server, app: FastAPI) -> None:
+    """Let answers that never end by themselves end, then the server, and with it the node."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for received in signals:
+            if server.should_exit:
+                server.force_exit = True
+            logger.info("stopping ({})", signal.Signals(received).name)
+            app.state.context.closing.set()
+            server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with signals left to the node, which has more to stop than the server."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+
+def _discoveries(settings: Settings, secret: bytes) -> list[Discovery]:
+    found: list[Discovery] = []
+    if settings.is_discovery_enabled:
+        found.append(MulticastDiscovery(secret, port=settings.discovery_port))
+    if settings.peers:
+        found.append(StaticDiscovery(settings.peers))
+    return found
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the API's port before anything else is decided, so that a clash is told at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    if sys.platform != "win32":
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; "
+            "stop what uses the port, or choose another with --port (0 takes any free one)"
+        ) from error
+    return bound
+
+
+def _announce_devices(devices: tuple[GPUDevice, ...]) -> None:
+    for device in devices:
+        kind = "Processor" if device.backend == "cpu" else "GPU detected"
+        logger.info("{}: {} ({:.1f} GiB)", kind, device.name, device.memory_total_bytes / 2**30)
+
+
+def _host_id() -> str:
+    """The same for all nodes of one machine. A MAC address would do, but containers share and change theirs."""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        with contextlib.suppress(OSError):
+            text = Path(path).read_text(encoding="ascii").strip()
+            if text:
+                return text
+    return f"{socket.gethostname()}-{getnode():x}"
+
+
+def _write_node_file(home: Path, file: NodeFile) -> None:
+    temporary = home / f"{NODE_FILE}.new"
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(file)))
+    temporary.replace(home / NODE_FILE)
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
