@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +15,11 @@ from uuid import getnode, uuid4
 import anyio
 import anyio.to_thread
 import msgspec
-import uvicorn
-from fastapi import FastAPI
 from loguru import logger
 
 from exo.api.app import create_app
 from exo.api.context import StartInfo
+from exo.api.server import ApiServer
 from exo.cluster.discovery.base import Discovery
 from exo.cluster.discovery.multicast import MulticastDiscovery
 from exo.cluster.discovery.static import StaticDiscovery
@@ -46,7 +44,6 @@ from exo.worker.telemetry import GPUTelemetryCollector, GPUTelemetryConfig
 
 NODE_FILE = "node.json"
 """In the data directory while a node runs: where it can be reached."""
-_SHUTDOWN_GRACE_S = 3
 
 
 class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,52 +175,20 @@ async def _run(settings: Settings) -> None:
                 generation_client.address,
             )
 
-        server = _Server(_server_config(app), announce)
-        tasks.start_soon(_stop_on_signal, server, app)
-        await server.serve(sockets=[api_socket])
+        server = ApiServer(app, app.state.context)
+        tasks.start_soon(_stop_on_signal, server)
+        await server.serve(api_socket, announce)
         tasks.cancel_scope.cancel()
     (settings.home / NODE_FILE).unlink(missing_ok=True)
     logger.info("stopped")
 
 
-def _server_config(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        loop="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_SHUTDOWN_GRACE_S,
-        server_header=False,
-    )
-
-
-async def _stop_on_signal(server: uvicorn.Server, app: FastAPI) -> None:
-    """Let answers that never end by themselves end, then the server, and with it the node."""
+async def _stop_on_signal(server: ApiServer) -> None:
+    """End the node the first time; without waiting for anyone the second time."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for received in signals:
-            if server.should_exit:
-                server.force_exit = True
             logger.info("stopping ({})", signal.Signals(received).name)
-            app.state.context.closing.set()
-            server.should_exit = True
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, with signals left to the node, which has more to stop than the server."""
-
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_started()
+            server.stop()
 
 
 def _discoveries(settings: Settings, secret: bytes) -> list[Discovery]:
