@@ -1,11 +1,9 @@
 """State x failure -> events: an instance with a broken stage starts again as a whole, while that can help."""
 
+from exo.shared.serving import may_restart
 from exo.shared.types.events import InstanceRestarted
 from exo.shared.types.instances import Instance
 from exo.shared.types.state import State
-
-FAILURES_IN_A_ROW_MAX = 5
-"""After so many generations that never became ready, an instance stays failed until a person acts."""
 
 
 def restarts(state: State) -> list[InstanceRestarted]:
@@ -17,7 +15,7 @@ def restarts(state: State) -> list[InstanceRestarted]:
     return [
         InstanceRestarted(instance_id=instance_id, generation=instance.generation + 1, reason=reason)
         for instance_id, instance in sorted(state.instances.items())
-        if (reason := _why_broken(instance)) is not None and _may_restart(state, instance)
+        if (reason := _why_broken(instance)) is not None and may_restart(state, instance)
     ]
 
 
@@ -29,12 +27,3 @@ def _why_broken(instance: Instance) -> str | None:
     if is_linked and any(phase in {"pending", "starting", "loading"} for phase in phases):
         return "a stage of the group was lost when its node started anew"
     return None
-
-
-def _may_restart(state: State, instance: Instance) -> bool:
-    if instance.failures_in_a_row >= FAILURES_IN_A_ROW_MAX:
-        return False
-    if any(stage.is_permanent for stage in instance.stages):
-        return False
-    nodes = (state.nodes.get(stage.node_id) for stage in instance.plan.stages)
-    return all(node is not None and node.is_connected for node in nodes)

@@ -3,6 +3,9 @@
 from exo.shared.types.instances import Instance, InstanceStatus
 from exo.shared.types.state import State
 
+FAILURES_IN_A_ROW_MAX = 5
+"""After so many generations that never became ready, an instance stays failed until a person acts."""
+
 
 def instance_status(state: State, instance: Instance) -> tuple[InstanceStatus, str | None]:
     """Return the status people and requests go by, with the reason where it is `failed`.
@@ -19,3 +22,13 @@ def instance_status(state: State, instance: Instance) -> tuple[InstanceStatus, s
                 f" ({reason})" if reason else ""
             )
     return instance.status, instance.reason
+
+
+def may_restart(state: State, instance: Instance) -> bool:
+    """Say whether starting all stages of a failed instance again may mend it: the master then does so."""
+    if instance.failures_in_a_row >= FAILURES_IN_A_ROW_MAX:
+        return False
+    if any(stage.is_permanent for stage in instance.stages):
+        return False
+    nodes = (state.nodes.get(stage.node_id) for stage in instance.plan.stages)
+    return all(node is not None and node.is_connected for node in nodes)

@@ -1,6 +1,7 @@
 """Which instances start again, and which wait or stay failed."""
 
-from exo.master.recovery import FAILURES_IN_A_ROW_MAX, restarts
+from exo.master.recovery import restarts
+from exo.shared.serving import FAILURES_IN_A_ROW_MAX
 from exo.shared.types.events import NodeDisconnected, NodeJoined
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.state import State
