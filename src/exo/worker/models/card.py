@@ -46,7 +46,7 @@ class _Wrapping(msgspec.Struct, frozen=True, kw_only=True):
     """What stands around the text model's own facts."""
 
     model_type: str | None = None
-    text_config: msgspec.Raw | None = None
+    text_config: msgspec.Raw = msgspec.Raw()
     quantization: _Quantization | None = None
     quantization_config: _Quantization | None = None
     torch_dtype: str | None = None
@@ -75,7 +75,8 @@ def read_card(model_id: ModelId, directory: Path) -> ModelCard:
     config_file = directory / "config.json"
     raw_config = _read(config_file)
     config = _decode(raw_config, _Wrapping, config_file)
-    text = _decode(bytes(config.text_config) if config.text_config else raw_config, _TextConfig, config_file)
+    inner = bytes(config.text_config)
+    text = _decode(inner if inner.startswith(b"{") else raw_config, _TextConfig, config_file)
     problem: str | None = None
     tensors: dict[str, _Tensor] = {}
     try:
