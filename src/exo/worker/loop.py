@@ -168,12 +168,12 @@ class Worker:
         self._propose_stage(key, "starting")
 
         def on_message(message: FromChild) -> None:
-            if running.phase != "ended":
+            # A stage that was told to stop, or has failed, has had its last word.
+            if running.phase != "ended" and self._runners.get(key) is running:
                 self._heard(key, running, message)
 
         await running.runner.run(on_message)
-        if running.phase != "ended" and self._runners.get(key) is running:
-            self._heard(key, running, RunnerFailed(reason="the stage's process ended without a word"))
+        on_message(RunnerFailed(reason="the stage's process ended without a word"))
 
     def _heard(self, key: RunnerKey, running: _Running, message: FromChild) -> None:
         match message:

@@ -1,0 +1,175 @@
+"""A worker follows the state: stages start, link, fail, restart and stop. Its processes are scripted here."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from exo.shared.types.events import InstanceDeleted, InstanceRestarted
+from exo.shared.types.ids import InstanceId, NodeId
+from exo.shared.types.instances import StagePhase
+from exo.shared.types.nodes import HostPort
+from exo.worker.loop import Worker
+from exo.worker.models.store import ModelStore
+from exo.worker.runner.messages import (
+    FromChild,
+    LoadProgressed,
+    RunnerFailed,
+    RunnerLoaded,
+    RunnerReady,
+    RunnerSpec,
+)
+from support.coordinator import MemoryCoordinator
+from support.states import card, cluster, fold, identity
+from support.stories import placed
+
+ADDRESS = HostPort("127.0.0.1", 9)
+
+
+class ScriptedRunner:
+    """A stage process that says what the test tells it to say."""
+
+    def __init__(self, spec: RunnerSpec) -> None:
+        self.spec = spec
+        self.linked: tuple[HostPort, ...] = ()
+        self.stopped = anyio.Event()
+        self.say: Callable[[FromChild], None] = lambda _: None
+        self.started = anyio.Event()
+
+    async def run(self, on_message: Callable[[FromChild], None]) -> None:
+        self.say = on_message
+        self.started.set()
+        await self.stopped.wait()
+
+    def link(self, addresses: Sequence[HostPort]) -> None:
+        self.linked = tuple(addresses)
+
+    async def stop(self) -> None:
+        self.stopped.set()
+
+
+class Story:
+    def __init__(self, coordinator: MemoryCoordinator) -> None:
+        self.coordinator = coordinator
+        self.runners: list[ScriptedRunner] = []
+
+    def make(self, spec: RunnerSpec) -> ScriptedRunner:
+        self.runners.append(ScriptedRunner(spec))
+        return self.runners[-1]
+
+    async def phase(self, wanted: StagePhase) -> None:
+        def reached(state: object) -> bool | None:
+            stages = self.coordinator.state.instances[InstanceId("i")].stages
+            return True if stages[0].phase == wanted else None
+
+        await self.coordinator.wait_for(reached, timeout_s=5)
+
+    async def runner(self, number: int) -> ScriptedRunner:
+        with anyio.fail_after(5):
+            while len(self.runners) <= number:
+                await anyio.lowlevel.checkpoint()
+            await self.runners[number].started.wait()
+        return self.runners[number]
+
+
+@asynccontextmanager
+async def worker(folder: Path, *, with_model: bool = True) -> AsyncIterator[Story]:
+    directory = folder / "toy"
+    directory.mkdir()
+    store = ModelStore([folder])
+    if with_model:
+        store._directories = {card().model_id: directory}  # pyright: ignore[reportPrivateUsage]
+    coordinator = MemoryCoordinator(NodeId("a"), placed(cluster(identity("a", models=[card()]))))
+    story = Story(coordinator)
+    work = Worker(
+        coordinator=coordinator,
+        boot_id="boot-1",
+        store=store,
+        models=(card(),),
+        make_runner=story.make,
+        secret=b"secret",
+        data_host="127.0.0.1",
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work.run)
+        yield story
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_placed_stage_starts_loads_links_and_is_ready(tmp_path: Path) -> None:
+    async with worker(tmp_path) as story:
+        runner = await story.runner(0)
+        assert (runner.spec.start_layer, runner.spec.end_layer, runner.spec.device) == (0, 6, "cpu:0")
+        assert runner.spec.model_dir == str(tmp_path / "toy")
+        await story.phase("starting")
+        runner.say(LoadProgressed(loaded_layers=0, total_layers=6))
+        await story.phase("loading")
+        runner.say(LoadProgressed(loaded_layers=3, total_layers=6))
+        progress = story.coordinator.state.live[NodeId("a")].stages["i/1/0"]
+        assert (progress.loaded_layers, progress.total_layers) == (3, 6)
+        runner.say(RunnerLoaded(address=ADDRESS))
+        await story.phase("loaded")
+        with anyio.fail_after(5):
+            while runner.linked != (ADDRESS,):
+                await anyio.lowlevel.checkpoint()
+        runner.say(RunnerReady())
+        await story.phase("ready")
+        assert len(story.runners) == 1
+
+
+async def test_a_failure_is_reported_with_its_reason_and_a_new_generation_starts_anew(tmp_path: Path) -> None:
+    async with worker(tmp_path) as story:
+        runner = await story.runner(0)
+        runner.say(RunnerFailed(reason="killed by signal 9"))
+        runner.stopped.set()
+        await story.phase("failed")
+        assert story.coordinator.state.instances[InstanceId("i")].reason == "killed by signal 9"
+        restart = InstanceRestarted(instance_id=InstanceId("i"), generation=2, reason="again")
+        story.coordinator.set_state(fold(story.coordinator.state, restart))
+        again = await story.runner(1)
+        assert again.spec.generation == 2
+        await story.phase("starting")
+
+
+async def test_a_process_that_ends_without_a_word_is_a_failure(tmp_path: Path) -> None:
+    async with worker(tmp_path) as story:
+        (await story.runner(0)).stopped.set()
+        await story.phase("failed")
+
+
+async def test_a_deleted_instance_is_stopped_and_its_last_words_are_not_reported(tmp_path: Path) -> None:
+    async with worker(tmp_path) as story:
+        runner = await story.runner(0)
+        await story.phase("starting")
+        deleted = InstanceDeleted(instance_id=InstanceId("i"), reason="test")
+        story.coordinator.set_state(fold(story.coordinator.state, deleted))
+        with anyio.fail_after(5):
+            await runner.stopped.wait()
+        proposed = len(story.coordinator.proposed)
+        runner.say(RunnerReady())
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        assert len(story.coordinator.proposed) == proposed
+
+
+async def test_a_model_that_is_gone_fails_for_good(tmp_path: Path) -> None:
+    async with worker(tmp_path, with_model=False) as story:
+        await story.phase("failed")
+        stage = story.coordinator.state.instances[InstanceId("i")].stages[0]
+        assert stage.is_permanent and stage.reason is not None and "no longer on this node" in stage.reason
+
+
+async def test_reports_wait_for_a_master_and_come_in_order(tmp_path: Path) -> None:
+    async with worker(tmp_path) as story:
+        runner = await story.runner(0)
+        await story.phase("starting")
+        story.coordinator.has_master = False
+        runner.say(LoadProgressed(loaded_layers=0, total_layers=6))
+        runner.say(RunnerLoaded(address=ADDRESS))
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        story.coordinator.has_master = True
+        await story.phase("loaded")
+        phases = [getattr(event, "phase", None) for event in story.coordinator.proposed]
+        assert phases == ["starting", "loading", "loaded"]
