@@ -1,0 +1,109 @@
+// Instances as the page draws them: a ribbon of layers, cut into the stages that hold them.
+import type { ClusterState, Instance, Node, Plan, Stage, StagePhase } from '../types';
+import { hues, nodeNames } from './nodes';
+
+export interface StageBand {
+  rank: number;
+  nodeName: string;
+  hue: number;
+  isConnected: boolean;
+  startLayer: number;
+  /** Exclusive. */
+  endLayer: number;
+  memoryBytes: number;
+  /** Null in a preview: nothing runs yet. */
+  phase: StagePhase | null;
+  /** Share of the stage's layers that are in memory, 0 to 1. */
+  loaded: number;
+  detail: string;
+  reason: string | null;
+}
+
+export interface InstanceCard {
+  id: string;
+  modelId: string;
+  status: Instance['status'];
+  statusText: string;
+  reason: string | null;
+  /** What the placement looks like in a line, such as `pipeline over 3 nodes, mlx, 4,096 tokens of context`. */
+  summary: string;
+  explanation: string;
+  bands: StageBand[];
+  layerCount: number;
+}
+
+export function instanceCards(state: ClusterState): InstanceCard[] {
+  return Object.values(state.instances)
+    .sort(
+      (one, other) =>
+        one.model_id.localeCompare(other.model_id) || (one.instance_id < other.instance_id ? -1 : 1),
+    )
+    .map((instance) => ({
+      id: instance.instance_id,
+      modelId: instance.model_id,
+      status: instance.status,
+      statusText: statusText(instance),
+      reason: instance.reason,
+      summary: planSummary(instance.plan),
+      explanation: instance.plan.explanation,
+      bands: stageBands(instance.plan, state.topology.nodes, instance.stages),
+      layerCount: instance.layer_count,
+    }));
+}
+
+/** The plan's stages in order; with `stages`, how far each of them is. */
+export function stageBands(plan: Plan, nodes: readonly Node[], stages: readonly Stage[] = []): StageBand[] {
+  const hueOf = hues(nodes);
+  const nameOf = nodeNames(nodes);
+  const connected = new Set(nodes.filter((node) => node.is_connected).map((node) => node.node_id));
+  return plan.stages.map((planned) => {
+    const stage = stages.find((candidate) => candidate.rank === planned.rank);
+    return {
+      rank: planned.rank,
+      nodeName: nameOf.get(planned.node_id) ?? planned.node_id,
+      hue: hueOf.get(planned.node_id) ?? 0,
+      isConnected: connected.has(planned.node_id),
+      startLayer: planned.start_layer,
+      endLayer: planned.end_layer,
+      memoryBytes: planned.memory_bytes,
+      phase: stage?.phase ?? null,
+      loaded: loadedShare(stage),
+      detail: stage?.detail ?? '',
+      reason: stage?.reason ?? null,
+    };
+  });
+}
+
+function loadedShare(stage: Stage | undefined): number {
+  if (!stage) return 0;
+  if (stage.phase === 'ready' || stage.phase === 'loaded') return 1;
+  return stage.total_layers > 0 ? Math.min(1, stage.loaded_layers / stage.total_layers) : 0;
+}
+
+/** `layers 1–4`, counted from one as people do; `endLayer` is exclusive. */
+export function layerRange(range: { startLayer: number; endLayer: number }): string {
+  const first = range.startLayer + 1;
+  return first === range.endLayer ? `layer ${first}` : `layers ${first}–${range.endLayer}`;
+}
+
+function statusText(instance: Instance): string {
+  if (instance.status !== 'loading') return instance.status;
+  return `loading ${instance.loaded_layers} of ${instance.layer_count} layers`;
+}
+
+export function planSummary(plan: Plan): string {
+  const nodeCount = new Set(plan.stages.map((stage) => stage.node_id)).size;
+  const where = nodeCount === 1 ? 'on one node' : `${plan.sharding} over ${nodeCount} nodes`;
+  const context = `${plan.context_length.toLocaleString('en')} tokens of context`;
+  return [where, plan.engine, context].join(' · ');
+}
+
+/** How an instance of this model is, best first; null when there is none. */
+export function bestInstance(state: ClusterState | null, modelId: string): Instance | null {
+  const order = ['ready', 'loading', 'pending', 'failed'];
+  return (
+    Object.values(state?.instances ?? {})
+      .filter((instance) => instance.model_id === modelId)
+      .sort((one, other) => order.indexOf(one.status) - order.indexOf(other.status))[0] ?? null
+  );
+}
