@@ -1,0 +1,42 @@
+// The cluster's routes that the page uses, one function each.
+import type {
+  ClusterState,
+  InstanceDeleted,
+  InstancePlaced,
+  InstanceWish,
+  Model,
+  ModelList,
+  Preview,
+  PreviewList,
+} from '../types';
+import { requestJson } from './http';
+
+// A placement is answered when it is committed, which may take the solver's whole deadline and a retry.
+const PLACEMENT_TIMEOUT_S = 60;
+
+export function getState(): Promise<ClusterState> {
+  return requestJson<ClusterState>('state', { timeoutS: 5 });
+}
+
+export async function getModels(): Promise<Model[]> {
+  return (await requestJson<ModelList>('models')).models;
+}
+
+/** Ways to place the model, each with its plan or its refusal. */
+export async function getPreviews(modelId: string, signal: AbortSignal): Promise<Preview[]> {
+  const query = new URLSearchParams({ model_id: modelId });
+  const options = { signal, timeoutS: PLACEMENT_TIMEOUT_S };
+  return (await requestJson<PreviewList>(`instance/previews?${query}`, options)).previews;
+}
+
+export function placeInstance(wish: InstanceWish): Promise<InstancePlaced> {
+  return requestJson<InstancePlaced>('instance', {
+    method: 'POST',
+    body: wish,
+    timeoutS: PLACEMENT_TIMEOUT_S,
+  });
+}
+
+export function deleteInstance(instanceId: string): Promise<InstanceDeleted> {
+  return requestJson<InstanceDeleted>(`instance/${encodeURIComponent(instanceId)}`, { method: 'DELETE' });
+}
