@@ -33,9 +33,7 @@ class TopologyMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
 def links(state: State) -> tuple[Link, ...]:
     """Return every measured link, sorted by source, then destination."""
-    return tuple(
-        live.links[dest] for _, live in sorted(state.live.items()) for dest in sorted(live.links)
-    )
+    return tuple(live.links[dest] for _, live in sorted(state.live.items()) for dest in sorted(live.links))
 
 
 def metrics(state: State) -> TopologyMetrics:
@@ -95,7 +93,7 @@ def diameter_ms(nodes: Mapping[NodeId, Node], candidates: Iterable[Link]) -> flo
         reached = _distances_ms(start, neighbours)
         if len(reached) < len(nodes):
             return None
-        longest = max(longest, max(reached.values()))
+        longest = max(longest, *reached.values())
     return longest
 
 

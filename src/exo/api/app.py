@@ -1,0 +1,57 @@
+"""Puts the routes together to one application."""
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+
+from exo.api.context import ApiContext, StartInfo
+from exo.api.dashboard_files import add_dashboard
+from exo.api.documentation import describe
+from exo.api.errors import add_error_handlers
+from exo.api.generation import TokenClient
+from exo.api.guard import RequestGuard
+from exo.api.openai import routes as openai_routes
+from exo.api.routes import cluster, events, instances, service
+from exo.cluster.coordinator import Coordinator
+from exo.settings import Settings
+
+
+def create_app(
+    *, coordinator: Coordinator, generation_client: TokenClient, settings: Settings, started: StartInfo
+) -> FastAPI:
+    """Return the application of one node; `app.state.context` holds what its routes work with."""
+    app = routes_only()
+    app.state.context = ApiContext(
+        coordinator=coordinator, generation_client=generation_client, settings=settings, started=started
+    )
+    app.add_middleware(RequestGuard)
+    add_dashboard(app)
+    return app
+
+
+def routes_only() -> FastAPI:
+    """Return the routes with their documentation and their errors, and nothing behind them."""
+    app = FastAPI(
+        title="exo",
+        version=version("exo"),
+        description="One cluster out of unequal hosts that serves language models.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        openapi_tags=[
+            {"name": "openai", "description": "OpenAI's dialect: any of its client libraries works."},
+            {"name": "instances", "description": "Placing models on the cluster."},
+            {"name": "cluster", "description": "Reading the cluster."},
+            {"name": "service", "description": "Health, readiness, metrics."},
+        ],
+    )
+    for router in (openai_routes.router, instances.router, cluster.router, events.router, service.router):
+        app.include_router(router)
+    add_error_handlers(app)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = describe(app)
+        return app.openapi_schema
+
+    app.openapi = openapi
+    return app

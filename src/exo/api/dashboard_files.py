@@ -1,0 +1,72 @@
+"""The dashboard's built files at `/`; where they are missing, a page that says how to build them."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+DASHBOARD_DIR = Path(__file__).parent / "dashboard"
+
+MISSING_PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>exo</title></head>
+<body style="font-family: system-ui, sans-serif; max-width: 40rem; margin: 3rem auto; padding: 0 1rem">
+<h1>exo is running</h1>
+<p>The dashboard has not been built. With Node.js installed, build it in exo's source directory:</p>
+<pre>cd dashboard &amp;&amp; npm ci &amp;&amp; npm run build</pre>
+<p>Then reload this page. Everything else works without it:</p>
+<ul>
+<li><a href="/docs">/docs</a>: the API</li>
+<li><a href="/state">/state</a>: the cluster as it is</li>
+<li><code>exo status</code>, <code>exo chat</code>: the command line</li>
+</ul>
+</body>
+</html>
+"""
+
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+)
+
+
+class DashboardFiles(StaticFiles):
+    """Static files in which a path of the page's own router leads to the page."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Return the file; the page itself for what looks like one of its addresses."""
+        try:
+            response = await super().get_response(path, scope)
+        except HTTPException as error:
+            if error.status_code != 404 or not is_page_address(path, scope):
+                raise
+            response = await super().get_response("index.html", scope)
+        is_hashed = path.startswith(("assets/", "_app/immutable/"))
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if is_hashed else "no-cache"
+        response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+
+def is_page_address(path: str, scope: Scope) -> bool:
+    """Say whether a browser asks for a page: a path without a file's ending, and HTML wanted."""
+    if "." in path.rpartition("/")[2] or path.startswith("v1/"):
+        return False
+    return "text/html" in Request(scope).headers.get("accept", "")
+
+
+def add_dashboard(app: FastAPI, directory: Path = DASHBOARD_DIR) -> None:
+    """Serve the dashboard at every path that no route has taken. Add it last."""
+    if (directory / "index.html").is_file():
+        app.mount("/", DashboardFiles(directory=directory, html=True), name="dashboard")
+        return
+
+    @app.get("/", include_in_schema=False)
+    async def dashboard_missing() -> Response:  # pyright: ignore[reportUnusedFunction]
+        if (directory / "index.html").is_file():
+            return FileResponse(directory / "index.html")
+        return HTMLResponse(MISSING_PAGE)

@@ -1,0 +1,126 @@
+"""One generation as a route sees it: started on an instance, counted, timed, and ended whatever happens."""
+
+import time
+from typing import Any, Protocol
+
+from exo.api.disconnect import shutting_down
+from exo.api.errors import ApiError
+from exo.dataplane.errors import GenerationFailedError, GenerationRejected, StageUnreachableError
+from exo.dataplane.frames import TokenChunk
+from exo.dataplane.generation import GenerationRequest
+from exo.shared.types.ids import InstanceId
+from exo.shared.types.nodes import HostPort
+
+
+class TokenStream(Protocol):
+    """What a route needs of `exo.dataplane.generation.Generation`."""
+
+    prompt_tokens: int
+
+    async def next_batch(self) -> list[TokenChunk]:
+        """Return all chunks that wait, at least one; empty at the end."""
+        ...
+
+    async def cancel(self) -> None:
+        """Have the stages stop; without effect when it is over."""
+        ...
+
+
+class TokenClient(Protocol):
+    """What the API needs of `exo.dataplane.client.GenerationClient`."""
+
+    async def start(self, first_stage: HostPort, request: GenerationRequest) -> TokenStream:
+        """Ask for tokens; returns when the first stage has accepted."""
+        ...
+
+
+class RunningGeneration:
+    """A generation that was accepted, with its numbers. Times are `time.perf_counter` seconds."""
+
+    def __init__(self, stream: TokenStream, instance_id: InstanceId, arrived_s: float) -> None:
+        self._stream = stream
+        self._instance_id = instance_id
+        self._arrived_s = arrived_s
+        self._first_token_s: float | None = None
+        self._last_token_s = 0.0
+        self._is_closing = False
+        self.prompt_tokens = stream.prompt_tokens
+        self.completion_tokens = 0
+        self.is_complete = False
+
+    async def next_batch(self) -> list[TokenChunk]:
+        """Return all chunks that wait, at least one; empty at the end.
+
+        Raises:
+            ApiError: The generation ended with an error.
+        """
+        if self.is_complete:
+            return []
+        try:
+            batch = await self._stream.next_batch()
+        except GenerationFailedError as error:
+            raise ApiError(503 if error.is_retriable else 500, error.code, error.message) from error
+        if not batch:
+            if self._is_closing:
+                raise shutting_down()
+            raise ApiError(503, "cancelled", "the answer was cut off before its end; try again")
+        self._last_token_s = time.perf_counter()
+        if self._first_token_s is None:
+            self._first_token_s = self._last_token_s
+        self.completion_tokens += len(batch)
+        finish_reason = batch[-1].finish_reason
+        if finish_reason is not None:
+            if finish_reason not in ("stop", "length"):
+                raise ApiError(
+                    503, str(finish_reason), "the model's instance stopped in mid-answer; try again"
+                )
+            self.is_complete = True
+        return batch
+
+    async def cancel(self) -> None:
+        """Have the stages stop; without effect when it is over."""
+        await self._stream.cancel()
+
+    async def close(self) -> None:
+        """End it because the server stops: who reads it gets an error."""
+        self._is_closing = True
+        await self._stream.cancel()
+
+    @property
+    def time_to_first_token_s(self) -> float | None:
+        """From the request's arrival to its first token; None when there was none."""
+        return None if self._first_token_s is None else self._first_token_s - self._arrived_s
+
+    def usage(self) -> dict[str, Any]:
+        """Return the shape `Usage`."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+    def timings(self) -> dict[str, Any]:
+        """Return the shape `Timings`."""
+        first_token_s = self._first_token_s
+        decoding_s = 0.0 if first_token_s is None else self._last_token_s - first_token_s
+        has_rate = self.completion_tokens > 1 and decoding_s > 0
+        to_first_s = self.time_to_first_token_s
+        return {
+            "instance_id": self._instance_id,
+            "time_to_first_token_s": None if to_first_s is None else round(to_first_s, 6),
+            "tokens_per_s": round((self.completion_tokens - 1) / decoding_s, 2) if has_rate else None,
+        }
+
+
+async def start_stream(client: TokenClient, first_stage: HostPort, request: GenerationRequest) -> TokenStream:
+    """Ask the first stage for tokens; returns when it has accepted.
+
+    Raises:
+        ApiError: It refuses, or cannot be reached.
+    """
+    try:
+        return await client.start(first_stage, request)
+    except GenerationRejected as error:
+        raise ApiError(error.status, error.code, error.message) from error
+    except StageUnreachableError as error:
+        raise ApiError(503, "stage_unreachable", error.message) from error

@@ -1,0 +1,85 @@
+"""What every request passes before a route sees it: a host name of this machine, JSON bodies, a size limit.
+
+A page on the internet can make a browser send requests to this machine. It cannot read the answers (there are no
+CORS headers); it cannot change anything either, because a body must be declared as JSON, which a browser asks
+about first, and because names that merely resolve to this machine (DNS rebinding) are refused.
+"""
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from exo.api.errors import ApiError, error_response
+
+BODY_BYTES_MAX = 32 * 1024 * 1024
+
+TRUSTED_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "testserver"})
+
+
+class RequestGuard:
+    """ASGI middleware; plain, because a wrapped response stream would cost on every token."""
+
+    def __init__(self, app: ASGIApp, *, body_bytes_max: int = BODY_BYTES_MAX) -> None:
+        self._app = app
+        self._body_bytes_max = body_bytes_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        refusal = self._refusal(scope["method"], headers)
+        if refusal is not None:
+            await error_response(scope["path"], refusal)(scope, receive, send)
+            return
+        # With a length given, the limit was checked above and the body cannot be longer: nothing to count.
+        if scope["method"] in ("GET", "HEAD") or "content-length" in headers:
+            await self._app(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def counting_receive() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            if message["type"] == "http.request":
+                received_bytes += len(message.get("body", b""))
+                if received_bytes > self._body_bytes_max:
+                    too_large = self._too_large()
+                    # The one exception that FastAPI passes on while it reads a body.
+                    raise HTTPException(too_large.status, too_large.message)
+            return message
+
+        await self._app(scope, counting_receive, send)
+
+    def _refusal(self, method: str, headers: Headers) -> ApiError | None:
+        host = host_name(headers.get("host", ""))
+        if host not in TRUSTED_HOSTS:
+            return ApiError(
+                421,
+                "host_not_trusted",
+                f"requests for the host {host!r} are not answered; use http://127.0.0.1 or http://localhost",
+            )
+        if method == "POST":
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != "application/json" and not (
+                kind.startswith("application/") and kind.endswith("+json")
+            ):
+                return ApiError(
+                    415, "not_json", "send the body as JSON, with the header Content-Type: application/json"
+                )
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._body_bytes_max:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> ApiError:
+        limit = self._body_bytes_max
+        return ApiError(413, "body_too_large", f"the body is larger than {limit} bytes; send less")
+
+
+def host_name(header: str) -> str:
+    """Return the name in a Host header, without port and brackets, in lower case."""
+    text = header.strip().lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0]

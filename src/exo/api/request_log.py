@@ -1,0 +1,45 @@
+"""One generation request from its arrival to its end: how it is counted, and which instance it burdens."""
+
+import time
+from collections import Counter
+
+from exo.api.generation import RunningGeneration
+from exo.api.metrics import ServiceMetrics
+from exo.shared.types.ids import InstanceId
+
+
+class RequestRecord:
+    """Counts one request exactly once, however often it is closed."""
+
+    def __init__(
+        self, metrics: ServiceMetrics, in_flight: Counter[InstanceId], route: str, model: str
+    ) -> None:
+        self._metrics = metrics
+        self._in_flight = in_flight
+        self._route = route
+        self._model = model
+        self._instance_id: InstanceId | None = None
+        self._is_closed = False
+        self.arrived_s = time.perf_counter()
+
+    def assign(self, instance_id: InstanceId) -> None:
+        """Burden an instance with it until it is closed."""
+        self._instance_id = instance_id
+        self._in_flight[instance_id] += 1
+
+    def close(self, status: int, running: RunningGeneration | None = None) -> None:
+        """Count it, with the numbers of its generation where there was one."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        metrics = self._metrics
+        metrics.requests.labels(self._route, str(status)).inc()
+        if running is not None:
+            # Only models that ran: a label for every wrong name would grow without bound.
+            metrics.tokens_generated.labels(self._model).inc(running.completion_tokens)
+            if running.time_to_first_token_s is not None:
+                metrics.time_to_first_token_s.labels(self._model).observe(running.time_to_first_token_s)
+        if self._instance_id is not None:
+            self._in_flight[self._instance_id] -= 1
+            if self._in_flight[self._instance_id] <= 0:
+                del self._in_flight[self._instance_id]

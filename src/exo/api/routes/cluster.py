@@ -1,0 +1,30 @@
+"""Reading the cluster: its state, its devices, its models."""
+
+from fastapi import APIRouter, Response
+
+from exo.api import present
+from exo.api.context import Context
+from exo.api.routes.answers import json_answer
+from exo.api.schemas.cluster import ClusterStateView, GpuInfoView
+from exo.api.schemas.models import ModelList
+
+router = APIRouter(tags=["cluster"])
+
+
+@router.get("/state", operation_id="get_state", response_model=ClusterStateView)
+async def get_state(context: Context) -> Response:
+    """The whole state, as folded on this node. At equal `index` the decided part is equal on every node."""
+    encoded = context.state_cache.encode(context.coordinator.state)
+    return Response(encoded, media_type="application/json")
+
+
+@router.get("/gpu/info", operation_id="get_gpu_info", response_model=GpuInfoView)
+async def get_gpu_info(context: Context) -> Response:
+    """Every node's devices with telemetry, health, what instances hold of them, and heat."""
+    return json_answer(present.gpu_info(context.coordinator.state))
+
+
+@router.get("/models", operation_id="list_models", response_model=ModelList)
+async def list_models(context: Context) -> Response:
+    """Every model that any node has on its disk, with its problem where it cannot be loaded."""
+    return json_answer({"models": present.models(context.coordinator.state)})

@@ -1,0 +1,203 @@
+"""Placing models: previews, instances, waiting for them, deleting them."""
+
+import uuid
+from typing import Annotated, NoReturn
+
+import anyio
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
+
+from exo.api import present
+from exo.api.context import ApiContext, Context
+from exo.api.disconnect import while_connected
+from exo.api.errors import ApiError, from_refusal
+from exo.api.readiness import is_on_its_way, settled_instance
+from exo.api.routes.answers import json_answer, problems
+from exo.api.schemas.instances import (
+    InstanceDeleted,
+    InstanceList,
+    InstancePlaced,
+    InstanceView,
+    InstanceWish,
+    PreviewList,
+)
+from exo.shared.types.commands import (
+    Command,
+    Deleted,
+    DeleteInstance,
+    Placed,
+    PlaceInstance,
+    PreviewPlacements,
+    Previews,
+    Refusal,
+    Reply,
+)
+from exo.shared.types.ids import CommandId, DeviceId, InstanceId, ModelId, NodeId
+from exo.shared.types.instances import PlacementRequest
+
+router = APIRouter(tags=["instances"])
+
+COMMAND_TIMEOUT_S = 30.0
+WAIT_TIMEOUT_MAX_S = 3600.0
+
+InstanceIdPath = Annotated[str, Field(description="Id of an instance")]
+
+
+def new_command_id() -> CommandId:
+    """Return a fresh id; what the command leads to carries it as its cause."""
+    return CommandId(uuid.uuid4().hex)
+
+
+def placement_request(wish: InstanceWish) -> PlacementRequest:
+    """Return the body of `POST /instance` as the internal value."""
+    return PlacementRequest(
+        model_id=ModelId(wish.model_id),
+        sharding=wish.sharding,
+        engine=wish.engine,
+        min_nodes=wish.min_nodes,
+        prefer_gpu=wish.prefer_gpu,
+        node_ids=tuple(NodeId(node_id) for node_id in wish.node_ids),
+        device_ids=tuple(DeviceId(device_id) for device_id in wish.device_ids),
+        exclude=tuple(wish.exclude),
+        context_length=wish.context_length,
+        concurrency=wish.concurrency,
+        objective=wish.objective,
+        layer_split=tuple(wish.layer_split),
+    )
+
+
+async def _send(context: ApiContext, command: Command) -> Reply:
+    reply = await context.coordinator.send(command, timeout_s=COMMAND_TIMEOUT_S)
+    if isinstance(reply, Refusal):
+        raise from_refusal(reply)
+    return reply
+
+
+def _unexpected(command: Command, reply: Reply) -> NoReturn:
+    raise RuntimeError(f"{type(command).__name__} was answered with {type(reply).__name__}")
+
+
+@router.post(
+    "/instance",
+    operation_id="place_instance",
+    status_code=201,
+    response_model=InstancePlaced,
+    responses=problems(404, 409, 422, 503),
+)
+async def place_instance(wish: InstanceWish, context: Context) -> Response:
+    """Place a model. Answers when the decision is committed, or with the reason why it cannot be."""
+    command = PlaceInstance(command_id=new_command_id(), request=placement_request(wish))
+    reply = await _send(context, command)
+    if not isinstance(reply, Placed):
+        _unexpected(command, reply)
+    state = context.coordinator.state
+    placed = state.instances.get(reply.instance.instance_id, reply.instance)
+    return json_answer(
+        {"index": reply.index, "instance": present.instance(state, placed)},
+        201,
+        {"Location": f"/instance/{placed.instance_id}"},
+    )
+
+
+@router.get("/instance", operation_id="list_instances", response_model=InstanceList)
+async def list_instances(context: Context) -> Response:
+    """All placed instances."""
+    state = context.coordinator.state
+    views = [present.instance(state, value) for _, value in sorted(state.instances.items())]
+    return json_answer({"instances": views})
+
+
+# Declared before /instance/{instance_id}, which would take `previews` for an id.
+@router.get(
+    "/instance/previews",
+    operation_id="preview_placements",
+    response_model=PreviewList,
+    responses=problems(404, 422, 503),
+)
+async def preview_placements(
+    context: Context,
+    model_id: Annotated[str, Query(min_length=1, description="One of `GET /models`")],
+    context_length: Annotated[int | None, Query(ge=1)] = None,
+    concurrency: Annotated[int, Query(ge=1)] = 1,
+) -> Response:
+    """Several ways to place a model side by side, each with its plan or its refusal. Decides nothing."""
+    request = PlacementRequest(
+        model_id=ModelId(model_id), context_length=context_length, concurrency=concurrency
+    )
+    command = PreviewPlacements(command_id=new_command_id(), request=request)
+    reply = await _send(context, command)
+    if not isinstance(reply, Previews):
+        _unexpected(command, reply)
+    return json_answer({"previews": [present.preview(value) for value in reply.previews]})
+
+
+@router.get(
+    "/instance/{instance_id}",
+    operation_id="get_instance",
+    response_model=InstanceView,
+    responses=problems(404),
+)
+async def get_instance(instance_id: InstanceIdPath, context: Context) -> Response:
+    """One instance with its plan and how its stages are."""
+    state = context.coordinator.state
+    value = state.instances.get(InstanceId(instance_id))
+    if value is None:
+        raise _not_found(instance_id)
+    return json_answer(present.instance(state, value))
+
+
+@router.get(
+    "/instance/{instance_id}/wait",
+    operation_id="wait_for_instance",
+    response_model=InstanceView,
+    responses=problems(404, 422, 504),
+)
+async def wait_for_instance(
+    request: Request,
+    instance_id: InstanceIdPath,
+    context: Context,
+    timeout_s: Annotated[float, Query(ge=0, le=WAIT_TIMEOUT_MAX_S, allow_inf_nan=False)] = 60.0,
+) -> Response:
+    """Answer when the instance is ready or has failed; 504 with its progress when it is neither in time."""
+    wanted = InstanceId(instance_id)
+    with anyio.move_on_after(timeout_s):
+        await while_connected(
+            request.receive, context.closing, lambda: settled_instance(context.coordinator, wanted)
+        )
+    state = context.coordinator.state
+    value = state.instances.get(wanted)
+    if value is None:
+        raise _not_found(instance_id)
+    view = present.instance(state, value)
+    if is_on_its_way(state, value):
+        raise ApiError(
+            504,
+            "not_ready",
+            f"instance {instance_id} is {view['status']} after {timeout_s:g} s with {view['loaded_layers']} of "
+            f"{view['layer_count']} layers loaded; wait again, or see GET /instance/{instance_id}",
+            extra={"loaded_layers": view["loaded_layers"], "layer_count": view["layer_count"]},
+        )
+    return json_answer(view)
+
+
+@router.delete(
+    "/instance/{instance_id}",
+    operation_id="delete_instance",
+    response_model=InstanceDeleted,
+    responses=problems(404, 503),
+)
+async def delete_instance(instance_id: InstanceIdPath, context: Context) -> Response:
+    """Stop an instance and forget it."""
+    command = DeleteInstance(command_id=new_command_id(), instance_id=InstanceId(instance_id))
+    reply = await _send(context, command)
+    if not isinstance(reply, Deleted):
+        _unexpected(command, reply)
+    return json_answer({"index": reply.index, "instance_id": reply.instance_id})
+
+
+def _not_found(instance_id: str) -> ApiError:
+    return ApiError(
+        404,
+        "instance_not_found",
+        f"there is no instance {instance_id!r}; GET /instance lists those there are",
+    )

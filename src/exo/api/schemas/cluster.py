@@ -1,0 +1,225 @@
+"""Shapes of `GET /state` and `GET /gpu/info`: nodes, devices, links and telemetry."""
+
+from typing import Literal
+
+from exo.api.schemas.base import Shape
+from exo.api.schemas.instances import InstanceView
+from exo.shared.types.devices import Backend, Health, MemoryKind
+from exo.shared.types.nodes import LinkType
+
+
+class AddressView(Shape):
+    host: str
+    port: int
+
+
+class DeviceView(Shape):
+    """What a device is. How it is at the moment is under `gpu_device_state`."""
+
+    device_id: str
+    local_alias: str
+    """What its node calls it, such as `cuda:0`."""
+    name: str
+    vendor: str
+    backend: Backend
+    memory_kind: MemoryKind
+    memory_total_bytes: int
+    compute_units: int | None
+    compute_capability: str | None
+    clock_mhz: float | None
+    memory_bandwidth_bytes_per_s: float | None
+    flops_per_s: float | None
+    driver_version: str | None
+    uuid: str | None
+    is_simulated: bool
+
+
+class DeviceStateView(Shape):
+    """How a device is: its latest telemetry. Percent 0 to 100, Celsius, watts."""
+
+    device_id: str
+    node_id: str
+    memory_used_bytes: int | None
+    memory_total_bytes: int | None
+    compute_utilization_percent: float | None
+    thermal_temperature_c: float | None
+    thermal_throttle_threshold_c: float | None
+    is_thermal_throttling: bool | None
+    power_watts: float | None
+    clock_mhz: float | None
+    battery_percent: float | None
+    is_plugged_in: bool | None
+    health: Health
+    health_reason: str | None
+    last_update: str
+    """ISO 8601, UTC."""
+
+
+class MemoryProfileView(Shape):
+    """A host's memory in bytes."""
+
+    ram_total: int
+    ram_available: int
+    swap_total: int
+    swap_available: int
+    gpu_vram_total: int
+    gpu_vram_available: int
+    gpu_vram_used: int
+
+
+class SystemProfileView(Shape):
+    """A host's load. Percent 0 to 100, Celsius, watts."""
+
+    gpu_usage: float | None
+    temp: float | None
+    sys_power: float | None
+    pcpu_usage: float | None
+    ecpu_usage: float | None
+    ane_power: float | None
+    utilization_memory_percent: float | None
+    gpu_count: int
+    gpu_names: list[str]
+    gpu_power_watts: float | None
+
+
+class NodeProfileView(Shape):
+    memory: MemoryProfileView
+    system: SystemProfileView
+
+
+class NodeModelView(Shape):
+    """A model that lies on a node's disk."""
+
+    model_id: str
+    total_bytes: int
+    problem: str | None
+    """Why it cannot be loaded, or null."""
+
+
+class NodeView(Shape):
+    """A member of the cluster."""
+
+    node_id: str
+    name: str
+    host_id: str
+    """The same for nodes that share one machine and therefore its memory."""
+    boot_id: str
+    platform: str
+    exo_version: str
+    is_worker: bool
+    is_connected: bool
+    left_reason: str | None
+    api_address: AddressView
+    cluster_address: AddressView
+    data_address: AddressView
+    engines: list[str]
+    node_profile: NodeProfileView | None
+    """The host as a whole; null until its first telemetry."""
+    devices: list[DeviceView]
+    models: list[NodeModelView]
+
+
+class LinkView(Shape):
+    """One direction between two nodes, as measured. `bandwidth_mbps` is 10^6 bits per second."""
+
+    source_node_id: str
+    dest_node_id: str
+    link_type: LinkType
+    latency_ms: float | None
+    bandwidth_mbps: float | None
+    measurement_count: int
+
+
+class TopologyMetricsView(Shape):
+    """The cluster in a few numbers."""
+
+    node_count: int
+    connected_node_count: int
+    device_count: int
+    memory_total_bytes: int
+    """Of connected workers' devices; memory that several nodes of one machine share counts once."""
+    link_count: int
+    mean_latency_ms: float | None
+    mean_bandwidth_mbps: float | None
+    bottleneck_link: LinkView | None
+    """The slowest measured link between connected nodes."""
+    diameter_ms: float | None
+    """Latency of the longest of all shortest ways; null where a way is not measured, or above 64 nodes."""
+    summary: str
+    """The same in a sentence."""
+
+
+class TopologyView(Shape):
+    nodes: list[NodeView]
+    """Sorted by `node_id`."""
+    links: list[LinkView]
+    """Sorted by source, then destination."""
+    metrics: TopologyMetricsView
+
+
+class ClusterStateView(Shape):
+    """Everything the cluster knows, as folded on the node that answers."""
+
+    cluster_id: str | None
+    namespace: str
+    node_id: str
+    """The node that answers."""
+    index: int
+    """Of the last decision folded in. Equal index: equal decided state on every node."""
+    term: int
+    master_node_id: str | None
+    topology: TopologyView
+    instances: dict[str, InstanceView]
+    gpu_device_state: dict[str, DeviceStateView]
+    """By `device_id`."""
+
+
+class AllocationView(Shape):
+    """What a stage of an instance may take of a device."""
+
+    instance_id: str
+    model_id: str
+    rank: int
+    start_layer: int
+    end_layer: int
+    memory_bytes: int
+
+
+class ThermalView(Shape):
+    temperature_c: float | None
+    throttle_threshold_c: float | None
+    headroom_c: float | None
+    """Degrees left below the throttle threshold."""
+    is_throttling: bool | None
+
+
+class DeviceInfoView(Shape):
+    device: DeviceView
+    state: DeviceStateView | None
+    """Null until its first telemetry."""
+    health: Health | Literal["unknown"]
+    health_reason: str | None
+    memory_free_bytes: int | None
+    allocations: list[AllocationView]
+    thermal: ThermalView
+
+
+class NodeDevicesView(Shape):
+    node_id: str
+    name: str
+    is_connected: bool
+    devices: list[DeviceInfoView]
+
+
+class HottestDeviceView(Shape):
+    node_id: str
+    device_id: str
+    temperature_c: float
+
+
+class GpuInfoView(Shape):
+    """Every node's devices with telemetry, health, allocation and heat."""
+
+    index: int
+    nodes: list[NodeDevicesView]
+    hottest_device: HottestDeviceView | None

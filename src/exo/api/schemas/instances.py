@@ -1,0 +1,175 @@
+"""Shapes of placing a model: what is asked for, instances with their plans and stages, previews."""
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from exo.api.schemas.base import Shape, Wish
+from exo.api.schemas.problems import RefusalView
+from exo.shared.types.instances import InstanceStatus, Sharding, StagePhase
+
+Objective = Literal["auto", "latency", "throughput"]
+
+
+class InstanceWish(Wish):
+    """Place a model on the cluster."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model_id": "exo-tiny"}, {"model_id": "exo-tiny", "min_nodes": 3}]}
+    )
+
+    model_id: str = Field(min_length=1)
+    """One of `GET /models`."""
+    sharding: Sharding = "auto"
+    engine: str = Field(default="auto", min_length=1)
+    """`auto`, or the name of an engine, such as `mlx`."""
+    min_nodes: int = Field(default=1, ge=1)
+    """Spread the model over at least so many nodes."""
+    prefer_gpu: bool = True
+    """Where a node has a GPU, its memory counts rather than the host's."""
+    node_ids: list[str] = []
+    """When not empty: only these nodes may take part."""
+    device_ids: list[str] = []
+    """When not empty: only these devices may take part."""
+    exclude: list[str] = []
+    """Nodes or devices that must not take part."""
+    context_length: int | None = Field(default=None, ge=1)
+    """Tokens per request to keep room for, prompt and answer together; null: the model's own limit, at most 4,096."""
+    concurrency: int = Field(default=1, ge=1)
+    """Requests at the same time to keep room for."""
+    objective: Objective = "auto"
+    layer_split: list[int] = []
+    """When not empty: layers per stage, in order, instead of a split by memory."""
+
+
+class PlacementRequestView(Shape):
+    """What was asked for when the instance was placed."""
+
+    model_id: str
+    sharding: Sharding
+    engine: str
+    min_nodes: int
+    prefer_gpu: bool
+    node_ids: list[str]
+    device_ids: list[str]
+    exclude: list[str]
+    context_length: int | None
+    concurrency: int
+    objective: Objective
+    layer_split: list[int]
+
+
+class StagePlanView(Shape):
+    """Layers `start_layer` to `end_layer` (exclusive) on one node's devices."""
+
+    rank: int
+    node_id: str
+    device_ids: list[str]
+    start_layer: int
+    end_layer: int
+    memory_bytes: int
+    """Weights, cache, activations and reserve that the stage may take."""
+
+
+class PredictionView(Shape):
+    ms_per_token: float | None
+    tokens_per_s: float | None
+
+
+class CertificateView(Shape):
+    """How far the plan can be from the best one at most."""
+
+    lower_bound_ms: float | None
+    gap_percent: float | None
+
+
+class ExcludedDeviceView(Shape):
+    device_id: str
+    reason: str
+
+
+class PlanView(Shape):
+    """Which device runs which layers, and how the answer was found."""
+
+    stages: list[StagePlanView]
+    sharding: Sharding
+    engine: str
+    context_length: int
+    concurrency: int
+    method: str
+    """The solver that found it, such as `greedy`."""
+    solve_ms: float | None
+    prediction: PredictionView | None
+    certificate: CertificateView | None
+    excluded: list[ExcludedDeviceView]
+    explanation: str
+    state_index: int
+    """Index of the state it was solved on."""
+
+
+class StageView(Shape):
+    """How one stage is, as last reported by its worker."""
+
+    rank: int
+    node_id: str
+    phase: StagePhase
+    address: str | None
+    """HOST:PORT on the data plane, once the stage is loaded."""
+    reason: str | None
+    is_permanent: bool
+    """A failure that starting again cannot mend."""
+    loaded_layers: int
+    total_layers: int
+    detail: str
+    """What the stage is doing, in words; often empty."""
+
+
+class InstanceView(Shape):
+    """A model on its devices."""
+
+    instance_id: str
+    model_id: str
+    status: InstanceStatus
+    reason: str | None
+    """Why it failed, or null."""
+    generation: int
+    """Counts the starts of all stages together."""
+    failures_in_a_row: int
+    loaded_layers: int
+    """Of `layer_count`, over all stages."""
+    layer_count: int
+    request: PlacementRequestView
+    plan: PlanView
+    stages: list[StageView]
+    created_by: str
+    """Id of the command that placed it."""
+
+
+class InstancePlaced(Shape):
+    """The placement was committed, at this index."""
+
+    index: int
+    instance: InstanceView
+
+
+class InstanceDeleted(Shape):
+    index: int
+    instance_id: str
+
+
+class InstanceList(Shape):
+    instances: list[InstanceView]
+    """Sorted by `instance_id`."""
+
+
+class PreviewView(Shape):
+    """One way to place the model, or why that way is not open: either `plan` or `refusal` is set."""
+
+    title: str
+    request: PlacementRequestView
+    plan: PlanView | None
+    refusal: RefusalView | None
+
+
+class PreviewList(Shape):
+    previews: list[PreviewView]

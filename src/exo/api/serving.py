@@ -1,0 +1,123 @@
+"""From a model's name to an instance that can serve: one that is ready, one that is loading, or a new one."""
+
+import difflib
+import uuid
+
+import anyio
+
+from exo.api import present
+from exo.api.context import ApiContext
+from exo.api.errors import ApiError, from_refusal
+from exo.api.readiness import is_on_its_way, settled_instance
+from exo.shared.serving import instance_status
+from exo.shared.types.commands import Placed, PlaceInstance, Refusal
+from exo.shared.types.ids import CommandId, InstanceId, ModelId
+from exo.shared.types.instances import Instance, PlacementRequest
+from exo.shared.types.state import State
+
+READY_TIMEOUT_S = 600.0
+"""A large model takes minutes to load from a slow disk."""
+PLACE_TIMEOUT_S = 30.0
+_NEAR_MATCHES_MAX = 3
+
+
+async def ready_instance(context: ApiContext, model_id: ModelId) -> Instance:
+    """Return an instance of the model that is ready; waits for one that is loading, places the model if allowed.
+
+    Of several the one with the fewest requests from this node.
+
+    Raises:
+        ApiError: The model is unknown, not placed, cannot be placed, fails to load, or takes too long.
+        NoMasterError: It would have to be placed, and there is no master.
+    """
+    with anyio.move_on_after(READY_TIMEOUT_S):
+        return await _ready_instance(context, model_id)
+    raise ApiError(
+        503,
+        "model_loading",
+        f"{model_id} is not ready after {READY_TIMEOUT_S:g} s; `exo status` shows how far it is",
+        param="model",
+    )
+
+
+async def _ready_instance(context: ApiContext, model_id: ModelId) -> Instance:
+    awaited: InstanceId | None = None
+    while True:
+        state = context.coordinator.state
+        found = [value for value in state.instances.values() if value.model.model_id == model_id]
+        ready = [value for value in found if instance_status(state, value)[0] == "ready"]
+        if ready:
+            in_flight = context.requests_in_flight
+            return min(ready, key=lambda value: (in_flight[value.instance_id], value.instance_id))
+        coming = sorted(value.instance_id for value in found if is_on_its_way(state, value))
+        if coming:
+            awaited = coming[0]
+        elif awaited is not None and awaited not in state.instances:
+            raise ApiError(
+                503, "instance_deleted", f"{model_id} was deleted while it was loading", param="model"
+            )
+        else:
+            _raise_if_broken(state, found)
+            _require_known(state, model_id)
+            awaited = await _place(context, model_id)
+        await settled_instance(context.coordinator, awaited)
+
+
+def _raise_if_broken(state: State, found: list[Instance]) -> None:
+    """Do not place a model again that its own stages failed to load: it would fail again, once per request."""
+    for value in found:
+        if value.status == "failed":
+            reason = instance_status(state, value)[1]
+            raise ApiError(
+                503,
+                "instance_failed",
+                f"{value.model.model_id} cannot be served: {reason}; mend that, then `exo delete "
+                f"{value.instance_id}` and ask again",
+                param="model",
+            )
+
+
+def _require_known(state: State, model_id: ModelId) -> None:
+    known = sorted(present.known_cards(state))
+    if model_id not in known:
+        raise unknown_model(model_id, known)
+
+
+def unknown_model(model_id: str, known: list[ModelId]) -> ApiError:
+    """Return the answer for a model that no node has, naming those that are written nearly the same."""
+    near = difflib.get_close_matches(model_id, known, n=_NEAR_MATCHES_MAX, cutoff=0.5)
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif known:
+        hint = f"there {'is' if len(known) == 1 else 'are'} {', '.join(known[:10])}"
+    else:
+        hint = "no node has any; put a model's directory into the models folder"
+    return ApiError(
+        404,
+        "model_not_found",
+        f"there is no model {model_id!r}; {hint}",
+        param="model",
+        extra={"near_matches": near},
+    )
+
+
+async def _place(context: ApiContext, model_id: ModelId) -> InstanceId:
+    if not context.settings.is_auto_place_enabled:
+        raise ApiError(
+            409,
+            "model_not_placed",
+            f"{model_id} is not placed, and this node does not place models by itself; place it with: "
+            f"exo place {model_id}",
+            param="model",
+        )
+    command = PlaceInstance(
+        command_id=CommandId(uuid.uuid4().hex),
+        request=PlacementRequest(model_id=model_id),
+        reuse_existing=True,
+    )
+    reply = await context.coordinator.send(command, timeout_s=PLACE_TIMEOUT_S)
+    if isinstance(reply, Refusal):
+        raise from_refusal(reply)
+    if not isinstance(reply, Placed):
+        raise RuntimeError(f"PlaceInstance was answered with {type(reply).__name__}")
+    return reply.instance.instance_id
