@@ -1,0 +1,1 @@
+"""What exo promises of its speed, measured: `uv run python -m benchmarks NAME [--json]`."""

@@ -1,0 +1,62 @@
+"""One measured figure beside its baseline and its bar."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A figure. The bar is on the ratio to the baseline where there is one, else on the value itself."""
+
+    name: str
+    value: float
+    unit: str
+    baseline: float | None = None
+    bar: float | None = None
+    at_least: bool = True
+    """Whether the bar is a lower limit; else an upper one."""
+    calibration: dict[str, float] | None = None
+    """What this machine did in the same run, beside figures that have no baseline."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Value over baseline."""
+        return self.value / self.baseline if self.baseline else None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the bar is kept; None where there is no bar."""
+        if self.bar is None:
+            return None
+        judged = self.value if self.ratio is None else self.ratio
+        return judged >= self.bar if self.at_least else judged <= self.bar
+
+    def as_json(self) -> dict[str, Any]:
+        """The figure as plain values; `calibration` only where it counts."""
+        fields = asdict(self)
+        fields["limit"] = "at least" if fields.pop("at_least") else "at most"
+        if fields["calibration"] is None:
+            del fields["calibration"]
+        return {**fields, "ratio": self.ratio, "holds": self.holds}
+
+
+def table(results: Sequence[Result]) -> str:
+    """The figures for people."""
+    rows: list[tuple[str, ...]] = [("figure", "value", "baseline", "ratio", "bar", "")]
+    for one in results:
+        sign: Literal[">=", "<="] = ">=" if one.at_least else "<="
+        rows.append(
+            (
+                one.name,
+                f"{one.value:,.3g} {one.unit}" if abs(one.value) < 1000 else f"{one.value:,.0f} {one.unit}",
+                "" if one.baseline is None else f"{one.baseline:,.4g}",
+                "" if one.ratio is None else f"{one.ratio:.3f}",
+                "" if one.bar is None else f"{sign} {one.bar:g}",
+                {True: "holds", False: "FAILS", None: ""}[one.holds],
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
