@@ -1,0 +1,211 @@
+"""Three real nodes become one cluster and serve one model together."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from benchmarks.nodes import NodeProcess
+
+pytestmark = pytest.mark.slow
+
+MODEL = "exo-tiny"
+PROMPTS = ("What is 12 + 30?", "Count to 12.", "Who are you?", "What is 99 + 98?")
+
+
+def eventually(wanted: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
+    """Return what `wanted` gives as soon as it is true."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        found = wanted()
+        if found:
+            return found
+        time.sleep(0.02)
+    pytest.fail(f"not within {timeout_s} s: {what}")
+
+
+def is_one_cluster(nodes: list[NodeProcess]) -> bool:
+    states = [node.get("/state") for node in nodes]
+    return (
+        len({state["cluster_id"] for state in states}) == 1
+        and len({state["index"] for state in states}) == 1
+        and all(
+            len([one for one in state["topology"]["nodes"] if one["is_connected"]]) == len(nodes)
+            for state in states
+        )
+    )
+
+
+def decided(state: dict[str, Any]) -> dict[str, Any]:
+    """The part of `/state` that must be equal on every node at equal index."""
+    nodes = [
+        {key: one[key] for key in ("node_id", "name", "is_connected", "boot_id") if key in one}
+        for one in state["topology"]["nodes"]
+    ]
+    instances = {
+        key: [
+            (stage["rank"], stage["node_id"], stage["start_layer"], stage["phase"]) for stage in one["stages"]
+        ]
+        for key, one in state["instances"].items()
+    }
+    return {
+        "index": state["index"],
+        "term": state["term"],
+        "master": state["master_node_id"],
+        "nodes": nodes,
+        "instances": instances,
+    }
+
+
+def answer(node: NodeProcess, text: str) -> str:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0}
+    status, reply = node.call("POST", "/v1/chat/completions", body, timeout_s=120)
+    assert status == 200, reply
+    return reply["choices"][0]["message"]["content"]
+
+
+def place(node: NodeProcess, **request: Any) -> dict[str, Any]:
+    status, instance = node.call("POST", "/instance", {"model_id": MODEL, **request})
+    assert status == 201, instance
+    node.get(f"/instance/{instance['instance_id']}/wait?timeout_s=90", timeout_s=100)
+    return node.get(f"/instance/{instance['instance_id']}")
+
+
+@pytest.fixture(scope="module")
+def single_answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one process alone answers."""
+    with NodeProcess(tmp_path_factory.mktemp("single") / "home", "--no-discovery") as node:
+        place(node)
+        return {prompt: answer(node, prompt) for prompt in PROMPTS}
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[list[NodeProcess]]:
+    """Three nodes started at the same moment, that find each other by static addresses or multicast."""
+    with ExitStack() as stack:
+        nodes = [NodeProcess(tmp_path / name, namespace=f"three-{tmp_path.name}") for name in ("a", "b", "c")]
+        for node in nodes:
+            node.launch()
+            stack.callback(lambda one=node: one.process and one.process.poll() is None and one.terminate())
+        for node in nodes:
+            node.wait_ready()
+        eventually(lambda: is_one_cluster(nodes), "three nodes are one cluster")
+        yield nodes
+
+
+def test_three_nodes_share_one_state_and_serve_a_pipeline_equal_to_one_process(
+    three: list[NodeProcess], single_answers: dict[str, str]
+) -> None:
+    instance = place(three[1], min_nodes=3)
+    stages = instance["stages"]
+    assert len({stage["node_id"] for stage in stages}) == 3
+    assert [stage["start_layer"] for stage in stages] == [0, stages[0]["end_layer"], stages[1]["end_layer"]]
+    for node in three:
+        for prompt, wanted in single_answers.items():
+            assert answer(node, prompt) == wanted
+    eventually(
+        lambda: len({str(decided(node.get("/state"))) for node in three}) == 1, "equal state at equal index"
+    )
+    states = [node.get("/state") for node in three]
+    assert len({state["master_node_id"] for state in states}) == 1
+    eventually(
+        lambda: all(len(node.get("/state")["gpu_device_state"]) == 3 for node in three),
+        "telemetry of every node is on every node",
+    )
+
+
+def test_a_killed_node_is_noticed_and_the_pipeline_is_whole_again_when_it_is_back(
+    three: list[NodeProcess], single_answers: dict[str, str]
+) -> None:
+    instance = place(three[0], min_nodes=3)
+    master = three[0].get("/state")["master_node_id"]
+    victim = next(node for node in three if node.addresses["node_id"] != master)
+    others = [node for node in three if node is not victim]
+    victim.kill()
+    (view,) = eventually(
+        lambda: [one for one in others[0].get("/instance")["instances"] if one["status"] == "failed"],
+        "the instance is known to be broken",
+        timeout_s=10,
+    )
+    assert view["reason"]
+    assert view["instance_id"] == instance["instance_id"], "a lost node must not delete instances"
+    status, problem = others[0].call(
+        "POST",
+        "/v1/chat/completions",
+        {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]},
+        timeout_s=120,
+    )
+    assert status in {200, 409, 503}, problem
+    victim.start()
+    eventually(lambda: is_one_cluster(three), "the node is back")
+    others[0].get(f"/instance/{instance['instance_id']}/wait?timeout_s=90", timeout_s=100)
+    prompt = PROMPTS[0]
+    assert answer(victim, prompt) == single_answers[prompt]
+
+
+def test_a_killed_master_comes_back_with_everything_that_was_decided(
+    three: list[NodeProcess], single_answers: dict[str, str]
+) -> None:
+    instance = place(three[2], min_nodes=3)
+    master_id = three[0].get("/state")["master_node_id"]
+    master = next(node for node in three if node.addresses["node_id"] == master_id)
+    others = [node for node in three if node is not master]
+    index = master.get("/state")["index"]
+    master.kill()
+    eventually(
+        lambda: all(node.get("/state")["master_node_id"] is None for node in others),
+        "the others know that there is no master",
+        timeout_s=10,
+    )
+    status, problem = others[0].call("POST", "/instance", {"model_id": MODEL}, timeout_s=60)
+    assert status == 503, problem
+    master.start()
+    eventually(lambda: is_one_cluster(three), "the same cluster again")
+    state = others[0].get("/state")
+    assert state["master_node_id"] == master_id and state["index"] > index
+    assert instance["instance_id"] in state["instances"]
+    others[0].get(f"/instance/{instance['instance_id']}/wait?timeout_s=90", timeout_s=100)
+    assert answer(others[1], PROMPTS[1]) == single_answers[PROMPTS[1]]
+
+
+def test_nodes_find_each_other_by_address_alone(tmp_path: Path) -> None:
+    with NodeProcess(tmp_path / "a", "--no-discovery", namespace="peers") as first:
+        address = first.addresses["cluster_address"]
+        peer = f"--peer={address['host']}:{address['port']}"
+        with NodeProcess(tmp_path / "b", "--no-discovery", peer, namespace="peers") as second:
+            eventually(lambda: is_one_cluster([first, second]), "two nodes are one cluster")
+
+
+def test_another_namespace_stays_apart(tmp_path: Path) -> None:
+    with NodeProcess(tmp_path / "a", "--no-discovery", namespace="red") as first:
+        address = first.addresses["cluster_address"]
+        peer = f"--peer={address['host']}:{address['port']}"
+        with NodeProcess(tmp_path / "b", "--no-discovery", peer, namespace="blue") as second:
+            eventually(lambda: "blue" in second.log() or "namespace" in second.log(), "it says why", 10)
+            assert not is_one_cluster([first, second])
+
+
+def test_no_stage_process_outlives_three_nodes(tmp_path: Path) -> None:
+    nodes = [NodeProcess(tmp_path / name, namespace="gone") for name in ("a", "b", "c")]
+    for node in nodes:
+        node.launch()
+    try:
+        for node in nodes:
+            node.wait_ready()
+        eventually(lambda: is_one_cluster(nodes), "one cluster")
+        place(nodes[0], min_nodes=3)
+        family = [
+            child
+            for node in nodes
+            if node.process is not None
+            for child in psutil.Process(node.process.pid).children(recursive=True)
+        ]
+        assert len(family) >= 3
+    finally:
+        for node in nodes:
+            node.terminate()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
