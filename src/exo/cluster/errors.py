@@ -14,6 +14,10 @@ class DialError(ExoError):
 class HandshakeError(DialError):
     """Raised when the other side could not prove that it knows the host secret, or speaks another protocol."""
 
+    def __init__(self, message: str, *, is_secret_wrong: bool) -> None:
+        super().__init__(message)
+        self.is_secret_wrong = is_secret_wrong
+
 
 class LogWriteError(ExoError):
     """Raised when the log could not be written, so that this node can promise nothing more and has to stop."""

@@ -7,6 +7,11 @@ from typing import Self
 from exo.shared.types.nodes import HostPort
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+QUEUED_BYTES_MAX = 1024 * 1024
+"""Bound of each queue of a connection; beyond it, `send` waits."""
+PING_INTERVAL_S = 0.5
+SILENCE_MAX_S = 1.5
+"""A peer that gives no sign of life for this long is lost; noticed at the next check, PING_INTERVAL_S later."""
 
 
 class Connection(ABC):
