@@ -1,12 +1,13 @@
 """Puts the routes together to one application."""
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 
 from exo.api.context import ApiContext, StartInfo
-from exo.api.dashboard_files import add_dashboard
+from exo.api.dashboard_files import DASHBOARD_DIR, add_dashboard
 from exo.api.documentation import describe
 from exo.api.errors import add_error_handlers
 from exo.api.generation import TokenClient
@@ -18,7 +19,12 @@ from exo.settings import Settings
 
 
 def create_app(
-    *, coordinator: Coordinator, generation_client: TokenClient, settings: Settings, started: StartInfo
+    *,
+    coordinator: Coordinator,
+    generation_client: TokenClient,
+    settings: Settings,
+    started: StartInfo,
+    dashboard_dir: Path = DASHBOARD_DIR,
 ) -> FastAPI:
     """Return the application of one node; `app.state.context` holds what its routes work with."""
     app = routes_only()
@@ -26,7 +32,7 @@ def create_app(
         coordinator=coordinator, generation_client=generation_client, settings=settings, started=started
     )
     app.add_middleware(RequestGuard)
-    add_dashboard(app)
+    add_dashboard(app, dashboard_dir)
     return app
 
 

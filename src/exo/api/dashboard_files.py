@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -37,6 +37,9 @@ _CONTENT_SECURITY_POLICY = (
 class DashboardFiles(StaticFiles):
     """Static files in which a path of the page's own router leads to the page."""
 
+    async def check_config(self) -> None:
+        """Accept a directory that is not there: it may be built while the node runs."""
+
     async def get_response(self, path: str, scope: Scope) -> Response:
         """Return the file; the page itself for what looks like one of its addresses."""
         try:
@@ -44,16 +47,26 @@ class DashboardFiles(StaticFiles):
         except HTTPException as error:
             if error.status_code != 404 or not is_page_address(path, scope):
                 raise
-            response = await super().get_response("index.html", scope)
-        is_hashed = path.startswith(("assets/", "_app/immutable/"))
+            response = await self._page(scope)
+        is_hashed = path.startswith("assets/")
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if is_hashed else "no-cache"
         response.headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
+    async def _page(self, scope: Scope) -> Response:
+        try:
+            return await super().get_response("index.html", scope)
+        except HTTPException as error:
+            if error.status_code != 404:
+                raise
+            return HTMLResponse(MISSING_PAGE)
+
 
 def is_page_address(path: str, scope: Scope) -> bool:
-    """Say whether a browser asks for a page: a path without a file's ending, and HTML wanted."""
+    """Say whether a browser may ask for a page: the root, or HTML wanted at a path without a file's ending."""
+    if path in ("", "."):
+        return True
     if "." in path.rpartition("/")[2] or path.startswith("v1/"):
         return False
     return "text/html" in Request(scope).headers.get("accept", "")
@@ -61,12 +74,4 @@ def is_page_address(path: str, scope: Scope) -> bool:
 
 def add_dashboard(app: FastAPI, directory: Path = DASHBOARD_DIR) -> None:
     """Serve the dashboard at every path that no route has taken. Add it last."""
-    if (directory / "index.html").is_file():
-        app.mount("/", DashboardFiles(directory=directory, html=True), name="dashboard")
-        return
-
-    @app.get("/", include_in_schema=False)
-    async def dashboard_missing() -> Response:  # pyright: ignore[reportUnusedFunction]
-        if (directory / "index.html").is_file():
-            return FileResponse(directory / "index.html")
-        return HTMLResponse(MISSING_PAGE)
+    app.mount("/", DashboardFiles(directory=directory, html=True, check_dir=False), name="dashboard")

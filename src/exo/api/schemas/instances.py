@@ -1,6 +1,6 @@
 """Shapes of placing a model: what is asked for, instances with their plans and stages, previews."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -38,7 +38,7 @@ class InstanceWish(Wish):
     concurrency: int = Field(default=1, ge=1)
     """Requests at the same time to keep room for."""
     objective: Objective = "auto"
-    layer_split: list[int] = []
+    layer_split: list[Annotated[int, Field(ge=1)]] = []
     """When not empty: layers per stage, in order, instead of a split by memory."""
 
 

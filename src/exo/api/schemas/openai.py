@@ -6,6 +6,11 @@ from pydantic import ConfigDict, Field
 
 from exo.api.schemas.base import ClientWish, Shape
 
+TOKENS_MAX = 2**31 - 1
+SEED_MAX = 2**63 - 1
+
+TokenLimit = Annotated[int, Field(ge=1, le=TOKENS_MAX)]
+
 FinishReasonView = Literal["stop", "length"]
 
 Unsupported = Annotated[Any, Field(description="Not supported yet: refused unless it asks for nothing.")]
@@ -35,10 +40,10 @@ class GenerationWish(ClientWish):
     temperature: float | None = Field(default=None, ge=0, le=2)
     """Absent or 0: greedy, the same answer every time."""
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=0, le=TOKENS_MAX)
     """0: all tokens."""
     min_p: float | None = Field(default=None, ge=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, le=SEED_MAX)
     stop: str | list[str] | None = None
     """At most four strings that end the answer; they are not part of it."""
     stream: bool | None = None
@@ -74,9 +79,9 @@ class ChatCompletionWish(GenerationWish):
     )
 
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: TokenLimit | None = None
     """Absent: as many as the context has room for."""
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: TokenLimit | None = None
     """The newer name of `max_tokens`; it counts where both are given."""
     top_logprobs: Unsupported = None
     response_format: Unsupported = None
@@ -95,9 +100,9 @@ class CompletionWish(GenerationWish):
         json_schema_extra={"examples": [{"model": "exo-tiny", "prompt": "1, 2, 3, ", "max_tokens": 16}]}
     )
 
-    prompt: str | list[str] | list[int]
+    prompt: str | list[str] | list[Annotated[int, Field(ge=0, le=TOKENS_MAX)]]
     """One text, or one list of token ids."""
-    max_tokens: int | None = Field(default=16, ge=1)
+    max_tokens: TokenLimit | None = 16
     echo: Unsupported = None
     suffix: Unsupported = None
     best_of: Unsupported = None

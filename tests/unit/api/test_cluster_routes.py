@@ -1,0 +1,162 @@
+"""Reading the cluster: the answers have the documented shapes, and say what the state says."""
+
+import httpx
+import pytest
+
+from exo.api import context as context_module
+from exo.api.context import StateCache
+from exo.api.schemas.cluster import ClusterStateView, GpuInfoView
+from exo.api.schemas.models import ModelList
+from exo.shared.types.devices import DeviceGPUState, MemoryProfile, NodePerformanceProfile, SystemProfile
+from exo.shared.types.events import (
+    DeviceGPUStateUpdated,
+    InstanceRestarted,
+    LinkMeasured,
+    NodeDisconnected,
+    NodeProfileUpdated,
+    StageProgressed,
+)
+from exo.shared.types.ids import DeviceId, NodeId
+from exo.shared.types.instances import StageProgress
+from support.api_world import INSTANCE_ID, World, client_of, parse
+from support.states import GIB, fold
+from support.stories import placed, stage
+
+
+def measure(world: World) -> None:
+    """Publish one of everything that a node measures."""
+    node_id = NodeId("a")
+    memory = MemoryProfile(ram_total=8 * GIB, ram_available=6 * GIB, swap_total=0, swap_available=0)
+    reading = DeviceGPUState(
+        device_id=DeviceId("a/cpu:0"),
+        node_id=node_id,
+        memory_used_bytes=2 * GIB,
+        memory_total_bytes=8 * GIB,
+        compute_utilization_percent=12.5,
+        thermal_temperature_c=61.0,
+        thermal_throttle_threshold_c=95.0,
+        health="degraded",
+        health_reason="it is warm",
+        last_update="2026-01-01T00:00:00Z",
+    )
+    world.coordinator.publish(
+        [
+            NodeProfileUpdated(
+                node_id=node_id,
+                profile=NodePerformanceProfile(memory=memory, system=SystemProfile(pcpu_usage=12.5)),
+            ),
+            DeviceGPUStateUpdated(state=reading),
+            LinkMeasured(
+                source_node_id=node_id,
+                dest_node_id=NodeId("b"),
+                link_type="loopback",
+                latency_ms=0.5,
+                bandwidth_mbps=1000.0,
+            ),
+        ]
+    )
+
+
+async def test_state_says_what_is_known(world: World, http: httpx.AsyncClient) -> None:
+    measure(world)
+    response = await http.get("/state")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    state = parse(ClusterStateView, response.content)
+    assert state.index == world.coordinator.state.index
+    assert state.master_node_id == "a"
+    assert [node.node_id for node in state.topology.nodes] == ["a", "b"]
+    first = state.topology.nodes[0]
+    assert first.node_profile is not None
+    assert first.node_profile.memory.ram_total == 8 * GIB
+    assert first.node_profile.system.gpu_count == 0
+    assert [model.model_id for model in first.models] == ["toy", "org/broken"]
+    assert first.devices[0].memory_total_bytes == 8 * GIB
+    assert state.topology.nodes[1].node_profile is None
+    assert state.topology.links[0].latency_ms == 0.5
+    assert state.topology.metrics.mean_bandwidth_mbps == 1000.0
+    assert state.gpu_device_state["a/cpu:0"].memory_used_bytes == 2 * GIB
+    instance = state.instances["i"]
+    assert (instance.status, instance.model_id, instance.loaded_layers) == ("ready", "toy", 6)
+    assert instance.stages[0].address == "127.0.0.1:7"
+
+
+async def test_state_is_encoded_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    encoded: list[int] = []
+    arrange = context_module.present.cluster_state
+
+    def counting(*arguments: object) -> object:
+        encoded.append(1)
+        return arrange(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(context_module.present, "cluster_state", counting)
+    cache = StateCache(NodeId("a"))
+    state = world.coordinator.state
+    assert cache.encode(state) is cache.encode(state)
+    assert len(encoded) == 1
+    measure(world)
+    assert cache.encode(world.coordinator.state) != cache.encode(state)
+    assert len(encoded) == 3
+
+
+async def test_state_shows_loading_and_failing(unplaced: World) -> None:
+    unplaced.coordinator.set_state(stage(placed(unplaced.coordinator.state), 0, "loading"))
+    instance = unplaced.coordinator.state.instances[INSTANCE_ID]
+    node_id = instance.plan.stages[0].node_id
+    assert node_id == "a"
+    progress = StageProgress(loaded_layers=4, total_layers=6, detail="reading weights")
+    unplaced.coordinator.publish(
+        [StageProgressed(instance_id=INSTANCE_ID, generation=1, rank=0, progress=progress)]
+    )
+    async with client_of(unplaced.app()) as http:
+        loading = parse(ClusterStateView, (await http.get("/state")).content).instances["i"]
+        assert (loading.status, loading.loaded_layers, loading.layer_count) == ("loading", 4, 6)
+        assert loading.stages[0].detail == "reading weights"
+
+        unplaced.coordinator.set_state(
+            stage(unplaced.coordinator.state, 0, "failed", reason="the file is truncated", is_permanent=True)
+        )
+        failed = parse(ClusterStateView, (await http.get("/state")).content).instances["i"]
+        assert (failed.status, failed.reason) == ("failed", "the file is truncated")
+
+        restarted = InstanceRestarted(instance_id=INSTANCE_ID, generation=2, reason="again")
+        unplaced.coordinator.set_state(fold(unplaced.coordinator.state, restarted))
+        again = parse(ClusterStateView, (await http.get("/state")).content).instances["i"]
+        assert (again.status, again.generation, again.loaded_layers) == ("pending", 2, 0)
+
+
+async def test_a_node_that_is_away_makes_its_instance_fail(world: World, http: httpx.AsyncClient) -> None:
+    gone = NodeDisconnected(node_id=NodeId("a"), reason="no answer for 5 s")
+    world.coordinator.set_state(fold(world.coordinator.state, gone))
+    state = parse(ClusterStateView, (await http.get("/state")).content)
+    assert state.topology.nodes[0].is_connected is False
+    assert state.topology.metrics.connected_node_count == 1
+    assert state.instances["i"].status == "failed"
+    assert "not connected" in (state.instances["i"].reason or "")
+
+
+async def test_gpu_info_joins_devices_telemetry_and_allocation(world: World, http: httpx.AsyncClient) -> None:
+    before = parse(GpuInfoView, (await http.get("/gpu/info")).content)
+    assert before.nodes[0].devices[0].health == "unknown"
+    assert before.hottest_device is None
+    measure(world)
+    info = parse(GpuInfoView, (await http.get("/gpu/info")).content)
+    device = info.nodes[0].devices[0]
+    assert (device.health, device.health_reason) == ("degraded", "it is warm")
+    assert device.memory_free_bytes == 6 * GIB
+    assert device.thermal.headroom_c == 34.0
+    assert [(held.instance_id, held.start_layer, held.end_layer) for held in device.allocations] == [
+        ("i", 0, 6)
+    ]
+    assert info.hottest_device is not None
+    assert info.hottest_device.device_id == "a/cpu:0"
+    assert info.nodes[1].devices[0].allocations == []
+
+
+async def test_models_are_listed_once_with_all_their_nodes(http: httpx.AsyncClient) -> None:
+    models = parse(ModelList, (await http.get("/models")).content).models
+    assert [model.model_id for model in models] == ["org/broken", "toy"]
+    broken, toy = models
+    assert broken.problem == "model.safetensors is truncated"
+    assert (toy.problem, [node.node_id for node in toy.nodes], toy.instance_ids) == (None, ["a", "b"], ["i"])
+    assert toy.total_bytes == 6600
