@@ -57,9 +57,9 @@ class ApiContext:
         self.settings = settings
         self.started = started
         self.state_cache = StateCache(started.node_id)
-        self.metrics = ServiceMetrics(coordinator)
         self.requests_in_flight: Counter[InstanceId] = Counter()
         """Generations that this node has running, by instance."""
+        self.metrics = ServiceMetrics(coordinator, self.requests_in_flight)
         self.closing = anyio.Event()
         """Set when the server stops: endless answers end."""
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from exo.cluster.coordinator import Coordinator
 from exo.shared.serving import instance_status
 from exo.shared.types.devices import DeviceGPUState
+from exo.shared.types.ids import InstanceId
 from exo.shared.types.state import State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -20,7 +21,7 @@ _FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 class ServiceMetrics:
     """This node's counters, and the cluster's state as gauges, in a registry of their own."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, in_flight: dict[InstanceId, int]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(StateCollector(coordinator))
         self.requests = Counter(
@@ -42,6 +43,13 @@ class ServiceMetrics:
             buckets=_FIRST_TOKEN_BUCKETS_S,
             registry=self._registry,
         )
+
+        active = Gauge(
+            "exo_requests_active",
+            "Generations that this node has running for clients.",
+            registry=self._registry,
+        )
+        active.set_function(lambda: sum(in_flight.values()))
 
     def render(self) -> bytes:
         """Return the text exposition format."""

@@ -83,8 +83,8 @@ async def test_every_wish_reaches_the_master(unplaced: World) -> None:
     assert response.headers["location"] == "/instance/i"
     answer = parse(InstancePlaced, response.content)
     assert answer.index == unplaced.coordinator.state.index
-    assert (answer.instance.instance_id, answer.instance.status) == ("i", "pending")
-    assert answer.instance.plan.stages[0].end_layer == 6
+    assert (answer.instance_id, answer.status) == ("i", "pending")
+    assert answer.plan.stages[0].end_layer == 6
     (command,) = commands
     assert isinstance(command, PlaceInstance)
     assert command.reuse_existing is False

@@ -154,11 +154,13 @@ async def test_a_client_that_leaves_cancels_its_generation_at_once(world: World,
             await until(lambda: world.client.streams and world.client.streams[0].chunks_taken)
             assert not world.client.streams[0].is_cancelled
             assert server.context.requests_in_flight == {"i": 1}
+            assert "exo_requests_active 1.0" in server.context.metrics.render().decode()
             group.cancel_scope.cancel()
         with anyio.fail_after(5):
             await world.client.streams[0].cancelled.wait()
         await until(lambda: not server.context.requests_in_flight)
         metrics = server.context.metrics.render().decode()
+    assert "exo_requests_active 0.0" in metrics
     assert 'exo_requests_total{route="/v1/chat/completions",status="499"} 1.0' in metrics
 
 

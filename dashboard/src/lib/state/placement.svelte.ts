@@ -37,7 +37,7 @@ export class Placement {
     this.isPlacing = true;
     this.error = null;
     try {
-      return (await placeInstance(preview.request)).instance;
+      return await placeInstance(preview.request);
     } catch (error) {
       this.error = wordsOf(error);
       return null;

@@ -93,7 +93,7 @@ async def place_instance(wish: InstanceWish, context: Context) -> Response:
     state = context.coordinator.state
     placed = state.instances.get(reply.instance.instance_id, reply.instance)
     return json_answer(
-        {"index": reply.index, "instance": present.instance(state, placed)},
+        {**present.instance(state, placed), "index": reply.index},
         201,
         {"Location": f"/instance/{placed.instance_id}"},
     )

@@ -145,11 +145,11 @@ class InstanceView(Shape):
     """Id of the command that placed it."""
 
 
-class InstancePlaced(Shape):
-    """The placement was committed, at this index."""
+class InstancePlaced(InstanceView):
+    """The instance that was placed."""
 
     index: int
-    instance: InstanceView
+    """Of the decision: from there on every node knows the instance."""
 
 
 class InstanceDeleted(Shape):
