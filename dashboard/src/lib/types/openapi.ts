@@ -3,7 +3,318 @@
  * Do not make direct changes to the file.
  */
 
-export type paths = Record<string, never>;
+export interface paths {
+    "/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Stream Events
+         * @description Decisions in order, and telemetry as it comes, from now on or from behind an index.
+         *
+         *     Ends when the reader falls too far behind, or the node stops: come back with the last id.
+         */
+        get: operations["stream_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/gpu/info": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Gpu Info
+         * @description Every node's devices with telemetry, health, what instances hold of them, and heat.
+         */
+        get: operations["get_gpu_info"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/healthz": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Health
+         * @description The process answers.
+         */
+        get: operations["get_health"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/instance": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Instances
+         * @description All placed instances.
+         */
+        get: operations["list_instances"];
+        put?: never;
+        /**
+         * Place Instance
+         * @description Place a model. Answers when the decision is committed, or with the reason why it cannot be.
+         */
+        post: operations["place_instance"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/instance/previews": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Preview Placements
+         * @description Several ways to place a model side by side, each with its plan or its refusal. Decides nothing.
+         */
+        get: operations["preview_placements"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/instance/{instance_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Instance
+         * @description One instance with its plan and how its stages are.
+         */
+        get: operations["get_instance"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete Instance
+         * @description Stop an instance and forget it.
+         */
+        delete: operations["delete_instance"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/instance/{instance_id}/wait": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Wait For Instance
+         * @description Answer when the instance is ready or has failed; 504 with its progress when it is neither in time.
+         */
+        get: operations["wait_for_instance"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/metrics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Metrics
+         * @description Prometheus's text format. Values that are not known are absent.
+         */
+        get: operations["get_metrics"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Models
+         * @description Every model that any node has on its disk, with its problem where it cannot be loaded.
+         */
+        get: operations["list_models"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/readyz": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Readiness
+         * @description Whether this node is a member of a cluster whose state it knows.
+         */
+        get: operations["get_readiness"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/state": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get State
+         * @description The whole state, as folded on this node. At equal `index` the decided part is equal on every node.
+         */
+        get: operations["get_state"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/chat/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create Chat Completion
+         * @description Answer a chat. Greedy unless a temperature is asked for. A model that is not placed yet is placed first.
+         */
+        post: operations["create_chat_completion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create Completion
+         * @description Continue a text as it is, without a chat's template.
+         */
+        post: operations["create_completion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Openai Models
+         * @description Every model the cluster can serve, placed or not.
+         */
+        get: operations["list_openai_models"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/models/{model_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Openai Model
+         * @description One model.
+         */
+        get: operations["get_openai_model"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+}
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
@@ -19,111 +330,111 @@ export interface components {
          * @description What a stage of an instance may take of a device.
          */
         AllocationView: {
+            /** End Layer */
+            end_layer: number;
             /** Instance Id */
             instance_id: string;
+            /** Memory Bytes */
+            memory_bytes: number;
             /** Model Id */
             model_id: string;
             /** Rank */
             rank: number;
             /** Start Layer */
             start_layer: number;
-            /** End Layer */
-            end_layer: number;
-            /** Memory Bytes */
-            memory_bytes: number;
         };
         /** AssistantMessage */
         AssistantMessage: {
+            /** Content */
+            content: string;
             /**
              * Role
              * @constant
              */
             role: "assistant";
-            /** Content */
-            content: string;
         };
         /**
          * CertificateView
          * @description How far the plan can be from the best one at most.
          */
         CertificateView: {
-            /** Lower Bound Ms */
-            lower_bound_ms: number | null;
             /** Gap Percent */
             gap_percent: number | null;
+            /** Lower Bound Ms */
+            lower_bound_ms: number | null;
         };
         /** ChatChoice */
         ChatChoice: {
-            /** Index */
-            index: number;
-            message: components["schemas"]["AssistantMessage"];
-            /** Logprobs */
-            logprobs: null;
             /**
              * Finish Reason
              * @enum {string}
              */
             finish_reason: "stop" | "length";
+            /** Index */
+            index: number;
+            /** Logprobs */
+            logprobs: null;
+            message: components["schemas"]["AssistantMessage"];
         };
         /** ChatChunkChoice */
         ChatChunkChoice: {
-            /** Index */
-            index: number;
             delta: components["schemas"]["ChatDelta"];
-            /** Logprobs */
-            logprobs: null;
             /** Finish Reason */
             finish_reason: ("stop" | "length") | null;
+            /** Index */
+            index: number;
+            /** Logprobs */
+            logprobs: null;
         };
         /** ChatCompletion */
         ChatCompletion: {
-            /** Id */
-            id: string;
-            /**
-             * Object
-             * @constant
-             */
-            object: "chat.completion";
+            /** Choices */
+            choices: components["schemas"]["ChatChoice"][];
             /**
              * Created
              * @description Seconds since 1970, UTC.
              */
             created: number;
+            exo: components["schemas"]["Timings"];
+            /** Id */
+            id: string;
             /** Model */
             model: string;
-            /** Choices */
-            choices: components["schemas"]["ChatChoice"][];
+            /**
+             * Object
+             * @constant
+             */
+            object: "chat.completion";
             usage: components["schemas"]["Usage"];
-            exo: components["schemas"]["Timings"];
         };
         /**
          * ChatCompletionChunk
          * @description One server-sent event of a streamed answer; there is one for each token. The last event's data is `[DONE]`.
          */
         ChatCompletionChunk: {
-            /** Id */
-            id: string;
-            /**
-             * Object
-             * @constant
-             */
-            object: "chat.completion.chunk";
-            /** Created */
-            created: number;
-            /** Model */
-            model: string;
             /** Choices */
             choices: components["schemas"]["ChatChunkChoice"][];
-            /**
-             * @description Only where `stream_options.include_usage` asks for it: null, and on a chunk of its own behind the last token.
-             * @default null
-             */
-            usage?: components["schemas"]["Usage"] | null;
+            /** Created */
+            created: number;
             /**
              * @description On the chunk with the finish reason.
              * @default null
              */
             exo?: components["schemas"]["Timings"] | null;
+            /** Id */
+            id: string;
+            /** Model */
+            model: string;
+            /**
+             * Object
+             * @constant
+             */
+            object: "chat.completion.chunk";
+            /**
+             * @description Only where `stream_options.include_usage` asks for it: null, and on a chunk of its own behind the last token.
+             * @default null
+             */
+            usage?: components["schemas"]["Usage"] | null;
         };
         /**
          * ChatCompletionWish
@@ -154,151 +465,125 @@ export interface components {
          */
         ChatCompletionWish: {
             /**
-             * Model
-             * @description One of `GET /v1/models`.
+             * Audio
+             * @description Not supported yet: refused unless it asks for nothing.
              */
-            model: string;
-            /**
-             * Temperature
-             * @description Absent or 0: greedy, the same answer every time.
-             * @default null
-             */
-            temperature?: number | null;
-            /**
-             * Top P
-             * @default null
-             */
-            top_p?: number | null;
-            /**
-             * Top K
-             * @description 0: all tokens.
-             * @default null
-             */
-            top_k?: number | null;
-            /**
-             * Min P
-             * @default null
-             */
-            min_p?: number | null;
-            /**
-             * Seed
-             * @default null
-             */
-            seed?: number | null;
-            /**
-             * Stop
-             * @description At most four strings that end the answer; they are not part of it.
-             * @default null
-             */
-            stop?: string | string[] | null;
-            /**
-             * Stream
-             * @default null
-             */
-            stream?: boolean | null;
-            /** @default null */
-            stream_options?: components["schemas"]["StreamOptions"] | null;
-            /**
-             * N
-             * @description Must be 1.
-             * @default null
-             */
-            n?: number | null;
-            /**
-             * Ignore Eos
-             * @description Go on past the model's own end of text, up to the limit (for measuring).
-             * @default null
-             */
-            ignore_eos?: boolean | null;
-            /**
-             * Presence Penalty
-             * @description Must be 0.
-             * @default null
-             */
-            presence_penalty?: number | null;
+            audio?: unknown;
             /**
              * Frequency Penalty
              * @description Must be 0.
-             * @default null
              */
             frequency_penalty?: number | null;
             /**
+             * Function Call
+             * @description Not supported yet: refused unless it asks for nothing.
+             */
+            function_call?: unknown;
+            /**
+             * Functions
+             * @description Not supported yet: refused unless it asks for nothing.
+             */
+            functions?: unknown;
+            /**
+             * Ignore Eos
+             * @description Go on past the model's own end of text, up to the limit (for measuring).
+             */
+            ignore_eos?: boolean | null;
+            /**
              * Logit Bias
              * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
              */
             logit_bias?: unknown;
             /**
              * Logprobs
              * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
              */
             logprobs?: unknown;
-            /** Messages */
-            messages: components["schemas"]["Message"][];
-            /**
-             * Max Tokens
-             * @description Absent: as many as the context has room for.
-             * @default null
-             */
-            max_tokens?: number | null;
             /**
              * Max Completion Tokens
              * @description The newer name of `max_tokens`; it counts where both are given.
-             * @default null
              */
             max_completion_tokens?: number | null;
             /**
-             * Top Logprobs
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
+             * Max Tokens
+             * @description Absent: as many as the context has room for.
              */
-            top_logprobs?: unknown;
-            /**
-             * Response Format
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
-             */
-            response_format?: unknown;
-            /**
-             * Tools
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
-             */
-            tools?: unknown;
-            /**
-             * Tool Choice
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
-             */
-            tool_choice?: unknown;
-            /**
-             * Functions
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
-             */
-            functions?: unknown;
-            /**
-             * Function Call
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
-             */
-            function_call?: unknown;
+            max_tokens?: number | null;
+            /** Messages */
+            messages: components["schemas"]["Message"][];
+            /** Min P */
+            min_p?: number | null;
             /**
              * Modalities
              * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
              */
             modalities?: unknown;
             /**
-             * Audio
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
+             * Model
+             * @description One of `GET /v1/models`.
              */
-            audio?: unknown;
+            model: string;
+            /**
+             * N
+             * @description Must be 1.
+             */
+            n?: number | null;
+            /**
+             * Presence Penalty
+             * @description Must be 0.
+             */
+            presence_penalty?: number | null;
+            /**
+             * Response Format
+             * @description Not supported yet: refused unless it asks for nothing.
+             */
+            response_format?: unknown;
+            /** Seed */
+            seed?: number | null;
+            /**
+             * Stop
+             * @description At most four strings that end the answer; they are not part of it.
+             */
+            stop?: string | string[] | null;
+            /** Stream */
+            stream?: boolean | null;
+            stream_options?: components["schemas"]["StreamOptions"] | null;
+            /**
+             * Temperature
+             * @description Absent or 0: greedy, the same answer every time.
+             */
+            temperature?: number | null;
+            /**
+             * Tool Choice
+             * @description Not supported yet: refused unless it asks for nothing.
+             */
+            tool_choice?: unknown;
+            /**
+             * Tools
+             * @description Not supported yet: refused unless it asks for nothing.
+             */
+            tools?: unknown;
+            /**
+             * Top K
+             * @description 0: all tokens.
+             */
+            top_k?: number | null;
+            /**
+             * Top Logprobs
+             * @description Not supported yet: refused unless it asks for nothing.
+             */
+            top_logprobs?: unknown;
+            /** Top P */
+            top_p?: number | null;
         };
         /** ChatDelta */
         ChatDelta: {
+            /**
+             * Content
+             * @description The text that this token completes; often a word, sometimes nothing.
+             * @default
+             */
+            content?: string;
             /**
              * Role
              * @description On the first chunk only.
@@ -306,12 +591,6 @@ export interface components {
              * @constant
              */
             role?: "assistant";
-            /**
-             * Content
-             * @description The text that this token completes; often a word, sometimes nothing.
-             * @default
-             */
-            content?: string;
         };
         /**
          * ClusterStateView
@@ -320,27 +599,6 @@ export interface components {
         ClusterStateView: {
             /** Cluster Id */
             cluster_id: string | null;
-            /** Namespace */
-            namespace: string;
-            /**
-             * Node Id
-             * @description The node that answers.
-             */
-            node_id: string;
-            /**
-             * Index
-             * @description Of the last decision folded in. Equal index: equal decided state on every node.
-             */
-            index: number;
-            /** Term */
-            term: number;
-            /** Master Node Id */
-            master_node_id: string | null;
-            topology: components["schemas"]["TopologyView"];
-            /** Instances */
-            instances: {
-                [key: string]: components["schemas"]["InstanceView"];
-            };
             /**
              * Gpu Device State
              * @description By `device_id`.
@@ -348,29 +606,48 @@ export interface components {
             gpu_device_state: {
                 [key: string]: components["schemas"]["DeviceStateView"];
             };
+            /**
+             * Index
+             * @description Of the last decision folded in. Equal index: equal decided state on every node.
+             */
+            index: number;
+            /** Instances */
+            instances: {
+                [key: string]: components["schemas"]["InstanceView"];
+            };
+            /** Master Node Id */
+            master_node_id: string | null;
+            /** Namespace */
+            namespace: string;
+            /**
+             * Node Id
+             * @description The node that answers.
+             */
+            node_id: string;
+            /** Term */
+            term: number;
+            topology: components["schemas"]["TopologyView"];
         };
         /**
          * Completion
          * @description A plain completion, or one server-sent event of a streamed one.
          */
         Completion: {
+            /** Choices */
+            choices: components["schemas"]["TextChoice"][];
+            /** Created */
+            created: number;
+            exo?: components["schemas"]["Timings"] | null;
             /** Id */
             id: string;
+            /** Model */
+            model: string;
             /**
              * Object
              * @constant
              */
             object: "text_completion";
-            /** Created */
-            created: number;
-            /** Model */
-            model: string;
-            /** Choices */
-            choices: components["schemas"]["TextChoice"][];
-            /** @default null */
             usage?: components["schemas"]["Usage"] | null;
-            /** @default null */
-            exo?: components["schemas"]["Timings"] | null;
         };
         /**
          * CompletionWish
@@ -383,147 +660,109 @@ export interface components {
          */
         CompletionWish: {
             /**
-             * Model
-             * @description One of `GET /v1/models`.
+             * Best Of
+             * @description Not supported yet: refused unless it asks for nothing.
              */
-            model: string;
+            best_of?: unknown;
             /**
-             * Temperature
-             * @description Absent or 0: greedy, the same answer every time.
-             * @default null
+             * Echo
+             * @description Not supported yet: refused unless it asks for nothing.
              */
-            temperature?: number | null;
-            /**
-             * Top P
-             * @default null
-             */
-            top_p?: number | null;
-            /**
-             * Top K
-             * @description 0: all tokens.
-             * @default null
-             */
-            top_k?: number | null;
-            /**
-             * Min P
-             * @default null
-             */
-            min_p?: number | null;
-            /**
-             * Seed
-             * @default null
-             */
-            seed?: number | null;
-            /**
-             * Stop
-             * @description At most four strings that end the answer; they are not part of it.
-             * @default null
-             */
-            stop?: string | string[] | null;
-            /**
-             * Stream
-             * @default null
-             */
-            stream?: boolean | null;
-            /** @default null */
-            stream_options?: components["schemas"]["StreamOptions"] | null;
-            /**
-             * N
-             * @description Must be 1.
-             * @default null
-             */
-            n?: number | null;
-            /**
-             * Ignore Eos
-             * @description Go on past the model's own end of text, up to the limit (for measuring).
-             * @default null
-             */
-            ignore_eos?: boolean | null;
-            /**
-             * Presence Penalty
-             * @description Must be 0.
-             * @default null
-             */
-            presence_penalty?: number | null;
+            echo?: unknown;
             /**
              * Frequency Penalty
              * @description Must be 0.
-             * @default null
              */
             frequency_penalty?: number | null;
             /**
+             * Ignore Eos
+             * @description Go on past the model's own end of text, up to the limit (for measuring).
+             */
+            ignore_eos?: boolean | null;
+            /**
              * Logit Bias
              * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
              */
             logit_bias?: unknown;
             /**
              * Logprobs
              * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
              */
             logprobs?: unknown;
-            /**
-             * Prompt
-             * @description One text, or one list of token ids.
-             */
-            prompt: string | string[] | number[];
             /**
              * Max Tokens
              * @default 16
              */
             max_tokens?: number | null;
+            /** Min P */
+            min_p?: number | null;
             /**
-             * Echo
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
+             * Model
+             * @description One of `GET /v1/models`.
              */
-            echo?: unknown;
+            model: string;
+            /**
+             * N
+             * @description Must be 1.
+             */
+            n?: number | null;
+            /**
+             * Presence Penalty
+             * @description Must be 0.
+             */
+            presence_penalty?: number | null;
+            /**
+             * Prompt
+             * @description One text, or one list of token ids.
+             */
+            prompt: string | string[] | number[];
+            /** Seed */
+            seed?: number | null;
+            /**
+             * Stop
+             * @description At most four strings that end the answer; they are not part of it.
+             */
+            stop?: string | string[] | null;
+            /** Stream */
+            stream?: boolean | null;
+            stream_options?: components["schemas"]["StreamOptions"] | null;
             /**
              * Suffix
              * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
              */
             suffix?: unknown;
             /**
-             * Best Of
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
+             * Temperature
+             * @description Absent or 0: greedy, the same answer every time.
              */
-            best_of?: unknown;
+            temperature?: number | null;
+            /**
+             * Top K
+             * @description 0: all tokens.
+             */
+            top_k?: number | null;
+            /** Top P */
+            top_p?: number | null;
         };
         /**
          * ContentPart
          * @description A part of a message. Only text so far.
          */
         ContentPart: {
+            /** Text */
+            text?: string | null;
             /** Type */
             type: string;
-            /**
-             * Text
-             * @default null
-             */
-            text?: string | null;
         };
         /**
          * DecisionMessage
          * @description Data of an `event: decision`: one committed entry of the log.
          */
         DecisionMessage: {
-            /** Index */
-            index: number;
-            /** Term */
-            term: number;
-            /** Event Id */
-            event_id: string;
-            /** Cause Id */
-            cause_id: string;
-            /** Origin */
-            origin: string;
-            /** Seq */
-            seq: number;
             /** At */
             at: string;
+            /** Cause Id */
+            cause_id: string;
             /**
              * Event
              * @description `type` says which event it is, such as `InstanceCreated`.
@@ -531,20 +770,30 @@ export interface components {
             event: {
                 [key: string]: unknown;
             };
+            /** Event Id */
+            event_id: string;
+            /** Index */
+            index: number;
+            /** Origin */
+            origin: string;
+            /** Seq */
+            seq: number;
+            /** Term */
+            term: number;
         };
         /** DeviceInfoView */
         DeviceInfoView: {
+            /** Allocations */
+            allocations: components["schemas"]["AllocationView"][];
             device: components["schemas"]["DeviceView"];
-            /** @description Null until its first telemetry. */
-            state: components["schemas"]["DeviceStateView"] | null;
             /** Health */
             health: ("healthy" | "degraded" | "failed") | "unknown";
             /** Health Reason */
             health_reason: string | null;
             /** Memory Free Bytes */
             memory_free_bytes: number | null;
-            /** Allocations */
-            allocations: components["schemas"]["AllocationView"][];
+            /** @description Null until its first telemetry. */
+            state: components["schemas"]["DeviceStateView"] | null;
             thermal: components["schemas"]["ThermalView"];
         };
         /**
@@ -552,30 +801,14 @@ export interface components {
          * @description How a device is: its latest telemetry. Percent 0 to 100, Celsius, watts.
          */
         DeviceStateView: {
-            /** Device Id */
-            device_id: string;
-            /** Node Id */
-            node_id: string;
-            /** Memory Used Bytes */
-            memory_used_bytes: number | null;
-            /** Memory Total Bytes */
-            memory_total_bytes: number | null;
-            /** Compute Utilization Percent */
-            compute_utilization_percent: number | null;
-            /** Thermal Temperature C */
-            thermal_temperature_c: number | null;
-            /** Thermal Throttle Threshold C */
-            thermal_throttle_threshold_c: number | null;
-            /** Is Thermal Throttling */
-            is_thermal_throttling: boolean | null;
-            /** Power Watts */
-            power_watts: number | null;
-            /** Clock Mhz */
-            clock_mhz: number | null;
             /** Battery Percent */
             battery_percent: number | null;
-            /** Is Plugged In */
-            is_plugged_in: boolean | null;
+            /** Clock Mhz */
+            clock_mhz: number | null;
+            /** Compute Utilization Percent */
+            compute_utilization_percent: number | null;
+            /** Device Id */
+            device_id: string;
             /**
              * Health
              * @enum {string}
@@ -583,33 +816,59 @@ export interface components {
             health: "healthy" | "degraded" | "failed";
             /** Health Reason */
             health_reason: string | null;
+            /** Is Plugged In */
+            is_plugged_in: boolean | null;
+            /** Is Thermal Throttling */
+            is_thermal_throttling: boolean | null;
             /**
              * Last Update
              * @description ISO 8601, UTC.
              */
             last_update: string;
+            /** Memory Total Bytes */
+            memory_total_bytes: number | null;
+            /** Memory Used Bytes */
+            memory_used_bytes: number | null;
+            /** Node Id */
+            node_id: string;
+            /** Power Watts */
+            power_watts: number | null;
+            /** Thermal Temperature C */
+            thermal_temperature_c: number | null;
+            /** Thermal Throttle Threshold C */
+            thermal_throttle_threshold_c: number | null;
         };
         /**
          * DeviceView
          * @description What a device is. How it is at the moment is under `gpu_device_state`.
          */
         DeviceView: {
-            /** Device Id */
-            device_id: string;
-            /**
-             * Local Alias
-             * @description What its node calls it, such as `cuda:0`.
-             */
-            local_alias: string;
-            /** Name */
-            name: string;
-            /** Vendor */
-            vendor: string;
             /**
              * Backend
              * @enum {string}
              */
             backend: "cuda" | "rocm" | "metal" | "directml" | "tflite" | "cpu" | "simulated";
+            /** Clock Mhz */
+            clock_mhz: number | null;
+            /** Compute Capability */
+            compute_capability: string | null;
+            /** Compute Units */
+            compute_units: number | null;
+            /** Device Id */
+            device_id: string;
+            /** Driver Version */
+            driver_version: string | null;
+            /** Flops Per S */
+            flops_per_s: number | null;
+            /** Is Simulated */
+            is_simulated: boolean;
+            /**
+             * Local Alias
+             * @description What its node calls it, such as `cuda:0`.
+             */
+            local_alias: string;
+            /** Memory Bandwidth Bytes Per S */
+            memory_bandwidth_bytes_per_s: number | null;
             /**
              * Memory Kind
              * @enum {string}
@@ -617,22 +876,12 @@ export interface components {
             memory_kind: "vram" | "ram" | "unified";
             /** Memory Total Bytes */
             memory_total_bytes: number;
-            /** Compute Units */
-            compute_units: number | null;
-            /** Compute Capability */
-            compute_capability: string | null;
-            /** Clock Mhz */
-            clock_mhz: number | null;
-            /** Memory Bandwidth Bytes Per S */
-            memory_bandwidth_bytes_per_s: number | null;
-            /** Flops Per S */
-            flops_per_s: number | null;
-            /** Driver Version */
-            driver_version: string | null;
+            /** Name */
+            name: string;
             /** Uuid */
             uuid: string | null;
-            /** Is Simulated */
-            is_simulated: boolean;
+            /** Vendor */
+            vendor: string;
         };
         /** ExcludedDeviceView */
         ExcludedDeviceView: {
@@ -655,126 +904,39 @@ export interface components {
             message: string;
         };
         /**
-         * GenerationWish
-         * @description What chat and plain completions share. A field that is null counts as absent.
-         */
-        GenerationWish: {
-            /**
-             * Model
-             * @description One of `GET /v1/models`.
-             */
-            model: string;
-            /**
-             * Temperature
-             * @description Absent or 0: greedy, the same answer every time.
-             * @default null
-             */
-            temperature?: number | null;
-            /**
-             * Top P
-             * @default null
-             */
-            top_p?: number | null;
-            /**
-             * Top K
-             * @description 0: all tokens.
-             * @default null
-             */
-            top_k?: number | null;
-            /**
-             * Min P
-             * @default null
-             */
-            min_p?: number | null;
-            /**
-             * Seed
-             * @default null
-             */
-            seed?: number | null;
-            /**
-             * Stop
-             * @description At most four strings that end the answer; they are not part of it.
-             * @default null
-             */
-            stop?: string | string[] | null;
-            /**
-             * Stream
-             * @default null
-             */
-            stream?: boolean | null;
-            /** @default null */
-            stream_options?: components["schemas"]["StreamOptions"] | null;
-            /**
-             * N
-             * @description Must be 1.
-             * @default null
-             */
-            n?: number | null;
-            /**
-             * Ignore Eos
-             * @description Go on past the model's own end of text, up to the limit (for measuring).
-             * @default null
-             */
-            ignore_eos?: boolean | null;
-            /**
-             * Presence Penalty
-             * @description Must be 0.
-             * @default null
-             */
-            presence_penalty?: number | null;
-            /**
-             * Frequency Penalty
-             * @description Must be 0.
-             * @default null
-             */
-            frequency_penalty?: number | null;
-            /**
-             * Logit Bias
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
-             */
-            logit_bias?: unknown;
-            /**
-             * Logprobs
-             * @description Not supported yet: refused unless it asks for nothing.
-             * @default null
-             */
-            logprobs?: unknown;
-        };
-        /**
          * GpuInfoView
          * @description Every node's devices with telemetry, health, allocation and heat.
          */
         GpuInfoView: {
+            hottest_device: components["schemas"]["HottestDeviceView"] | null;
             /** Index */
             index: number;
             /** Nodes */
             nodes: components["schemas"]["NodeDevicesView"][];
-            hottest_device: components["schemas"]["HottestDeviceView"] | null;
         };
         /**
          * Health
          * @description The process answers.
          */
         Health: {
-            /** Status */
-            status: string;
-            /** Node Id */
-            node_id: string;
             /** Exo Version */
             exo_version: string;
+            /** Node Id */
+            node_id: string;
             /**
              * Started At
              * @description ISO 8601, UTC.
              */
             started_at: string;
+            /** Status */
+            status: string;
         };
         /** HottestDeviceView */
         HottestDeviceView: {
-            /** Node Id */
-            node_id: string;
             /** Device Id */
             device_id: string;
+            /** Node Id */
+            node_id: string;
             /** Temperature C */
             temperature_c: number;
         };
@@ -795,55 +957,94 @@ export interface components {
         };
         /**
          * InstancePlaced
-         * @description The placement was committed, at this index.
+         * @description The instance that was placed.
          */
         InstancePlaced: {
-            /** Index */
+            /**
+             * Created By
+             * @description Id of the command that placed it.
+             */
+            created_by: string;
+            /** Failures In A Row */
+            failures_in_a_row: number;
+            /**
+             * Generation
+             * @description Counts the starts of all stages together.
+             */
+            generation: number;
+            /**
+             * Index
+             * @description Of the decision: from there on every node knows the instance.
+             */
             index: number;
-            instance: components["schemas"]["InstanceView"];
+            /** Instance Id */
+            instance_id: string;
+            /** Layer Count */
+            layer_count: number;
+            /**
+             * Loaded Layers
+             * @description Of `layer_count`, over all stages.
+             */
+            loaded_layers: number;
+            /** Model Id */
+            model_id: string;
+            plan: components["schemas"]["PlanView"];
+            /**
+             * Reason
+             * @description Why it failed, or null.
+             */
+            reason: string | null;
+            request: components["schemas"]["PlacementRequestView"];
+            /** Stages */
+            stages: components["schemas"]["StageView"][];
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "pending" | "loading" | "ready" | "failed";
         };
         /**
          * InstanceView
          * @description A model on its devices.
          */
         InstanceView: {
-            /** Instance Id */
-            instance_id: string;
-            /** Model Id */
-            model_id: string;
-            /**
-             * Status
-             * @enum {string}
-             */
-            status: "pending" | "loading" | "ready" | "failed";
-            /**
-             * Reason
-             * @description Why it failed, or null.
-             */
-            reason: string | null;
-            /**
-             * Generation
-             * @description Counts the starts of all stages together.
-             */
-            generation: number;
-            /** Failures In A Row */
-            failures_in_a_row: number;
-            /**
-             * Loaded Layers
-             * @description Of `layer_count`, over all stages.
-             */
-            loaded_layers: number;
-            /** Layer Count */
-            layer_count: number;
-            request: components["schemas"]["PlacementRequestView"];
-            plan: components["schemas"]["PlanView"];
-            /** Stages */
-            stages: components["schemas"]["StageView"][];
             /**
              * Created By
              * @description Id of the command that placed it.
              */
             created_by: string;
+            /** Failures In A Row */
+            failures_in_a_row: number;
+            /**
+             * Generation
+             * @description Counts the starts of all stages together.
+             */
+            generation: number;
+            /** Instance Id */
+            instance_id: string;
+            /** Layer Count */
+            layer_count: number;
+            /**
+             * Loaded Layers
+             * @description Of `layer_count`, over all stages.
+             */
+            loaded_layers: number;
+            /** Model Id */
+            model_id: string;
+            plan: components["schemas"]["PlanView"];
+            /**
+             * Reason
+             * @description Why it failed, or null.
+             */
+            reason: string | null;
+            request: components["schemas"]["PlacementRequestView"];
+            /** Stages */
+            stages: components["schemas"]["StageView"][];
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "pending" | "loading" | "ready" | "failed";
         };
         /**
          * InstanceWish
@@ -858,40 +1059,16 @@ export interface components {
          */
         InstanceWish: {
             /**
-             * Model Id
-             * @description One of `GET /models`.
-             */
-            model_id: string;
-            /**
-             * Sharding
-             * @default auto
-             * @enum {string}
-             */
-            sharding?: "auto" | "pipeline" | "tensor" | "hybrid";
-            /**
-             * Engine
-             * @description `auto`, or the name of an engine, such as `mlx`.
-             * @default auto
-             */
-            engine?: string;
-            /**
-             * Min Nodes
-             * @description Spread the model over at least so many nodes.
+             * Concurrency
+             * @description Requests at the same time to keep room for.
              * @default 1
              */
-            min_nodes?: number;
+            concurrency?: number;
             /**
-             * Prefer Gpu
-             * @description Where a node has a GPU, its memory counts rather than the host's.
-             * @default true
+             * Context Length
+             * @description Tokens per request to keep room for, prompt and answer together; null: the model's own limit, at most 4,096.
              */
-            prefer_gpu?: boolean;
-            /**
-             * Node Ids
-             * @description When not empty: only these nodes may take part.
-             * @default []
-             */
-            node_ids?: string[];
+            context_length?: number | null;
             /**
              * Device Ids
              * @description When not empty: only these devices may take part.
@@ -899,23 +1076,40 @@ export interface components {
              */
             device_ids?: string[];
             /**
+             * Engine
+             * @description `auto`, or the name of an engine, such as `mlx`.
+             * @default auto
+             */
+            engine?: string;
+            /**
              * Exclude
              * @description Nodes or devices that must not take part.
              * @default []
              */
             exclude?: string[];
             /**
-             * Context Length
-             * @description Tokens per request to keep room for, prompt and answer together; null: the model's own limit, at most 4,096.
-             * @default null
+             * Layer Split
+             * @description When not empty: layers per stage, in order, instead of a split by memory.
+             * @default []
              */
-            context_length?: number | null;
+            layer_split?: number[];
             /**
-             * Concurrency
-             * @description Requests at the same time to keep room for.
+             * Min Nodes
+             * @description Spread the model over at least so many nodes.
              * @default 1
              */
-            concurrency?: number;
+            min_nodes?: number;
+            /**
+             * Model Id
+             * @description One of `GET /models`.
+             */
+            model_id: string;
+            /**
+             * Node Ids
+             * @description When not empty: only these nodes may take part.
+             * @default []
+             */
+            node_ids?: string[];
             /**
              * Objective
              * @default auto
@@ -923,65 +1117,68 @@ export interface components {
              */
             objective?: "auto" | "latency" | "throughput";
             /**
-             * Layer Split
-             * @description When not empty: layers per stage, in order, instead of a split by memory.
-             * @default []
+             * Prefer Gpu
+             * @description Where a node has a GPU, its memory counts rather than the host's.
+             * @default true
              */
-            layer_split?: number[];
+            prefer_gpu?: boolean;
+            /**
+             * Sharding
+             * @default auto
+             * @enum {string}
+             */
+            sharding?: "auto" | "pipeline" | "tensor" | "hybrid";
         };
         /**
          * LinkView
          * @description One direction between two nodes, as measured. `bandwidth_mbps` is 10^6 bits per second.
          */
         LinkView: {
-            /** Source Node Id */
-            source_node_id: string;
+            /** Bandwidth Mbps */
+            bandwidth_mbps: number | null;
             /** Dest Node Id */
             dest_node_id: string;
+            /** Latency Ms */
+            latency_ms: number | null;
             /**
              * Link Type
              * @enum {string}
              */
             link_type: "loopback" | "ethernet" | "wifi" | "thunderbolt" | "rdma" | "p2p" | "unknown";
-            /** Latency Ms */
-            latency_ms: number | null;
-            /** Bandwidth Mbps */
-            bandwidth_mbps: number | null;
             /** Measurement Count */
             measurement_count: number;
+            /** Source Node Id */
+            source_node_id: string;
         };
         /**
          * MemoryProfileView
          * @description A host's memory in bytes.
          */
         MemoryProfileView: {
-            /** Ram Total */
-            ram_total: number;
-            /** Ram Available */
-            ram_available: number;
-            /** Swap Total */
-            swap_total: number;
-            /** Swap Available */
-            swap_available: number;
-            /** Gpu Vram Total */
-            gpu_vram_total: number;
             /** Gpu Vram Available */
             gpu_vram_available: number;
+            /** Gpu Vram Total */
+            gpu_vram_total: number;
             /** Gpu Vram Used */
             gpu_vram_used: number;
+            /** Ram Available */
+            ram_available: number;
+            /** Ram Total */
+            ram_total: number;
+            /** Swap Available */
+            swap_available: number;
+            /** Swap Total */
+            swap_total: number;
         };
         /** Message */
         Message: {
+            /** Content */
+            content?: string | components["schemas"]["ContentPart"][] | null;
             /**
              * Role
              * @enum {string}
              */
             role: "system" | "developer" | "user" | "assistant" | "tool" | "function";
-            /**
-             * Content
-             * @default null
-             */
-            content?: string | components["schemas"]["ContentPart"][] | null;
         };
         /** ModelList */
         ModelList: {
@@ -996,20 +1193,20 @@ export interface components {
          * @description One node's copy of a model.
          */
         ModelOnNodeView: {
-            /** Node Id */
-            node_id: string;
-            /**
-             * Name
-             * @description The node's name.
-             */
-            name: string;
-            /** Is Connected */
-            is_connected: boolean;
             /**
              * Fingerprint
              * @description Equal on two nodes exactly when configuration and weight layout are equal.
              */
             fingerprint: string;
+            /** Is Connected */
+            is_connected: boolean;
+            /**
+             * Name
+             * @description The node's name.
+             */
+            name: string;
+            /** Node Id */
+            node_id: string;
             /**
              * Problem
              * @description Why this copy cannot be loaded, or null.
@@ -1018,67 +1215,67 @@ export interface components {
         };
         /** ModelView */
         ModelView: {
-            /** Model Id */
-            model_id: string;
-            /** Name */
-            name: string;
-            /** Description */
-            description: string;
-            /** Family */
-            family: string;
-            /** Format */
-            format: string;
-            /** Dtype */
-            dtype: string;
-            /** Layer Count */
-            layer_count: number;
-            /** Hidden Size */
-            hidden_size: number;
-            /** Vocabulary Size */
-            vocabulary_size: number;
             /**
              * Context Length Max
              * @description Tokens, prompt and answer together.
              */
             context_length_max: number;
-            /** Total Bytes */
-            total_bytes: number;
+            /** Description */
+            description: string;
+            /** Dtype */
+            dtype: string;
+            /** Family */
+            family: string;
+            /** Format */
+            format: string;
+            /** Hidden Size */
+            hidden_size: number;
+            /** Instance Ids */
+            instance_ids: string[];
             /** Kv Bytes Per Token And Layer */
             kv_bytes_per_token_and_layer: number;
+            /** Layer Count */
+            layer_count: number;
+            /** Model Id */
+            model_id: string;
+            /** Name */
+            name: string;
+            /** Nodes */
+            nodes: components["schemas"]["ModelOnNodeView"][];
             /**
              * Problem
              * @description Why no node can load it, or null.
              */
             problem: string | null;
-            /** Nodes */
-            nodes: components["schemas"]["ModelOnNodeView"][];
-            /** Instance Ids */
-            instance_ids: string[];
+            /** Total Bytes */
+            total_bytes: number;
+            /** Vocabulary Size */
+            vocabulary_size: number;
         };
         /** NodeDevicesView */
         NodeDevicesView: {
-            /** Node Id */
-            node_id: string;
-            /** Name */
-            name: string;
-            /** Is Connected */
-            is_connected: boolean;
             /** Devices */
             devices: components["schemas"]["DeviceInfoView"][];
+            /** Is Connected */
+            is_connected: boolean;
+            /** Name */
+            name: string;
+            /** Node Id */
+            node_id: string;
         };
         /**
          * NodeMemoryView
          * @description One row of a refusal for want of memory.
          */
         NodeMemoryView: {
-            /** Node Id */
-            node_id: string;
-            /** Name */
-            name: string;
             /** Free Bytes */
             free_bytes: number | null;
+            /** Name */
+            name: string;
             /** Needed Bytes */
             needed_bytes: number;
+            /** Node Id */
+            node_id: string;
         };
         /**
          * NodeModelView
@@ -1087,13 +1284,13 @@ export interface components {
         NodeModelView: {
             /** Model Id */
             model_id: string;
-            /** Total Bytes */
-            total_bytes: number;
             /**
              * Problem
              * @description Why it cannot be loaded, or null.
              */
             problem: string | null;
+            /** Total Bytes */
+            total_bytes: number;
         };
         /** NodeProfileView */
         NodeProfileView: {
@@ -1105,38 +1302,38 @@ export interface components {
          * @description A member of the cluster.
          */
         NodeView: {
-            /** Node Id */
-            node_id: string;
-            /** Name */
-            name: string;
+            api_address: components["schemas"]["AddressView"];
+            /** Boot Id */
+            boot_id: string;
+            cluster_address: components["schemas"]["AddressView"];
+            data_address: components["schemas"]["AddressView"];
+            /** Devices */
+            devices: components["schemas"]["DeviceView"][];
+            /** Engines */
+            engines: string[];
+            /** Exo Version */
+            exo_version: string;
             /**
              * Host Id
              * @description The same for nodes that share one machine and therefore its memory.
              */
             host_id: string;
-            /** Boot Id */
-            boot_id: string;
-            /** Platform */
-            platform: string;
-            /** Exo Version */
-            exo_version: string;
-            /** Is Worker */
-            is_worker: boolean;
             /** Is Connected */
             is_connected: boolean;
+            /** Is Worker */
+            is_worker: boolean;
             /** Left Reason */
             left_reason: string | null;
-            api_address: components["schemas"]["AddressView"];
-            cluster_address: components["schemas"]["AddressView"];
-            data_address: components["schemas"]["AddressView"];
-            /** Engines */
-            engines: string[];
-            /** @description The host as a whole; null until its first telemetry. */
-            node_profile: components["schemas"]["NodeProfileView"] | null;
-            /** Devices */
-            devices: components["schemas"]["DeviceView"][];
             /** Models */
             models: components["schemas"]["NodeModelView"][];
+            /** Name */
+            name: string;
+            /** Node Id */
+            node_id: string;
+            /** @description The host as a whole; null until its first telemetry. */
+            node_profile: components["schemas"]["NodeProfileView"] | null;
+            /** Platform */
+            platform: string;
         };
         /**
          * OpenAIError
@@ -1155,128 +1352,128 @@ export interface components {
         };
         /** OpenAIErrorDetail */
         OpenAIErrorDetail: {
-            /** Message */
-            message: string;
-            /** Type */
-            type: string;
-            /** Param */
-            param: string | null;
             /** Code */
             code: string | null;
+            /** Message */
+            message: string;
+            /** Param */
+            param: string | null;
+            /** Type */
+            type: string;
         };
         /**
          * OpenAIModel
          * @description A model, with some extras of exo.
          */
         OpenAIModel: {
-            /** Id */
-            id: string;
-            /**
-             * Object
-             * @constant
-             */
-            object: "model";
-            /**
-             * Created
-             * @description Always 0: directories on several nodes have no common date.
-             */
-            created: number;
-            /** Owned By */
-            owned_by: string;
-            /** Name */
-            name: string;
-            /** Description */
-            description: string;
             /**
              * Context Length
              * @description Tokens, prompt and answer together: of a ready instance, else the model's own limit.
              */
             context_length: number;
-            /** Total Bytes */
-            total_bytes: number;
+            /**
+             * Created
+             * @description Always 0: directories on several nodes have no common date.
+             */
+            created: number;
+            /** Description */
+            description: string;
+            /** Id */
+            id: string;
             /**
              * Is Ready
              * @description An instance is ready; otherwise the first request places the model.
              */
             is_ready: boolean;
+            /** Name */
+            name: string;
+            /**
+             * Object
+             * @constant
+             */
+            object: "model";
+            /** Owned By */
+            owned_by: string;
+            /** Total Bytes */
+            total_bytes: number;
         };
         /** OpenAIModelList */
         OpenAIModelList: {
+            /** Data */
+            data: components["schemas"]["OpenAIModel"][];
             /**
              * Object
              * @constant
              */
             object: "list";
-            /** Data */
-            data: components["schemas"]["OpenAIModel"][];
         };
         /**
          * PlacementRequestView
          * @description What was asked for when the instance was placed.
          */
         PlacementRequestView: {
-            /** Model Id */
-            model_id: string;
-            /**
-             * Sharding
-             * @enum {string}
-             */
-            sharding: "auto" | "pipeline" | "tensor" | "hybrid";
-            /** Engine */
-            engine: string;
-            /** Min Nodes */
-            min_nodes: number;
-            /** Prefer Gpu */
-            prefer_gpu: boolean;
-            /** Node Ids */
-            node_ids: string[];
-            /** Device Ids */
-            device_ids: string[];
-            /** Exclude */
-            exclude: string[];
-            /** Context Length */
-            context_length: number | null;
             /** Concurrency */
             concurrency: number;
+            /** Context Length */
+            context_length: number | null;
+            /** Device Ids */
+            device_ids: string[];
+            /** Engine */
+            engine: string;
+            /** Exclude */
+            exclude: string[];
+            /** Layer Split */
+            layer_split: number[];
+            /** Min Nodes */
+            min_nodes: number;
+            /** Model Id */
+            model_id: string;
+            /** Node Ids */
+            node_ids: string[];
             /**
              * Objective
              * @enum {string}
              */
             objective: "auto" | "latency" | "throughput";
-            /** Layer Split */
-            layer_split: number[];
+            /** Prefer Gpu */
+            prefer_gpu: boolean;
+            /**
+             * Sharding
+             * @enum {string}
+             */
+            sharding: "auto" | "pipeline" | "tensor" | "hybrid";
         };
         /**
          * PlanView
          * @description Which device runs which layers, and how the answer was found.
          */
         PlanView: {
-            /** Stages */
-            stages: components["schemas"]["StagePlanView"][];
-            /**
-             * Sharding
-             * @enum {string}
-             */
-            sharding: "auto" | "pipeline" | "tensor" | "hybrid";
-            /** Engine */
-            engine: string;
-            /** Context Length */
-            context_length: number;
+            certificate: components["schemas"]["CertificateView"] | null;
             /** Concurrency */
             concurrency: number;
+            /** Context Length */
+            context_length: number;
+            /** Engine */
+            engine: string;
+            /** Excluded */
+            excluded: components["schemas"]["ExcludedDeviceView"][];
+            /** Explanation */
+            explanation: string;
             /**
              * Method
              * @description The solver that found it, such as `greedy`.
              */
             method: string;
+            prediction: components["schemas"]["PredictionView"] | null;
+            /**
+             * Sharding
+             * @enum {string}
+             */
+            sharding: "auto" | "pipeline" | "tensor" | "hybrid";
             /** Solve Ms */
             solve_ms: number | null;
-            prediction: components["schemas"]["PredictionView"] | null;
-            certificate: components["schemas"]["CertificateView"] | null;
-            /** Excluded */
-            excluded: components["schemas"]["ExcludedDeviceView"][];
-            /** Explanation */
-            explanation: string;
+            /** Stages */
+            stages: components["schemas"]["StagePlanView"][];
             /**
              * State Index
              * @description Index of the state it was solved on.
@@ -1300,11 +1497,11 @@ export interface components {
          * @description One way to place the model, or why that way is not open: either `plan` or `refusal` is set.
          */
         PreviewView: {
-            /** Title */
-            title: string;
-            request: components["schemas"]["PlacementRequestView"];
             plan: components["schemas"]["PlanView"] | null;
             refusal: components["schemas"]["RefusalView"] | null;
+            request: components["schemas"]["PlacementRequestView"];
+            /** Title */
+            title: string;
         };
         /**
          * Problem
@@ -1321,80 +1518,68 @@ export interface components {
          *     }
          */
         Problem: {
-            /** Type */
-            type: string;
-            /** Title */
-            title: string;
-            /** Status */
-            status: number;
-            /**
-             * Detail
-             * @description One sentence, with the next step in it.
-             */
-            detail: string;
             /**
              * Code
              * @description Constant, for programs.
              */
             code: string;
             /**
-             * Near Matches
-             * @default []
+             * Detail
+             * @description One sentence, with the next step in it.
              */
-            near_matches?: string[];
-            /**
-             * Needed Bytes
-             * @default null
-             */
-            needed_bytes?: number | null;
-            /**
-             * Missing Bytes
-             * @default null
-             */
-            missing_bytes?: number | null;
-            /**
-             * Nodes
-             * @default []
-             */
-            nodes?: components["schemas"]["NodeMemoryView"][];
+            detail: string;
             /**
              * Errors
              * @default []
              */
             errors?: components["schemas"]["FieldProblem"][];
+            /** Layer Count */
+            layer_count?: number | null;
             /**
              * Loaded Layers
              * @description How far an instance is that was not ready in time.
-             * @default null
              */
             loaded_layers?: number | null;
+            /** Missing Bytes */
+            missing_bytes?: number | null;
             /**
-             * Layer Count
-             * @default null
+             * Near Matches
+             * @default []
              */
-            layer_count?: number | null;
+            near_matches?: string[];
+            /** Needed Bytes */
+            needed_bytes?: number | null;
+            /**
+             * Nodes
+             * @default []
+             */
+            nodes?: components["schemas"]["NodeMemoryView"][];
+            /** Status */
+            status: number;
+            /** Title */
+            title: string;
+            /** Type */
+            type: string;
         };
         /**
          * Readiness
          * @description This node is a member of a cluster whose state it knows.
          */
         Readiness: {
-            /** Status */
-            status: string;
-            /** Node Id */
-            node_id: string;
             /** Index */
             index: number;
             /** Master Node Id */
             master_node_id: string | null;
+            /** Node Id */
+            node_id: string;
+            /** Status */
+            status: string;
         };
         /**
          * RefusalView
          * @description Why something is not done.
          */
         RefusalView: {
-            /** Status */
-            status: number;
             /**
              * Code
              * @description Constant, for programs.
@@ -1405,28 +1590,24 @@ export interface components {
              * @description One sentence, with the next step in it.
              */
             message: string;
+            /** Missing Bytes */
+            missing_bytes: number | null;
             /** Near Matches */
             near_matches: string[];
             /** Needed Bytes */
             needed_bytes: number | null;
-            /** Missing Bytes */
-            missing_bytes: number | null;
             /** Nodes */
             nodes: components["schemas"]["NodeMemoryView"][];
+            /** Status */
+            status: number;
         };
         /**
          * StagePlanView
          * @description Layers `start_layer` to `end_layer` (exclusive) on one node's devices.
          */
         StagePlanView: {
-            /** Rank */
-            rank: number;
-            /** Node Id */
-            node_id: string;
             /** Device Ids */
             device_ids: string[];
-            /** Start Layer */
-            start_layer: number;
             /** End Layer */
             end_layer: number;
             /**
@@ -1434,28 +1615,28 @@ export interface components {
              * @description Weights, cache, activations and reserve that the stage may take.
              */
             memory_bytes: number;
+            /** Node Id */
+            node_id: string;
+            /** Rank */
+            rank: number;
+            /** Start Layer */
+            start_layer: number;
         };
         /**
          * StageView
          * @description How one stage is, as last reported by its worker.
          */
         StageView: {
-            /** Rank */
-            rank: number;
-            /** Node Id */
-            node_id: string;
-            /**
-             * Phase
-             * @enum {string}
-             */
-            phase: "pending" | "starting" | "loading" | "loaded" | "ready" | "failed";
             /**
              * Address
              * @description HOST:PORT on the data plane, once the stage is loaded.
              */
             address: string | null;
-            /** Reason */
-            reason: string | null;
+            /**
+             * Detail
+             * @description What the stage is doing, in words; often empty.
+             */
+            detail: string;
             /**
              * Is Permanent
              * @description A failure that starting again cannot mend.
@@ -1463,20 +1644,23 @@ export interface components {
             is_permanent: boolean;
             /** Loaded Layers */
             loaded_layers: number;
+            /** Node Id */
+            node_id: string;
+            /**
+             * Phase
+             * @enum {string}
+             */
+            phase: "pending" | "starting" | "loading" | "loaded" | "ready" | "failed";
+            /** Rank */
+            rank: number;
+            /** Reason */
+            reason: string | null;
             /** Total Layers */
             total_layers: number;
-            /**
-             * Detail
-             * @description What the stage is doing, in words; often empty.
-             */
-            detail: string;
         };
         /** StreamOptions */
         StreamOptions: {
-            /**
-             * Include Usage
-             * @default null
-             */
+            /** Include Usage */
             include_usage?: boolean | null;
         };
         /**
@@ -1484,38 +1668,34 @@ export interface components {
          * @description A host's load. Percent 0 to 100, Celsius, watts.
          */
         SystemProfileView: {
-            /** Gpu Usage */
-            gpu_usage: number | null;
-            /** Temp */
-            temp: number | null;
-            /** Sys Power */
-            sys_power: number | null;
-            /** Pcpu Usage */
-            pcpu_usage: number | null;
-            /** Ecpu Usage */
-            ecpu_usage: number | null;
             /** Ane Power */
             ane_power: number | null;
-            /** Utilization Memory Percent */
-            utilization_memory_percent: number | null;
+            /** Ecpu Usage */
+            ecpu_usage: number | null;
             /** Gpu Count */
             gpu_count: number;
             /** Gpu Names */
             gpu_names: string[];
             /** Gpu Power Watts */
             gpu_power_watts: number | null;
+            /** Gpu Usage */
+            gpu_usage: number | null;
+            /** Pcpu Usage */
+            pcpu_usage: number | null;
+            /** Sys Power */
+            sys_power: number | null;
+            /** Temp */
+            temp: number | null;
+            /** Utilization Memory Percent */
+            utilization_memory_percent: number | null;
         };
         /**
          * TelemetryMessage
          * @description Data of an `event: telemetry`: one node's latest.
          */
         TelemetryMessage: {
-            /** Node Id */
-            node_id: string;
             /** Boot Id */
             boot_id: string;
-            /** Seq */
-            seq: number;
             /**
              * Events
              * @description `type` says which event it is, such as `DeviceGPUStateUpdated`.
@@ -1523,27 +1703,27 @@ export interface components {
             events: {
                 [key: string]: unknown;
             }[];
+            /** Node Id */
+            node_id: string;
+            /** Seq */
+            seq: number;
         };
         /** TextChoice */
         TextChoice: {
-            /** Index */
-            index: number;
-            /** Text */
-            text: string;
-            /** Logprobs */
-            logprobs: null;
             /**
              * Finish Reason
              * @description Null on all but the last chunk of a stream.
              */
             finish_reason: ("stop" | "length") | null;
+            /** Index */
+            index: number;
+            /** Logprobs */
+            logprobs: null;
+            /** Text */
+            text: string;
         };
         /** ThermalView */
         ThermalView: {
-            /** Temperature C */
-            temperature_c: number | null;
-            /** Throttle Threshold C */
-            throttle_threshold_c: number | null;
             /**
              * Headroom C
              * @description Degrees left below the throttle threshold.
@@ -1551,6 +1731,10 @@ export interface components {
             headroom_c: number | null;
             /** Is Throttling */
             is_throttling: boolean | null;
+            /** Temperature C */
+            temperature_c: number | null;
+            /** Throttle Threshold C */
+            throttle_threshold_c: number | null;
         };
         /**
          * Timings
@@ -1575,30 +1759,30 @@ export interface components {
          * @description The cluster in a few numbers.
          */
         TopologyMetricsView: {
-            /** Node Count */
-            node_count: number;
+            /** @description The slowest measured link between connected nodes. */
+            bottleneck_link: components["schemas"]["LinkView"] | null;
             /** Connected Node Count */
             connected_node_count: number;
             /** Device Count */
             device_count: number;
             /**
-             * Memory Total Bytes
-             * @description Of connected workers' devices; memory that several nodes of one machine share counts once.
-             */
-            memory_total_bytes: number;
-            /** Link Count */
-            link_count: number;
-            /** Mean Latency Ms */
-            mean_latency_ms: number | null;
-            /** Mean Bandwidth Mbps */
-            mean_bandwidth_mbps: number | null;
-            /** @description The slowest measured link between connected nodes. */
-            bottleneck_link: components["schemas"]["LinkView"] | null;
-            /**
              * Diameter Ms
              * @description Latency of the longest of all shortest ways; null where a way is not measured, or above 64 nodes.
              */
             diameter_ms: number | null;
+            /** Link Count */
+            link_count: number;
+            /** Mean Bandwidth Mbps */
+            mean_bandwidth_mbps: number | null;
+            /** Mean Latency Ms */
+            mean_latency_ms: number | null;
+            /**
+             * Memory Total Bytes
+             * @description Of connected workers' devices; memory that several nodes of one machine share counts once.
+             */
+            memory_total_bytes: number;
+            /** Node Count */
+            node_count: number;
             /**
              * Summary
              * @description The same in a sentence.
@@ -1608,23 +1792,23 @@ export interface components {
         /** TopologyView */
         TopologyView: {
             /**
-             * Nodes
-             * @description Sorted by `node_id`.
-             */
-            nodes: components["schemas"]["NodeView"][];
-            /**
              * Links
              * @description Sorted by source, then destination.
              */
             links: components["schemas"]["LinkView"][];
             metrics: components["schemas"]["TopologyMetricsView"];
+            /**
+             * Nodes
+             * @description Sorted by `node_id`.
+             */
+            nodes: components["schemas"]["NodeView"][];
         };
         /** Usage */
         Usage: {
-            /** Prompt Tokens */
-            prompt_tokens: number;
             /** Completion Tokens */
             completion_tokens: number;
+            /** Prompt Tokens */
+            prompt_tokens: number;
             /** Total Tokens */
             total_tokens: number;
         };
@@ -1636,4 +1820,635 @@ export interface components {
     pathItems: never;
 }
 export type $defs = Record<string, never>;
-export type operations = Record<string, never>;
+export interface operations {
+    stream_events: {
+        parameters: {
+            query?: {
+                /** @description The same as a parameter; 0 for all decisions from the first one */
+                after?: number | null;
+            };
+            header?: {
+                /** @description Go on behind this index; browsers send it by themselves */
+                "last-event-id"?: number | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description `event: decision` with `id:` its index and a `DecisionMessage` as data; `event: telemetry` with a `TelemetryMessage`; comments keep the connection alive. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": string;
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_gpu_info: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GpuInfoView"];
+                };
+            };
+        };
+    };
+    get_health: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Health"];
+                };
+            };
+        };
+    };
+    list_instances: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InstanceList"];
+                };
+            };
+        };
+    };
+    place_instance: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["InstanceWish"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InstancePlaced"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description In conflict with the present state; it would be possible later */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    preview_placements: {
+        parameters: {
+            query: {
+                /** @description One of `GET /models` */
+                model_id: string;
+                context_length?: number | null;
+                concurrency?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PreviewList"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_instance: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of an instance */
+                instance_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InstanceView"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_instance: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of an instance */
+                instance_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InstanceDeleted"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    wait_for_instance: {
+        parameters: {
+            query?: {
+                timeout_s?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of an instance */
+                instance_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InstanceView"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not ready within the time given */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_metrics: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/plain": string;
+                };
+            };
+        };
+    };
+    list_models: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelList"];
+                };
+            };
+        };
+    };
+    get_readiness: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Readiness"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_state: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ClusterStateView"];
+                };
+            };
+        };
+    };
+    create_chat_completion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ChatCompletionWish"];
+            };
+        };
+        responses: {
+            /** @description The answer, or its stream */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChatCompletion"];
+                    "text/event-stream": string;
+                };
+            };
+            /** @description The request cannot be carried out as it is */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description In conflict with the present state; it would be possible later */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description The queue is full; try again after `Retry-After` seconds */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+        };
+    };
+    create_completion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CompletionWish"];
+            };
+        };
+        responses: {
+            /** @description The answer, or its stream */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Completion"];
+                    "text/event-stream": string;
+                };
+            };
+            /** @description The request cannot be carried out as it is */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description In conflict with the present state; it would be possible later */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description The queue is full; try again after `Retry-After` seconds */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+        };
+    };
+    list_openai_models: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIModelList"];
+                };
+            };
+        };
+    };
+    get_openai_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                model_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIModel"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
+        };
+    };
+}
