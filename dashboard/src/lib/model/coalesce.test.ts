@@ -1,26 +1,7 @@
 import { beforeEach, describe, expect, it } from 'vitest';
 import { backoffMs } from './backoff';
-import { Coalescer, type Timers } from './coalesce';
-
-class HandTimers implements Timers {
-  nowMs = 0;
-  #due: { at: number; action: () => void }[] = [];
-  now = () => this.nowMs;
-  after(delayMs: number, action: () => void) {
-    const entry = { at: this.nowMs + delayMs, action };
-    this.#due.push(entry);
-    return () => void (this.#due = this.#due.filter((other) => other !== entry));
-  }
-  async advance(ms: number) {
-    this.nowMs += ms;
-    const ready = this.#due.filter((entry) => entry.at <= this.nowMs);
-    this.#due = this.#due.filter((entry) => entry.at > this.nowMs);
-    for (const entry of ready) entry.action();
-    await settle();
-  }
-}
-
-const settle = () => new Promise((resolve) => setTimeout(resolve));
+import { HandTimers, settle } from '../testing/hand-timers';
+import { Coalescer } from './coalesce';
 
 describe('Coalescer', () => {
   let timers: HandTimers;
