@@ -35,6 +35,13 @@ export function milliseconds(value: number | null | undefined): string {
   return value < 1000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`;
 }
 
+/** A time that has passed, in whole seconds and above: `4 s`, `2 min`, `3 h`. */
+export function age(elapsedMs: number): string {
+  const seconds = Math.max(0, Math.round(elapsedMs / 1000));
+  if (seconds < 100) return `${seconds} s`;
+  return seconds < 6000 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
+
 export function rate(value: number | null | undefined): string {
   if (value === null || value === undefined) return UNKNOWN;
   return value >= 100 ? String(Math.round(value)) : value.toFixed(1);

@@ -5,27 +5,26 @@ import { bestInstance } from './instances';
 
 export interface ModelRow {
   id: string;
-  name: string;
   description: string;
   facts: string;
   problem: string | null;
-  /** Names of connected nodes that can load it. */
-  availableOn: string[];
 }
 
 export function modelRow(model: Model): ModelRow {
   return {
     id: model.model_id,
-    name: model.name,
     description: model.description,
-    facts: [bytes(model.total_bytes), count(model.layer_count, 'layer'), model.dtype, model.family].join(
-      ' · ',
-    ),
+    facts: facts(model),
     problem: model.problem,
-    availableOn: model.nodes
-      .filter((copy) => copy.is_connected && copy.problem === null)
-      .map((copy) => copy.name),
   };
+}
+
+function facts(model: Model): string {
+  const sizes = [bytes(model.total_bytes), count(model.layer_count, 'layer'), model.dtype, model.family];
+  const copies = model.nodes.filter((copy) => copy.is_connected && copy.problem === null);
+  // Nodes of one machine have one name: said once.
+  const names = [...new Set(copies.map((copy) => copy.name))];
+  return [...sizes, ...(names.length > 0 ? [`on ${names.join(', ')}`] : [])].join(' · ');
 }
 
 /** Models that a chat can use: those that are ready come first. */
@@ -36,12 +35,19 @@ export function chatModels(models: readonly Model[], state: ClusterState | null)
     .sort((one, other) => Number(isReady(other)) - Number(isReady(one)));
 }
 
-/** What a first message to this model would meet, in a few words. */
+/** How the model is, in a few words. */
 export function readiness(state: ClusterState | null, modelId: string): string {
   const instance = bestInstance(state, modelId);
-  if (!instance) return 'placed on first message';
-  if (instance.status === 'loading') {
-    return `loading, ${instance.loaded_layers} of ${instance.layer_count} layers`;
-  }
-  return instance.status === 'pending' ? 'starting' : instance.status;
+  if (!instance) return 'not placed';
+  if (instance.status === 'pending') return 'starting';
+  if (instance.status !== 'loading') return instance.status;
+  return `loading ${instance.loaded_layers} of ${instance.layer_count} layers`;
+}
+
+/** What a message that has no answer yet is waiting for. */
+export function waitingFor(state: ClusterState | null, modelId: string): string {
+  const instance = bestInstance(state, modelId);
+  if (!instance) return `Placing ${modelId}…`;
+  if (instance.status === 'ready') return 'Waiting for the first token…';
+  return `Waiting for ${modelId}: ${readiness(state, modelId)}…`;
 }

@@ -1,5 +1,6 @@
 // What the page shows of a node and its devices, out of the cluster's state.
 import type { ClusterState, Device, DeviceState, Node, StagePhase } from '../types';
+import { bytes, count } from './format';
 
 export interface MemoryBar {
   label: string;
@@ -129,4 +130,12 @@ function deviceRow(device: Device, state: DeviceState | undefined): DeviceRow {
     health: state?.health ?? 'unknown',
     healthReason: state?.health_reason ?? null,
   };
+}
+
+/** The machines together, in a line. */
+export function topologyNote(state: ClusterState): string {
+  const { device_count, memory_total_bytes, mean_latency_ms } = state.topology.metrics;
+  const parts = [count(device_count, 'device'), `${bytes(memory_total_bytes)} of device memory`];
+  if (mean_latency_ms !== null) parts.push(`${Number(mean_latency_ms.toPrecision(2))} ms between nodes`);
+  return parts.join(' · ');
 }

@@ -43,11 +43,12 @@ function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null;
 }
 
-/** A capital first letter and a full stop, as the page's other sentences have. */
+/** A capital first letter and a full stop, as the page's other sentences have; names keep their own spelling. */
 export function sentence(text: string): string {
   const trimmed = text.trim();
   if (trimmed === '') return trimmed;
-  const start = trimmed[0]?.toUpperCase() + trimmed.slice(1);
+  const beginsWithWord = /^[a-z]+[ ,:]/.test(trimmed);
+  const start = beginsWithWord ? trimmed[0]?.toUpperCase() + trimmed.slice(1) : trimmed;
   return /[.!?]$/.test(start) ? start : `${start}.`;
 }
 
