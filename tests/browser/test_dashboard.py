@@ -1,0 +1,407 @@
+"""The dashboard in a real browser, against a scripted node."""
+
+import re
+
+import pytest
+
+from browser.driver import Locator, Page, expect
+from browser.scripted_node import ScriptedNode, fixture, wait_until
+
+LOST = "Failed to load resource"
+
+
+def live(page: Page) -> None:
+    expect(page.get_by_role("status", name="Event stream")).to_have_text("Live")
+
+
+def node_card(page: Page, name: str) -> Locator:
+    return (
+        page.get_by_role("region", name="Nodes")
+        .locator("li[data-node]")
+        .filter(has=page.get_by_role("heading", name=name, exact=True))
+    )
+
+
+def scroll_overflow_px(page: Page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def test_the_cluster_is_shown(node: ScriptedNode, open_page, screenshot) -> None:
+    page = open_page(node.url)
+    live(page)
+    banner = page.get_by_role("banner")
+    for words in ("3 nodes", "master", "oak", "index", "41"):
+        expect(banner).to_contain_text(words)
+
+    oak = node_card(page, "oak")
+    expect(oak).to_contain_text("master")
+    expect(oak.get_by_role("meter", name="VRAM", exact=True)).to_have_attribute(
+        "aria-valuetext", "4.4 GiB of 12 GiB used"
+    )
+    expect(oak.get_by_role("meter", name="RAM", exact=True)).to_have_attribute(
+        "aria-valuetext", "16.8 GiB of 64 GiB used"
+    )
+    gpu = oak.get_by_role("listitem").filter(has_text="RTX 3060")
+    expect(gpu).to_contain_text("GPU")
+    expect(gpu).to_contain_text("63 %")
+    expect(gpu).to_contain_text("71 °C")
+    processor = oak.get_by_role("listitem").filter(has_text="Ryzen")
+    expect(processor).to_contain_text("CPU")
+    expect(processor).to_contain_text(re.compile(r"temp\s*–"))
+
+    pine = node_card(page, "pine")
+    expect(pine).to_contain_text("this node")
+    expect(pine.get_by_role("meter", name="VRAM")).to_have_count(0)
+
+    # Nothing was measured on it yet: dashes, and no bar that looks empty.
+    reed = node_card(page, "reed")
+    expect(reed.get_by_role("meter")).to_have_count(0)
+    expect(reed).to_contain_text("Memory –")
+    expect(reed).to_contain_text(re.compile(r"load\s*–"))
+    screenshot(page, "cluster")
+
+
+def test_a_node_that_left_is_shown_as_such(node: ScriptedNode, open_page, screenshot) -> None:
+    page = open_page(node.url)
+    live(page)
+    state = fixture("state")
+    state["topology"]["nodes"][1] |= {"is_connected": False, "left_reason": "no heartbeat for 2 s"}
+    node.change(topology=state["topology"])
+    pine = node_card(page, "pine")
+    expect(pine).to_contain_text("not connected")
+    expect(pine).to_contain_text("No heartbeat for 2 s.")
+    expect(pine.get_by_role("meter")).to_have_count(0)
+    expect(page.get_by_role("banner")).to_contain_text("2 of 3 nodes")
+    screenshot(page, "away")
+
+
+def test_nodes_of_one_machine_are_told_apart(node: ScriptedNode, open_page) -> None:
+    for entry in node.state["topology"]["nodes"]:
+        entry |= {"name": "oak", "host_id": "host-oak"}
+    page = open_page(node.url)
+    card = node_card(page, "oak 5b7e")
+    expect(card).to_contain_text("same machine as oak 1f0c, oak c4d8")
+
+
+def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_page, screenshot) -> None:
+    page = open_page(node.url)
+    page.get_by_role("button", name="Place exo-tiny").click()
+    dialog = page.get_by_role("dialog", name="Place exo-tiny")
+    expect(dialog.get_by_role("radio")).to_have_count(4)
+    expect(dialog.get_by_role("radio", name="Fewest nodes")).to_be_checked()
+    refused = dialog.get_by_role("radio", name="Processors")
+    expect(refused).to_be_disabled()
+    expect(dialog).to_contain_text("2097152 more than are free there")
+    dialog.get_by_role("radio", name="Across 3 nodes").check()
+    screenshot(page, "place")
+    dialog.get_by_role("button", name="Place", exact=True).click()
+    expect(dialog).to_have_count(0)
+    posted = [body for method, path, body in node.requests if (method, path) == ("POST", "/instance")]
+    assert posted == [node.previews["previews"][2]["request"]]
+
+    card = page.get_by_role("region", name="Instances").locator("[data-instance]")
+    expect(card).to_contain_text("pending")
+    ribbon = card.get_by_role("img", name="layers 1–3 on oak, layers 4–5 on reed, layer 6 on pine")
+    expect(ribbon).to_be_visible()
+
+    node.set_stages("loading", ["loading", "ready", "starting"], [1, 2, 0])
+    expect(card).to_contain_text("loading 3 of 6 layers")
+    stages = card.get_by_role("listitem")
+    expect(stages.filter(has_text="oak")).to_contain_text("loading 1 of 3")
+    expect(stages.filter(has_text="pine")).to_contain_text("starting")
+    screenshot(page, "loading")
+
+    node.set_stages("ready", ["ready"] * 3, [3, 2, 1])
+    expect(card.locator("header")).to_contain_text("ready")
+    expect(node_card(page, "reed").get_by_role("list", name="Placed here")).to_contain_text("layers 4–5")
+    widths = [band.bounding_box()["width"] for band in card.locator(".band").all()]  # type: ignore[index]
+    assert widths[0] == pytest.approx(3 * widths[2], rel=0.05)
+    screenshot(page, "ready")
+
+    node.set_stages(
+        "failed", ["ready", "failed", "ready"], [3, 0, 1], "the stage's process was killed (signal 9)"
+    )
+    expect(card).to_contain_text("the stage's process was killed (signal 9)")
+    screenshot(page, "failed")
+
+
+def test_an_instance_is_deleted_after_a_question(node: ScriptedNode, open_page, screenshot) -> None:
+    node.place(node.previews["previews"][0]["request"])
+    page = open_page(node.url)
+    delete = page.get_by_role("button", name="Delete exo-tiny")
+    delete.click()
+    dialog = page.get_by_role("dialog", name="Delete this instance of exo-tiny?")
+    screenshot(page, "delete")
+    dialog.get_by_role("button", name="Keep").click()
+    expect(dialog).to_have_count(0)
+    expect(delete).to_be_focused()
+    assert not [request for request in node.requests if request[0] == "DELETE"]
+
+    delete.click()
+    dialog.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.get_by_text("No model is placed.")).to_be_visible()
+    assert [path for method, path, _ in node.requests if method == "DELETE"] == ["/instance/7d93e1b0"]
+
+
+def test_a_refused_deletion_says_why(node: ScriptedNode, open_page) -> None:
+    node.place(node.previews["previews"][0]["request"])
+    detail = "there is no master to decide it; try again in a moment"
+    problem = {"type": "about:blank", "title": "", "status": 503, "detail": detail, "code": "no_master"}
+    node.delete_error = (503, problem)
+    page = open_page(node.url, may_log=LOST)
+    page.get_by_role("button", name="Delete exo-tiny").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_have_text(
+        "There is no master to decide it; try again in a moment."
+    )
+
+
+def test_a_model_with_a_problem_cannot_be_placed(node: ScriptedNode, open_page) -> None:
+    page = open_page(node.url)
+    expect(page.get_by_text("model-00002-of-00003.safetensors is missing")).to_be_visible()
+    expect(page.get_by_role("button", name="Place org/broken-7b")).to_be_disabled()
+    models = page.get_by_label("Model", exact=True).get_by_role("option")
+    expect(models).to_have_text([re.compile("^exo-tiny"), re.compile("^org/large-8b-4bit")])
+
+
+def test_an_answer_appears_piece_by_piece(node: ScriptedNode, open_page, screenshot) -> None:
+    node.chat_tokens = ["The", " answer", " is", " 42", "."]
+    page = open_page(node.url)
+    page.get_by_label("Message").fill("What is 12 + 30?")
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+    page.get_by_label("Message").press("Enter")
+    log = page.get_by_role("log", name="Conversation")
+    expect(log).to_contain_text("What is 12 + 30?")
+    expect(log).to_contain_text("Placing exo-tiny")
+
+    answer = log.locator(".answer")
+    for place, text in enumerate(["The", "The answer", "The answer is", "The answer is 42"]):
+        node.chat_gate.release()
+        expect(answer.locator(".text")).to_have_text(text)
+        # The next token is still behind its gate: what is there came by itself.
+        assert "first token" in answer.inner_text(), place
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    screenshot(page, "streaming")
+    node.chat_gate.release()
+    expect(answer).to_contain_text("57.3 tokens/s")
+    expect(answer).to_contain_text("5 tokens")
+    expect(answer).to_contain_text(re.compile(r"first token \d+(\.\d)? (ms|s)"))
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    ((_, _, body),) = [request for request in node.requests if request[0] == "POST"]
+    assert body is not None
+    assert body["messages"] == [{"role": "user", "content": "What is 12 + 30?"}]
+    assert body["stream"] is True
+    screenshot(page, "answered")
+
+
+def test_an_answer_can_be_stopped(node: ScriptedNode, open_page) -> None:
+    node.chat_tokens = [f" {number}" for number in range(1, 30)]
+    page = open_page(node.url)
+    page.get_by_label("Message").fill("Count to 29.")
+    page.get_by_role("button", name="Send").click()
+    node.chat_gate.release(2)
+    answer = page.get_by_role("log").locator(".answer")
+    expect(answer.locator(".text")).to_contain_text("1 2")
+    page.get_by_role("button", name="Stop").click()
+    expect(answer).to_contain_text("stopped")
+    # The node notices when it writes on.
+    node.chat_gate.release(30)
+    wait_until(node.chat_client_left.is_set, "the end of the request")
+    expect(answer.locator(".text")).to_have_text("1 2")
+
+
+def test_a_refused_chat_says_why_and_can_be_asked_again(node: ScriptedNode, open_page, screenshot) -> None:
+    message = "the prompt has 5000 tokens, 904 more than the context of 4096; shorten it"
+    node.chat_error = (
+        422,
+        {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}},
+    )
+    node.chat_tokens = ["42"]
+    page = open_page(node.url, may_log=LOST)
+    page.get_by_label("Message").fill("Hello")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("log").get_by_role("alert")).to_contain_text("904 more than the context")
+    screenshot(page, "chat-error")
+    node.chat_error = None
+    node.chat_gate.release()
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.get_by_role("log").locator(".text")).to_have_text("42")
+    expect(page.get_by_role("log").get_by_role("alert")).to_have_count(0)
+
+
+def test_a_lost_node_is_said_and_found_again(node: ScriptedNode, open_page, screenshot) -> None:
+    page = open_page(node.url, may_log=LOST)
+    live(page)
+    node.stop()
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Node unreachable.")
+    expect(page.get_by_role("status", name="Event stream")).to_have_text("Unreachable")
+    # What was known stays readable.
+    expect(node_card(page, "oak")).to_be_visible()
+    screenshot(page, "unreachable")
+    node.change(master_node_id="5b7e21c0f94d4a18")
+    node.start()
+    live(page)
+    expect(alert).to_have_count(0)
+    expect(node_card(page, "pine")).to_contain_text("master")
+
+
+def test_without_an_event_stream_the_page_catches_up(node: ScriptedNode, open_page) -> None:
+    node.refuses_events = True
+    page = open_page(node.url, may_log=LOST)
+    expect(page.get_by_role("status", name="Event stream")).to_have_text("Reconnecting")
+    node.change(term=7)
+    node.refuses_events = False
+    live(page)
+    expect(page.get_by_role("banner")).to_contain_text("term 7")
+
+
+def test_many_events_lead_to_few_requests(node: ScriptedNode, open_page) -> None:
+    page = open_page(node.url)
+    live(page)
+    wait_until(lambda: node.watcher_count == 1, "the event stream")
+    before = node.state_request_count
+    for seq in range(400):
+        node.tell("telemetry", {"seq": seq})
+    node.change(term=9)
+    expect(page.get_by_role("banner")).to_contain_text("term 9")
+    # 400 notifications at once, and each read a state: a handful is what is left of them.
+    assert node.state_request_count - before <= 12
+
+
+def test_everything_is_reached_with_the_keyboard(node: ScriptedNode, open_page) -> None:
+    node.place(node.previews["previews"][0]["request"])
+    node.chat_tokens = ["42"]
+    node.chat_gate.release()
+    page = open_page(node.url)
+    live(page)
+    expect(page.get_by_role("button", name="Place exo-tiny")).to_be_visible()
+    describe = "(document.activeElement.ariaLabel || document.activeElement.textContent || document.activeElement.id)"
+    reached: list[str] = []
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(describe).strip().split("(")[0].strip())
+        has_outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle !== 'none'")
+        assert has_outline, f"{reached[-1]} does not show that it has the focus"
+        if reached[-1] == "question":
+            break
+    assert reached[0].startswith("Theme")
+    assert reached[1:4] == ["Delete exo-tiny", "Place exo-tiny", "Place org/large-8b-4bit"]
+    assert reached[-1] == "question"
+    page.keyboard.type("What is 12 + 30?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("log").locator(".text")).to_have_text("42")
+
+    place = page.get_by_role("button", name="Place exo-tiny")
+    place.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("radio", name="Fewest nodes")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(place).to_be_focused()
+
+
+def test_a_phone_shows_one_part_at_a_time_without_scrolling_sideways(
+    node: ScriptedNode, open_page, screenshot
+) -> None:
+    node.place(node.previews["previews"][2]["request"])
+    node.set_stages("ready", ["ready"] * 3, [3, 2, 1])
+    node.chat_tokens = ["The answer is ", "42", "."]
+    node.chat_gate.release(3)
+    page = open_page(node.url, width=375, height=812, has_touch=True, is_mobile=True)
+    live(page)
+    expect(page.get_by_text("org/broken-7b", exact=True)).to_be_visible()
+    assert scroll_overflow_px(page) == 0
+    expect(page.get_by_role("log")).to_be_hidden()
+    screenshot(page, "phone")
+    page.get_by_role("button", name="Place exo-tiny").click()
+    expect(page.get_by_role("radio")).to_have_count(4)
+    assert scroll_overflow_px(page) == 0
+    screenshot(page, "phone-place")
+    page.keyboard.press("Escape")
+
+    page.get_by_role("link", name="Chat").click()
+    expect(page.get_by_role("region", name="Nodes")).to_be_hidden()
+    page.get_by_label("Message").fill("What is 12 + 30?")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("log").locator(".text")).to_have_text("The answer is 42.")
+    assert scroll_overflow_px(page) == 0
+    screenshot(page, "phone-chat")
+    page.go_back()
+    expect(page.get_by_role("region", name="Nodes")).to_be_visible()
+
+
+def brightness(page: Page) -> float:
+    """Return how bright the page's ground is, 0 to 1, as painted."""
+    return page.evaluate(
+        """() => {
+            const canvas = new OffscreenCanvas(1, 1).getContext('2d');
+            canvas.fillStyle = getComputedStyle(document.body).backgroundColor;
+            canvas.fillRect(0, 0, 1, 1);
+            const [red, green, blue] = canvas.getImageData(0, 0, 1, 1).data;
+            return (red + green + blue) / 765;
+        }"""
+    )
+
+
+def test_light_and_dark_follow_the_system_until_someone_chooses(
+    node: ScriptedNode, open_page, screenshot
+) -> None:
+    node.place(node.previews["previews"][2]["request"])
+    node.set_stages("ready", ["ready"] * 3, [3, 2, 1])
+    page = open_page(node.url, color_scheme="dark")
+    live(page)
+    assert brightness(page) < 0.2
+    screenshot(page, "dark")
+    button = page.get_by_role("button", name=re.compile("^Theme"))
+    expect(button).to_have_accessible_name("Theme: system. Change to light")
+    button.click()
+    expect(button).to_have_accessible_name("Theme: light. Change to dark")
+    assert brightness(page) > 0.9
+    page.reload()
+    live(page)
+    assert brightness(page) > 0.9
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(node: ScriptedNode, open_page, scheme: str) -> None:
+    node.place(node.previews["previews"][2]["request"])
+    node.set_stages("failed", ["ready", "failed", "loading"], [3, 0, 0], "out of memory")
+    page = open_page(node.url, color_scheme=scheme)
+    live(page)
+    expect(page.get_by_text("out of memory").first).to_be_visible()
+    weak = page.evaluate(CONTRAST_SCRIPT)
+    assert weak == []
+
+
+# Every visible text against the ground under it, by WCAG's formula; 4.5 is its level AA for small text.
+CONTRAST_SCRIPT = """() => {
+    const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
+    const rgba = (colour, under) => {
+        canvas.clearRect(0, 0, 1, 1);
+        if (under) { canvas.fillStyle = `rgb(${under.slice(0, 3).join()})`; canvas.fillRect(0, 0, 1, 1); }
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+    };
+    const luminance = (colour) => {
+        const [r, g, b] = colour.slice(0, 3).map((v) => v / 255)
+            .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = (element) => {
+        const layers = [];
+        for (let at = element; at; at = at.parentElement) layers.unshift(getComputedStyle(at).backgroundColor);
+        return layers.reduce((under, layer) => rgba(layer, under), [255, 255, 255, 255]);
+    };
+    const weak = [];
+    for (const element of document.querySelectorAll('body *')) {
+        const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+        if (!own || !element.checkVisibility() || element.closest(':disabled, option, .unseen')) continue;
+        const below = ground(element);
+        const [one, other] = [luminance(below), luminance(rgba(getComputedStyle(element).color, below))];
+        const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+        if (ratio < 4.5) weak.push(`${element.textContent.trim().slice(0, 40)}: ${ratio.toFixed(2)}`);
+    }
+    return weak;
+}"""

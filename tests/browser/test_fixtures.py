@@ -1,0 +1,43 @@
+"""The recorded answers have exactly the API's shapes, so that the page is tested against what nodes say."""
+
+import json
+
+import pytest
+from pydantic import BaseModel
+
+from browser.scripted_node import ScriptedNode, fixture, stage_of
+from exo.api.schemas.cluster import ClusterStateView
+from exo.api.schemas.instances import InstanceView, PreviewList, StageView
+from exo.api.schemas.models import ModelList
+from exo.api.schemas.openai import ChatCompletionChunk
+
+SHAPES: dict[str, type[BaseModel]] = {
+    "state": ClusterStateView,
+    "previews": PreviewList,
+    "models": ModelList,
+    "instance": InstanceView,
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_fixture_has_the_shape_of_the_api(name: str) -> None:
+    recorded = fixture(name)
+    shaped = SHAPES[name].model_validate_json(json.dumps(recorded))
+    assert shaped.model_dump(mode="json") == recorded
+
+
+def test_what_the_script_makes_up_has_the_shape_of_the_api(tmp_path) -> None:
+    node = ScriptedNode(tmp_path)
+    placed = node.place(node.previews["previews"][2]["request"])
+    node.set_stages("failed", ["ready", "failed", "loading"], [3, 0, 0], "out of memory")
+    for value in (placed["instance"], *node.state["instances"].values()):
+        assert InstanceView.model_validate(value).model_dump(mode="json") == value
+    stage = stage_of(placed["instance"]["plan"]["stages"][0], "ready", 3)
+    assert StageView.model_validate(stage).model_dump(mode="json") == stage
+    node.chat_tokens = ["4", "2"]
+    node.chat_gate.release(2)
+    chunks = list(node.chat_chunks({"model": "exo-tiny"}))
+    assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks[:2]] == ["4", "2"]
+    for chunk in chunks:
+        shaped = ChatCompletionChunk.model_validate(chunk)
+        assert shaped.model_dump(mode="json", exclude_unset=True) == chunk
