@@ -195,7 +195,8 @@ async def test_previews_show_plans_and_refusals_side_by_side(world: World, http:
     )
     commands = answering(world, Previews(previews=previews))
     response = await http.get(
-        "/instance/previews", params={"model_id": "toy", "context_length": 64, "concurrency": 2}
+        "/instance/previews",
+        params={"model_id": "toy", "context_length": 64, "prefer_gpu": "false", "exclude": ["b", "c"]},
     )
     assert response.status_code == 200
     good, bad = parse(PreviewList, response.content).previews
@@ -206,7 +207,9 @@ async def test_previews_show_plans_and_refusals_side_by_side(world: World, http:
     assert bad.refusal.code == "not_enough_nodes"
     (command,) = commands
     assert isinstance(command, PreviewPlacements)
-    assert (command.request.context_length, command.request.concurrency) == (64, 2)
+    request = command.request
+    assert (request.context_length, request.prefer_gpu, request.exclude) == (64, False, ("b", "c"))
+    assert (request.concurrency, request.node_ids) == (1, ())
 
 
 async def waiting(
@@ -279,3 +282,8 @@ async def test_waiting_too_long_tells_the_progress(unplaced: World) -> None:
 @pytest.mark.parametrize("timeout", ["-1", "nan", "inf", "1e9", "soon"])
 async def test_waiting_has_a_limit(http: httpx.AsyncClient, timeout: str) -> None:
     assert (await http.get("/instance/i/wait", params={"timeout_s": timeout})).status_code == 422
+
+
+@pytest.mark.parametrize("query", ["", "model_id=", "model_id=toy&min_nodes=0", "model_id=toy&min_node=2"])
+async def test_previews_need_a_readable_wish(http: httpx.AsyncClient, query: str) -> None:
+    assert (await http.get(f"/instance/previews?{query}")).status_code == 422

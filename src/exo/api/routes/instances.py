@@ -20,6 +20,7 @@ from exo.api.schemas.instances import (
     InstanceView,
     InstanceWish,
     PreviewList,
+    PreviewWish,
 )
 from exo.shared.types.commands import (
     Command,
@@ -114,17 +115,9 @@ async def list_instances(context: Context) -> Response:
     response_model=PreviewList,
     responses=problems(404, 422, 503),
 )
-async def preview_placements(
-    context: Context,
-    model_id: Annotated[str, Query(min_length=1, description="One of `GET /models`")],
-    context_length: Annotated[int | None, Query(ge=1)] = None,
-    concurrency: Annotated[int, Query(ge=1)] = 1,
-) -> Response:
+async def preview_placements(wish: Annotated[PreviewWish, Query()], context: Context) -> Response:
     """Several ways to place a model side by side, each with its plan or its refusal. Decides nothing."""
-    request = PlacementRequest(
-        model_id=ModelId(model_id), context_length=context_length, concurrency=concurrency
-    )
-    command = PreviewPlacements(command_id=new_command_id(), request=request)
+    command = PreviewPlacements(command_id=new_command_id(), request=placement_request(wish))
     reply = await _send(context, command)
     if not isinstance(reply, Previews):
         _unexpected(command, reply)

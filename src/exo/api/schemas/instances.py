@@ -42,6 +42,12 @@ class InstanceWish(Wish):
     """When not empty: layers per stage, in order, instead of a split by memory."""
 
 
+class PreviewWish(InstanceWish):
+    """The same as the parameters of an address, where everything is text."""
+
+    model_config = ConfigDict(strict=False)
+
+
 class PlacementRequestView(Shape):
     """What was asked for when the instance was placed."""
 
