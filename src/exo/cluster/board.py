@@ -1,0 +1,68 @@
+"""What this node knows, for everybody here to look at: the folded state, and feeds of what was folded."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from exo.cluster.signal import Signal
+from exo.cluster.watching import Feeds
+from exo.shared.apply import apply_entry, apply_telemetry
+from exo.shared.invariants import check
+from exo.shared.types.events import LogEntry, TelemetryFrame
+from exo.shared.types.ids import NodeId
+from exo.shared.types.state import NodeTelemetry, State
+
+
+class Board:
+    """The state and those who watch it. `announce` after a change wakes them."""
+
+    def __init__(self, node_id: NodeId, *, feed_backlog: int, is_checking_invariants: bool) -> None:
+        self.state = State()
+        self.version = 0
+        """Counts changes of the state and of who leads."""
+        self.changed = Signal()
+        self.feeds = Feeds(feed_backlog)
+        self._node_id = node_id
+        self._is_checking_invariants = is_checking_invariants
+
+    def announce(self) -> None:
+        self.version += 1
+        self.changed.fire()
+
+    def fold(self, entries: Sequence[LogEntry]) -> None:
+        for entry in entries:
+            self.state = apply_entry(self.state, entry)
+            self.feeds.push(entry)
+        self._check()
+
+    def fold_frame(self, frame: TelemetryFrame) -> bool:
+        """Say whether it was news: not old, and of a member."""
+        state = apply_telemetry(self.state, frame)
+        if state is self.state:
+            return False
+        self.state = state
+        self.feeds.push(frame)
+        return True
+
+    def replace(self, state: State) -> None:
+        """Go on from another state. Feeds end: what lies between cannot be told."""
+        self.feeds.end_all()
+        self.state = msgspec.structs.replace(state, live=self._with_own(state.live))
+        self._check()
+
+    def replace_live(self, live: dict[NodeId, NodeTelemetry]) -> None:
+        """Go on from other telemetry; this node knows its own best."""
+        members = {node_id: latest for node_id, latest in live.items() if node_id in self.state.nodes}
+        self.state = msgspec.structs.replace(self.state, live=self._with_own(members))
+
+    def _with_own(self, live: dict[NodeId, NodeTelemetry]) -> dict[NodeId, NodeTelemetry]:
+        own, theirs = self.state.live.get(self._node_id), live.get(self._node_id)
+        if own is None or theirs is None or own.boot_id != theirs.boot_id or own.seq <= theirs.seq:
+            return live
+        return {**live, self._node_id: own}
+
+    def _check(self) -> None:
+        if self._is_checking_invariants:
+            violations = check(self.state)
+            if violations:
+                raise RuntimeError(f"at index {self.state.index}: {'; '.join(violations)}")

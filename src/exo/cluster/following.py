@@ -1,0 +1,192 @@
+"""The dialing side: joining a cluster, following its master, and finding it again when it is lost."""
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import msgspec
+from loguru import logger
+
+from exo.cluster.errors import ConnectionLostError, DialError
+from exo.cluster.facts import Sighting, is_senior
+from exo.cluster.kernel import Kernel
+from exo.cluster.scouting import Scout
+from exo.cluster.transport.base import Connection, Transport
+from exo.cluster.wire import (
+    Answer,
+    Entries,
+    FromListener,
+    Hello,
+    LiveState,
+    NotNow,
+    Redirect,
+    SnapshotPart,
+    TelemetryTick,
+    Welcome,
+    decode_from_listener,
+    decode_snapshot,
+    encode,
+)
+from exo.shared.types.nodes import HostPort
+from exo.shared.types.state import State
+
+GiveUpLeading = Callable[[HostPort], Awaitable[None]]
+"""Stops leading, redirects followers to this address, and forgets the own log, durably."""
+
+
+class Following:
+    """Looks for a master whenever there is reason to, and follows one at a time."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        scout: Scout,
+        transport: Transport,
+        *,
+        clock: Callable[[], float],
+        is_busy: Callable[[], bool],
+        give_up_leading: GiveUpLeading,
+    ) -> None:
+        self._kernel = kernel
+        self._scout = scout
+        self._transport = transport
+        self._clock = clock
+        self._is_busy = is_busy
+        self._give_up_leading = give_up_leading
+        self._parts = bytearray()
+
+    async def run(self) -> None:
+        """Join and rejoin until cancelled."""
+        while True:
+            address = self._scout.pick()
+            if address is not None:
+                await self._attempt(address)
+                continue
+            with anyio.move_on_after(self._wait_s()):
+                await self._scout.changed.wait()
+
+    def _wait_s(self) -> float | None:
+        return self._scout.next_due_s()
+
+    async def _attempt(self, address: HostPort) -> None:
+        was_following = False
+        self._kernel.is_joining = self._kernel.core.role == "leader"
+        try:
+            connection = await self._transport.dial(address, timeout_s=self._kernel.options.dial_timeout_s)
+            reason = "the node is stopping"
+            try:
+                was_following, reason = await self._join(connection, address)
+            finally:
+                connection.close(reason)
+        except DialError as error:
+            self._scout.unusable(address, "dial", error)
+        except ConnectionLostError as error:
+            logger.debug("joining the node at {} failed: {}", address, error.message)
+        except (TimeoutError, msgspec.DecodeError) as error:
+            logger.warning("joining the node at {} failed: {}", address, error or "no answer")
+        finally:
+            self._kernel.is_joining = False
+            self._scout.attempted(address, succeeded=was_following)
+            self._kernel.board.announce()
+
+    async def _join(self, connection: Connection, address: HostPort) -> tuple[bool, str]:
+        """Say whether a master was followed, and why that is over."""
+        state, own = self._kernel.state, self._kernel.facts()
+        with anyio.fail_after(self._kernel.options.answer_timeout_s):
+            await connection.send(
+                encode(Hello(facts=own, intent="join", last_index=state.index, last_term=state.term))
+            )
+            answer = await self._receive(connection)
+            if isinstance(answer, NotNow):
+                self._scout.report(Sighting(address=address, facts=answer.facts, via="greeting"))
+                return False, "that was all"
+            if not isinstance(answer, Welcome):
+                return False, f"it began with {type(answer).__name__}"
+            if answer.facts.cluster_id == own.cluster_id and answer.facts.term < own.term:
+                return False, f"term {answer.facts.term} is over, this is term {own.term}"
+            snapshot = await self._receive_snapshot(connection) if answer.is_snapshot_next else None
+        if self._kernel.core.role == "leader":
+            if (
+                not (self._kernel.may_yield and is_senior(answer.facts, self._kernel.facts()))
+                or self._is_busy()
+            ):
+                return False, "this cluster has something to lose by now"
+            logger.info("joining the cluster of {} at {}", answer.facts.name, address)
+            await self._give_up_leading(address)
+        else:
+            logger.info("following {} at {} in term {}", answer.facts.name, address, answer.facts.term)
+        self._scout.orphan_since_s = None
+        try:
+            self._kernel.follow(connection, answer, snapshot)
+            return True, await self._follow(connection)
+        finally:
+            self._scout.orphan_since_s = self._clock()
+            self._kernel.master_lost()
+
+    async def _follow(self, connection: Connection) -> str:
+        reason = "the node is stopping"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._send, connection)
+            reason = await self._receive_all(connection)
+            tasks.cancel_scope.cancel()
+        return reason
+
+    async def _receive_all(self, connection: Connection) -> str:
+        while True:
+            try:
+                message = await self._receive(connection)
+            except ConnectionLostError as error:
+                logger.info("the master is lost: {}", error.message)
+                return error.message
+            except msgspec.DecodeError as error:
+                logger.warning("leaving the master: it speaks another release of exo ({})", error)
+                return f"this node speaks another release of exo ({error})"
+            match message:
+                case Entries():
+                    self._kernel.entries_received(message)
+                case TelemetryTick():
+                    self._kernel.lane.tick_received(message)
+                case LiveState():
+                    self._kernel.live_received(message)
+                case Answer():
+                    self._kernel.answer_received(message)
+                case Redirect(address=address):
+                    self._kernel.redirected_to = address
+                case SnapshotPart():
+                    snapshot = self._add_part(message)
+                    if snapshot is not None:
+                        self._kernel.snapshot_received(snapshot)
+                case Welcome() | NotNow():
+                    return "it greeted twice"
+
+    async def _receive_snapshot(self, connection: Connection) -> State:
+        self._parts.clear()
+        while True:
+            part = await self._receive(connection)
+            if not isinstance(part, SnapshotPart):
+                raise msgspec.DecodeError(f"a {type(part).__name__} where a snapshot was announced")
+            snapshot = self._add_part(part)
+            if snapshot is not None:
+                return snapshot
+
+    def _add_part(self, part: SnapshotPart) -> State | None:
+        self._parts += part.data
+        if not part.is_last:
+            return None
+        try:
+            return decode_snapshot(bytes(self._parts))
+        finally:
+            self._parts.clear()
+
+    async def _receive(self, connection: Connection) -> FromListener:
+        return decode_from_listener(await connection.receive())
+
+    async def _send(self, connection: Connection) -> None:
+        try:
+            while True:
+                messages = self._kernel.take_uplink()
+                for message in messages:
+                    await connection.send(encode(message))
+                if not messages:
+                    await self._kernel.uplink_work.wait()
+        except ConnectionLostError:
+            return  # The receiving side notices too, and says why.

@@ -1,0 +1,182 @@
+"""The listening side: whoever dials this node is told the facts, or taken in as a follower and served."""
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+import msgspec
+from loguru import logger
+
+from exo.cluster.errors import ConnectionLostError
+from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts, Sighting, is_senior
+from exo.cluster.kernel import Kernel
+from exo.cluster.session import Session
+from exo.cluster.transport.base import Connection, Listener
+from exo.cluster.wire import (
+    Answer,
+    Call,
+    Hello,
+    NotNow,
+    NotNowCode,
+    Propose,
+    Publish,
+    Redirect,
+    Welcome,
+    decode_from_dialer,
+    encode,
+)
+from exo.shared.types.commands import Command
+from exo.shared.types.nodes import HostPort
+
+REDIRECT_TIMEOUT_S = 0.5
+
+Execute = Callable[[Command, Callable[[Answer], None]], None]
+"""Starts to carry a command out as the master, and calls back with the answer (of `call_id` 0). It goes on when the
+caller goes away meanwhile: it may be half done."""
+
+
+def refusal(kernel: Kernel, own: ClusterFacts, hello: Hello) -> NotNowCode | None:
+    """Return why the dialer cannot follow this node now, or None when it can."""
+    theirs = hello.facts
+    if theirs.version != PROTOCOL_VERSION:
+        return "other_version"
+    if theirs.namespace != own.namespace:
+        return "other_namespace"
+    if theirs.node_id == own.node_id:
+        return "same_node_id"
+    if hello.intent == "look":
+        return "look"
+    if not own.is_master:
+        return "not_master"
+    if kernel.is_joining:
+        # Two clusters that take each other in at the same time would both be gone.
+        return "busy"
+    if theirs.is_master and theirs.cluster_id == own.cluster_id:
+        return "two_masters"
+    if theirs.is_master and theirs.instance_count and own.instance_count:
+        return "both_have_instances"
+    if theirs.is_master and not is_senior(own, theirs):
+        return "junior"
+    return None
+
+
+class Reception:
+    """Accepts connections and serves each in a task of its own."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        listener: Listener,
+        *,
+        report: Callable[[Sighting], None],
+        execute: Execute,
+    ) -> None:
+        self._kernel = kernel
+        self._listener = listener
+        self._report = report
+        self._execute = execute
+        self._session_numbers = itertools.count(1)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                connection = await self._listener.accept()
+                tasks.start_soon(self._serve, connection)
+
+    async def _serve(self, connection: Connection) -> None:
+        reason = "the node is stopping"
+        try:
+            with anyio.fail_after(self._kernel.options.answer_timeout_s):
+                hello = decode_from_dialer(await connection.receive())
+            if not isinstance(hello, Hello):
+                reason = "it did not say hello"
+                return
+            reason = await self._greet(connection, hello)
+        except TimeoutError:
+            reason = "it said nothing"
+        except ConnectionLostError as error:
+            reason = error.message
+        except msgspec.DecodeError as error:
+            reason = f"it speaks another release of exo ({error})"
+            logger.warning("ending a connection: {}", reason)
+        finally:
+            connection.close(reason)
+
+    async def _greet(self, connection: Connection, hello: Hello) -> str:
+        own = self._kernel.facts()
+        code = refusal(self._kernel, own, hello)
+        if code is not None:
+            await connection.send(encode(NotNow(code=code, facts=own)))
+        if hello.facts.node_id != own.node_id:
+            self._report(Sighting(address=hello.facts.cluster_address, facts=hello.facts, via="greeting"))
+        if code is not None:
+            return "that was all"
+        is_known = hello.facts.cluster_id == own.cluster_id
+        session = Session(next(self._session_numbers), hello.facts.node_id, connection)
+        welcome = self._kernel.follower_arrived(
+            session, hello.last_index if is_known else None, hello.last_term
+        )
+        return await self._host(session, welcome)
+
+    async def _host(self, session: Session, welcome: Welcome) -> str:
+        reason = "the node is stopping"
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._send, session, welcome)
+                reason = await self._receive(session)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._kernel.follower_lost(session, reason)
+        return reason
+
+    async def _receive(self, session: Session) -> str:
+        while True:
+            try:
+                message = decode_from_dialer(await session.connection.receive())
+            except ConnectionLostError as error:
+                return error.message
+            except msgspec.DecodeError as error:
+                return f"it speaks another release of exo ({error})"
+            match message:
+                case Propose():
+                    self._kernel.proposal_received(session, message)
+                case Publish(frame=frame):
+                    if frame.node_id == session.node_id:
+                        self._kernel.lane.frame_received(frame)
+                case Call():
+                    self._execute(message.command, partial(_answer, session, message.call_id))
+                case Hello():
+                    return "it said hello twice"
+
+    async def _send(self, session: Session, welcome: Welcome) -> None:
+        try:
+            await session.connection.send(encode(welcome))
+            while True:
+                messages = self._kernel.outgoing(session)
+                for message in messages:
+                    await session.connection.send(message)
+                if not messages:
+                    await session.wake.wait()
+        except ConnectionLostError:
+            return  # The receiving side notices too, and says why.
+
+
+def _answer(session: Session, call_id: int, answer: Answer) -> None:
+    session.answer(msgspec.structs.replace(answer, call_id=call_id))
+
+
+async def redirect_all(kernel: Kernel, address: HostPort) -> None:
+    """Tell every follower where this node goes, as well as that is possible in a moment."""
+
+    async def redirect(session: Session) -> None:
+        try:
+            await session.connection.send(encode(Redirect(address=address)))
+        except ConnectionLostError:
+            return
+
+    with anyio.move_on_after(REDIRECT_TIMEOUT_S):
+        async with anyio.create_task_group() as tasks:
+            for session in list(kernel.sessions.values()):
+                tasks.start_soon(redirect, session)

@@ -1,0 +1,31 @@
+"""How long things may take and how much may pile up in the embedded coordinator."""
+
+import msgspec
+
+
+class CoordinatorOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Times in seconds and bounds; the defaults suit real nodes, tests choose smaller ones."""
+
+    tick_s: float = 0.5
+    dial_timeout_s: float = 2.0
+    answer_timeout_s: float = 5.0
+    """How long the other side of a new connection may take to say the first thing."""
+    redial_s: float = 0.1
+    """First pause between two attempts to reach a master; doubles up to `redial_max_s`."""
+    redial_max_s: float = 1.0
+    settle_s: float = 1.0
+    """How long a node that has just started without instances holds commands back, to find the others first."""
+    rejoin_grace_s: float = 3.0
+    """How long a master that has just started waits for its members before it marks them disconnected."""
+    orphan_patience_s: float = 10.0
+    """How long a follower without instances waits for its master before it joins another cluster it sees."""
+    proposal_timeout_s: float = 60.0
+    """How long `propose` waits for a master."""
+    telemetry_flush_s: float = 0.025
+    entries_per_message: int = 512
+    recent_entries: int = 8192
+    """Decisions kept in memory for followers and feeds that are a little behind."""
+    feed_backlog: int = 8192
+    """How far a consumer of `feed()` may fall behind before its feed ends."""
+    link_refresh_s: float = 30.0
+    sightings_max: int = 256

@@ -1,0 +1,106 @@
+"""This node's proposals and those who wait for them."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+
+from exo.cluster.outbox import Fence, Numbered, Outbox, Proposal
+from exo.cluster.wire import ProposedEvent
+from exo.shared.errors import NoMasterError
+from exo.shared.types.events import (
+    ClusterFormed,
+    Decision,
+    InstanceCreated,
+    InstanceDeleted,
+    InstanceRestarted,
+    NodeDisconnected,
+    TermOpened,
+)
+from exo.shared.types.ids import ClusterId, EventId
+
+MASTER_DECISIONS = (
+    ClusterFormed,
+    TermOpened,
+    NodeDisconnected,
+    InstanceCreated,
+    InstanceDeleted,
+    InstanceRestarted,
+)
+"""What a master decides on the state it sees. Proposed in one term, it is void in any other: a master that was
+replaced meanwhile must not have its decision committed on a state that it never saw. Everything else is a node's
+fact about itself, and true whoever leads."""
+
+
+class Proposals:
+    """The outbox with a future for each proposal."""
+
+    def __init__(self, *, wall_clock: Callable[[], str], new_id: Callable[[], str]) -> None:
+        self._wall_clock = wall_clock
+        self._new_id = new_id
+        self._numbers = itertools.count(1)
+        self._outbox = Outbox()
+        self._futures: dict[int, asyncio.Future[int]] = {}
+
+    @property
+    def has_waiting(self) -> bool:
+        return self._outbox.has_waiting
+
+    def has_fenced(self) -> bool:
+        return self._outbox.has_fenced()
+
+    def is_pending(self, ticket: int | None) -> bool:
+        return ticket in self._futures
+
+    def add(
+        self, events: Sequence[Decision], cause_id: str, *, position: Fence, is_first: bool = False
+    ) -> tuple[int, asyncio.Future[int]]:
+        """Queue decisions. The future holds the index of the last, once all are folded in here.
+
+        Args:
+            events: To be committed together.
+            cause_id: Id of what led to them.
+            position: Present cluster and term: where a master's decision is valid.
+            is_first: Before everything that was not sent yet.
+        """
+        ticket = next(self._numbers)
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._futures[ticket] = future
+        proposal = Proposal(
+            ticket=ticket,
+            events=tuple(ProposedEvent(event_id=EventId(self._new_id()), event=event) for event in events),
+            cause_id=cause_id,
+            at=self._wall_clock(),
+            fence=position if any(isinstance(event, MASTER_DECISIONS) for event in events) else None,
+        )
+        self._outbox.add(proposal, is_first=is_first)
+        return ticket, future
+
+    def withdraw(self, ticket: int) -> None:
+        """Nobody waits any more; the proposal is forgotten if it was never sent."""
+        self._futures.pop(ticket, None)
+        self._outbox.withdraw(ticket)
+
+    def begin(self, cluster_id: ClusterId, term: int, last_seq: int) -> None:
+        """A master has admitted this node's proposals up to `last_seq`; see Outbox.begin."""
+        for ticket in self._outbox.begin(cluster_id, term, last_seq):
+            future = self._futures.pop(ticket, None)
+            if future is not None and not future.done():
+                future.set_exception(
+                    NoMasterError("another master leads now; look at the state and decide again")
+                )
+                future.exception()  # Seen: for this node's own housekeeping nobody waits.
+
+    def pause(self) -> None:
+        self._outbox.pause()
+
+    def take(self) -> Sequence[Numbered]:
+        return self._outbox.take()
+
+    def committed(self, cluster_id: ClusterId | None, seq: int, index: int) -> None:
+        """The cluster has committed this node's proposals up to `seq`, at the latest at `index`."""
+        if self._outbox.cluster_id != cluster_id:
+            return
+        for ticket in self._outbox.committed(seq):
+            future = self._futures.pop(ticket, None)
+            if future is not None and not future.done():
+                future.set_result(index)

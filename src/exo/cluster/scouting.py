@@ -1,0 +1,289 @@
+"""Who was noticed, what became of it, and whom to try next."""
+
+from collections.abc import Callable
+
+import anyio
+import msgspec
+from loguru import logger
+
+from exo.cluster.errors import ConnectionLostError, DialError, HandshakeError
+from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts, PeerSeen, PeerStatus, Sighting, is_senior
+from exo.cluster.kernel import Kernel
+from exo.cluster.signal import Signal
+from exo.cluster.transport.base import Transport
+from exo.cluster.wire import Hello, NotNow, decode_from_listener, encode
+from exo.shared.types.nodes import HostPort
+
+FRESH_S = 5.0
+"""A sighting older than this is no reason to dial any more."""
+LOOK_AGAIN_S = 5.0
+"""How often a cluster that ought to join this one is told of it."""
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """What follows from another node's facts."""
+
+    status: PeerStatus
+    detail: str
+    join: HostPort | None = None
+    """Follow the master there."""
+    tell: HostPort | None = None
+    """Make sure that the master there knows of this cluster, so that it can join."""
+
+
+def judge(own: ClusterFacts, seen: ClusterFacts, *, is_waiting: bool) -> Judgement:
+    """Decide what to do about somebody. Pure.
+
+    Args:
+        own: This node's facts as they are now.
+        seen: The other's facts.
+        is_waiting: If this node has lost its master, it waits for that one alone.
+    """
+    if seen.node_id == own.node_id:
+        return Judgement(
+            "same_node_id", "it has this node's id: a copied data directory; delete its file node_id"
+        )
+    if seen.version != PROTOCOL_VERSION:
+        return Judgement("other_version", f"it speaks protocol {seen.version}, this node {PROTOCOL_VERSION}")
+    if seen.namespace != own.namespace:
+        return Judgement("other_namespace", f"it belongs to the namespace {seen.namespace!r}")
+    if seen.cluster_id == own.cluster_id:
+        if own.is_master and seen.is_master:
+            return Judgement(
+                "two_masters", "it leads this cluster too: a copied data directory; stop one of them"
+            )
+        has_lost = own.master_node_id is None
+        return Judgement("member", "of this cluster", join=seen.master_address if has_lost else None)
+    if seen.master_node_id is None or seen.master_address is None:
+        return Judgement("no_master", "it waits for the master of its own cluster")
+    if own.is_master:
+        if own.instance_count and seen.instance_count:
+            return Judgement(
+                "both_have_instances",
+                f"its cluster {seen.cluster_id} has instances and so has this one: clusters are not merged then; "
+                "delete the instances of one of them",
+            )
+        if is_senior(own, seen):
+            return Judgement("joining", "its cluster should join this one", tell=seen.master_address)
+        return Judgement("joining", "this node is about to join its cluster", join=seen.master_address)
+    if own.master_node_id is None and not is_waiting:
+        return Judgement("joining", "this node's master is gone for good", join=seen.master_address)
+    return Judgement("other_cluster", f"it belongs to the cluster {seen.cluster_id}")
+
+
+class _Noticed(msgspec.Struct):
+    facts: ClusterFacts | None
+    seen: PeerSeen
+    last_s: float
+    told_s: float
+
+
+class _Attempts(msgspec.Struct):
+    pause_s: float = 0.0
+    due_s: float = 0.0
+
+
+class Scout:
+    """Keeps what was noticed and answers whom to dial next."""
+
+    def __init__(self, kernel: Kernel, transport: Transport, clock: Callable[[], float]) -> None:
+        self._kernel = kernel
+        self._transport = transport
+        self._clock = clock
+        self._noticed: dict[str, _Noticed] = {}
+        self._attempts: dict[HostPort, _Attempts] = {}
+        self._to_look_at: dict[HostPort, str] = {}
+        self._own_addresses: set[HostPort] = {kernel.identity.cluster_address}
+        self._warned: set[str] = set()
+        self.changed = Signal()
+        self.orphan_since_s: float | None = None
+
+    # --- what comes in ------------------------------------------------------------------------------------------
+
+    def report(self, item: Sighting | PeerSeen) -> None:
+        """Take what a discovery, or whoever dialled, has to say."""
+        if isinstance(item, PeerSeen):
+            # By host: a flood from ever new ports must not push out what is useful.
+            host = item.address.host if item.address is not None else "unknown"
+            self._note(f"{item.status} {host}", None, item)
+        elif item.facts is not None:
+            self._facts_seen(item.facts, item.via)
+        elif item.address not in self._own_addresses and not self._is_connected_member(item.address):
+            self._to_look_at.setdefault(item.address, item.via)
+            self.changed.fire()
+
+    def _facts_seen(self, facts: ClusterFacts, via: str) -> None:
+        own = self._kernel.facts()
+        if facts.node_id == own.node_id and facts.boot_id == own.boot_id:
+            self._own_addresses.add(facts.cluster_address)
+            return
+        judgement = judge(own, facts, is_waiting=self._is_waiting(facts))
+        now = self._clock()
+        before = self._noticed.get(facts.node_id)
+        told_s = before.told_s if before is not None else now
+        if judgement.tell is not None and now - told_s >= LOOK_AGAIN_S:
+            self._to_look_at.setdefault(judgement.tell, via)
+            told_s = now
+        seen = PeerSeen(
+            address=facts.cluster_address,
+            node_id=facts.node_id,
+            name=facts.name,
+            namespace=facts.namespace,
+            cluster_id=facts.cluster_id,
+            via=via,
+            status=judgement.status,
+            detail=judgement.detail,
+            age_s=0.0,
+        )
+        self._note(facts.node_id, facts, seen)
+        self._noticed[facts.node_id].told_s = told_s
+        if judgement.join is not None or judgement.tell is not None:
+            self.changed.fire()
+
+    def _note(self, key: str, facts: ClusterFacts | None, seen: PeerSeen) -> None:
+        now = self._clock()
+        before = self._noticed.pop(key, None)
+        count = before.seen.count + 1 if before is not None else 1
+        told_s = before.told_s if before is not None else now
+        self._noticed[key] = _Noticed(facts, msgspec.structs.replace(seen, count=count), now, told_s)
+        while len(self._noticed) > self._kernel.options.sightings_max:
+            del self._noticed[next(iter(self._noticed))]
+        if seen.status in (
+            "both_have_instances",
+            "same_node_id",
+            "two_masters",
+            "other_secret",
+            "other_version",
+        ):
+            warning = f"{seen.status} {seen.node_id or seen.address} {seen.cluster_id}"
+            if warning not in self._warned:
+                self._warned.add(warning)
+                logger.warning("not joining the node at {}: {}", seen.address, seen.detail)
+
+    def unusable(self, address: HostPort, via: str, error: DialError) -> None:
+        """Dialling failed."""
+        status: PeerStatus = "unreachable"
+        if isinstance(error, HandshakeError):
+            status = "other_secret" if error.is_secret_wrong else "other_version"
+        self._note(
+            str(address),
+            None,
+            PeerSeen(address=address, via=via, status=status, detail=error.message, age_s=0.0),
+        )
+
+    # --- what goes out ------------------------------------------------------------------------------------------
+
+    @property
+    def peers_seen(self) -> tuple[PeerSeen, ...]:
+        """Everybody noticed, newest last, with what became of it as of now."""
+        own, now = self._kernel.facts(), self._clock()
+        return tuple(
+            msgspec.structs.replace(
+                noticed.seen, age_s=round(now - noticed.last_s, 3), **self._judged(own, noticed.facts)
+            )
+            for noticed in self._noticed.values()
+        )
+
+    def _judged(self, own: ClusterFacts, facts: ClusterFacts | None) -> dict[str, str]:
+        if facts is None:
+            return {}
+        judgement = judge(own, facts, is_waiting=self._is_waiting(facts))
+        return {"status": judgement.status, "detail": judgement.detail}
+
+    def pick(self) -> HostPort | None:
+        """Return the address to join next, or None when there is none now."""
+        now = self._clock()
+        return next((address for address in self._wanted(now) if self._due_s(address) <= now), None)
+
+    def next_due_s(self) -> float | None:
+        """Return how long until `pick` has something that it holds back now; None: nothing is held back."""
+        now = self._clock()
+        return min((max(0.0, self._due_s(address) - now) for address in self._wanted(now)), default=None)
+
+    def attempted(self, address: HostPort, *, succeeded: bool) -> None:
+        """An attempt to join is over; the next one at this address waits, longer each time that it fails."""
+        options = self._kernel.options
+        attempts = self._attempts.setdefault(address, _Attempts())
+        if succeeded:
+            attempts.pause_s = 0.0
+        attempts.pause_s = min(max(options.redial_s, 2 * attempts.pause_s), options.redial_max_s)
+        attempts.due_s = self._clock() + attempts.pause_s
+        if len(self._attempts) > self._kernel.options.sightings_max:
+            self._attempts = {
+                key: value for key, value in self._attempts.items() if value.due_s > self._clock()
+            }
+
+    def _due_s(self, address: HostPort) -> float:
+        attempts = self._attempts.get(address)
+        return attempts.due_s if attempts is not None else 0.0
+
+    def _wanted(self, now: float) -> list[HostPort]:
+        """Return the addresses worth joining, best first."""
+        role = self._kernel.core.role
+        if role not in ("leader", "orphan"):
+            return []
+        wanted: list[HostPort] = []
+        if role == "orphan":
+            if self._kernel.redirected_to is not None:
+                wanted.append(self._kernel.redirected_to)
+            master = self._kernel.state.nodes.get(self._kernel.state.master_node_id or self._kernel.node_id)
+            if master is not None and master.identity.node_id != self._kernel.node_id:
+                wanted.append(master.identity.cluster_address)
+        own = self._kernel.facts()
+        seniors: list[ClusterFacts] = []
+        for noticed in self._noticed.values():
+            facts = noticed.facts
+            if facts is None or now - noticed.last_s > FRESH_S:
+                continue
+            judgement = judge(own, facts, is_waiting=self._is_waiting(facts))
+            if judgement.join is not None:
+                position = sum(is_senior(other, facts) for other in seniors)
+                seniors.insert(position, facts)
+        wanted.extend(facts.master_address for facts in seniors if facts.master_address is not None)
+        return [address for address in dict.fromkeys(wanted) if address not in self._own_addresses]
+
+    def _is_waiting(self, facts: ClusterFacts) -> bool:
+        """Say whether an orphan goes on waiting for its master in spite of these facts."""
+        if (
+            facts.node_id == self._kernel.state.master_node_id
+            and facts.cluster_id != self._kernel.core.cluster_id
+        ):
+            return False  # It kept the only log, and is in another cluster now: this one is no more.
+        since_s = self.orphan_since_s
+        is_patient = since_s is None or self._clock() - since_s < self._kernel.options.orphan_patience_s
+        return is_patient or bool(self._kernel.state.instances)
+
+    def _is_connected_member(self, address: HostPort) -> bool:
+        return any(
+            node.is_connected and node.identity.cluster_address == address
+            for node in self._kernel.state.nodes.values()
+        )
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Exchange facts with addresses of which nothing is known yet, until cancelled."""
+        while True:
+            while self._to_look_at:
+                address = next(iter(self._to_look_at))
+                await self._look(address, self._to_look_at.pop(address))
+            await self.changed.wait()
+
+    async def _look(self, address: HostPort, via: str) -> None:
+        options = self._kernel.options
+        try:
+            connection = await self._transport.dial(address, timeout_s=options.dial_timeout_s)
+        except DialError as error:
+            self.unusable(address, via, error)
+            return
+        try:
+            with anyio.fail_after(options.answer_timeout_s):
+                await connection.send(encode(Hello(facts=self._kernel.facts(), intent="look")))
+                answer = decode_from_listener(await connection.receive())
+            if isinstance(answer, NotNow):
+                self._noticed.pop(str(address), None)
+                self._facts_seen(answer.facts, via)
+        except (TimeoutError, ConnectionLostError, msgspec.DecodeError) as error:
+            self.unusable(address, via, DialError(f"the node at {address} gave no answer: {error}"))
+        finally:
+            connection.close("looked")

@@ -1,0 +1,122 @@
+"""The telemetry lane: of events about the same thing only the last is kept, on every step of the way. Pure."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from exo.cluster.wire import TelemetryTick, encode
+from exo.shared.types.events import (
+    DeviceGPUStateUpdated,
+    GPUBandwidthMeasured,
+    LinkMeasured,
+    NodeProfileUpdated,
+    StageProgressed,
+    Telemetry,
+    TelemetryFrame,
+)
+from exo.shared.types.ids import InstanceId, NodeId
+
+Key = tuple[str, ...]
+
+
+def subject(event: Telemetry) -> Key:
+    """Return what an event is about: a later event about the same replaces it."""
+    match event:
+        case DeviceGPUStateUpdated(state=state):
+            return ("device", state.device_id)
+        case NodeProfileUpdated():
+            return ("profile",)
+        case GPUBandwidthMeasured():
+            return ("bandwidth", event.source_device_id, event.dest_device_id)
+        case LinkMeasured(dest_node_id=dest):
+            return ("link", dest)
+        case StageProgressed():
+            return ("stage", event.instance_id, str(event.generation), str(event.rank))
+
+
+def merge_frames(before: TelemetryFrame | None, later: TelemetryFrame) -> TelemetryFrame:
+    """Return one frame that says what both of a node say."""
+    if before is None or before.boot_id != later.boot_id:
+        return later
+    events = {subject(event): event for event in (*before.events, *later.events)}
+    return TelemetryFrame(
+        node_id=later.node_id, boot_id=later.boot_id, seq=later.seq, events=tuple(events.values())
+    )
+
+
+class OwnTelemetry:
+    """What this node has published since it started: what is fresh, and what a new master has to be told again."""
+
+    def __init__(self, node_id: NodeId, boot_id: str) -> None:
+        self._node_id = node_id
+        self._boot_id = boot_id
+        self._seq = -1
+        self._latest: dict[Key, Telemetry] = {}
+        self._fresh: dict[Key, Telemetry] = {}
+
+    @property
+    def has_fresh(self) -> bool:
+        return bool(self._fresh)
+
+    def publish(self, events: Iterable[Telemetry]) -> None:
+        for event in events:
+            self._fresh[subject(event)] = event
+
+    def refresh_all(self, instances: Iterable[InstanceId]) -> None:
+        """Count everything as fresh again; progress of instances that are gone is forgotten."""
+        known = set(instances)
+        everything = {**self._latest, **self._fresh}
+        self._fresh = {
+            key: event for key, event in everything.items() if key[0] != "stage" or key[1] in known
+        }
+        self._latest = {}
+
+    def take(self) -> TelemetryFrame:
+        """Return what is fresh as this node's next frame."""
+        self._seq += 1
+        frame = TelemetryFrame(
+            node_id=self._node_id, boot_id=self._boot_id, seq=self._seq, events=tuple(self._fresh.values())
+        )
+        self._latest.update(self._fresh)
+        self._fresh = {}
+        return frame
+
+
+class TickRing:
+    """The master's side: frames gathered into numbered ticks, each encoded once for all followers.
+
+    A follower that has fallen behind further than the ring reaches is sent the live state instead.
+    """
+
+    def __init__(self, ticks_max: int = 64) -> None:
+        self.tick = 0
+        """The newest."""
+        self._encoded: deque[bytes] = deque(maxlen=ticks_max)
+        self._gathered: dict[NodeId, TelemetryFrame] = {}
+
+    @property
+    def has_gathered(self) -> bool:
+        return bool(self._gathered)
+
+    def gather(self, frame: TelemetryFrame) -> None:
+        """Add a frame that was folded here; later values replace earlier ones."""
+        self._gathered[frame.node_id] = merge_frames(self._gathered.get(frame.node_id), frame)
+
+    def close_tick(self, term: int) -> tuple[TelemetryFrame, ...]:
+        """End the tick: what was gathered can be sent. Returns its frames."""
+        frames = tuple(self._gathered.values())
+        self._gathered = {}
+        self.tick += 1
+        self._encoded.append(encode(TelemetryTick(term=term, tick=self.tick, frames=frames)))
+        return frames
+
+    def since(self, tick: int) -> Sequence[bytes] | None:
+        """Return the encoded ticks behind `tick`, or None when they are no longer all here."""
+        count = self.tick - tick
+        if count > len(self._encoded):
+            return None
+        return [self._encoded[position] for position in range(len(self._encoded) - count, len(self._encoded))]
+
+    def clear(self) -> None:
+        """A new term begins; ticks go on counting."""
+        self._encoded.clear()
+        self._gathered = {}

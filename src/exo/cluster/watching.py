@@ -1,0 +1,71 @@
+"""Bounded feeds of what is folded, for those who watch. A slow consumer loses its feed, never a part of it."""
+
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Self
+from weakref import WeakSet
+
+from exo.cluster.signal import Signal
+from exo.shared.types.events import LogEntry, TelemetryFrame
+
+Item = LogEntry | TelemetryFrame
+
+
+class Feed(AsyncIterator[Item]):
+    """What one consumer has not taken yet."""
+
+    def __init__(self, first: Iterable[Item], backlog_max: int) -> None:
+        self._items: deque[Item] = deque(first)
+        self._backlog_max = backlog_max
+        self._is_ended = False
+        self._signal = Signal()
+
+    def push(self, item: Item) -> None:
+        if self._is_ended:
+            return
+        if len(self._items) >= self._backlog_max:
+            self.end()
+            return
+        self._items.append(item)
+        self._signal.fire()
+
+    def end(self) -> None:
+        """Nothing more comes; what is here is still delivered."""
+        self._is_ended = True
+        self._signal.fire()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Item:
+        while not self._items:
+            if self._is_ended:
+                raise StopAsyncIteration
+            await self._signal.wait()
+        return self._items.popleft()
+
+
+class Feeds:
+    """All feeds; one that nobody holds any more is forgotten."""
+
+    def __init__(self, backlog_max: int) -> None:
+        self._backlog_max = backlog_max
+        self._feeds: WeakSet[Feed] = WeakSet()
+
+    def open(self, first: Iterable[Item] = ()) -> Feed:
+        """Return a feed that begins with `first` and goes on with everything pushed from now on."""
+        feed = Feed(first, self._backlog_max)
+        self._feeds.add(feed)
+        return feed
+
+    def push(self, item: Item) -> None:
+        for feed in self._now():
+            feed.push(item)
+
+    def end_all(self) -> None:
+        for feed in self._now():
+            feed.end()
+        self._feeds.clear()
+
+    def _now(self) -> Iterator[Feed]:
+        return iter(list(self._feeds))

@@ -1,0 +1,177 @@
+"""What nodes say to each other: msgpack messages, one union for each direction of a conversation.
+
+The dialing node says `Hello`; the other answers `Welcome` (it leads, and the dialer now follows it) or `NotNow`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from exo.cluster.facts import ClusterFacts
+from exo.shared.types.commands import Command, Reply
+from exo.shared.types.events import Decision, LogEntry, TelemetryFrame
+from exo.shared.types.ids import EventId, NodeId
+from exo.shared.types.nodes import HostPort
+from exo.shared.types.state import NodeTelemetry, State
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=True):
+    pass
+
+
+class ProposedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision on its way into the log. The id is given by the origin, so that it stays when it is sent again."""
+
+    event_id: EventId
+    event: Decision
+
+
+class Hello(_Message, frozen=True, kw_only=True):
+    """First message of the dialer. To `look` is to exchange facts and hang up."""
+
+    facts: ClusterFacts
+    intent: Literal["join", "look"]
+    last_index: int = 0
+    last_term: int = 0
+    """Position of the newest entry folded here: where the tail may begin."""
+
+
+class Propose(_Message, frozen=True, kw_only=True):
+    """Follower to master: decisions to be admitted together, if `first_seq` is the origin's next."""
+
+    term: int
+    first_seq: int
+    cause_id: str
+    at: str
+    events: tuple[ProposedEvent, ...]
+
+
+class Publish(_Message, frozen=True, kw_only=True):
+    """Follower to master: telemetry."""
+
+    frame: TelemetryFrame
+
+
+class Call(_Message, frozen=True, kw_only=True):
+    """Follower to master: carry this out and answer."""
+
+    call_id: int
+    command: Command
+
+
+class Welcome(_Message, frozen=True, kw_only=True):
+    """Master: you follow me in my term. A snapshot or the tail behind `Hello.last_index` comes next."""
+
+    facts: ClusterFacts
+    is_snapshot_next: bool
+    last_seq: int
+    """The last of the dialer's proposals that was admitted."""
+
+
+NotNowCode = Literal[
+    "look",
+    "busy",
+    "not_master",
+    "junior",
+    "other_namespace",
+    "other_version",
+    "same_node_id",
+    "two_masters",
+    "both_have_instances",
+]
+
+
+class NotNow(_Message, frozen=True, kw_only=True):
+    """Anyone: you cannot follow me, and why. The facts may show a better way."""
+
+    code: NotNowCode
+    facts: ClusterFacts
+
+
+class SnapshotPart(_Message, frozen=True, kw_only=True):
+    """Master: a piece of an encoded State."""
+
+    data: bytes
+    is_last: bool
+
+
+class Entries(_Message, frozen=True, kw_only=True):
+    """Master: committed decisions, in order."""
+
+    term: int
+    entries: tuple[LogEntry, ...]
+
+
+class LiveState(_Message, frozen=True, kw_only=True):
+    """Master: all telemetry there is, for a follower that missed some."""
+
+    live: dict[NodeId, NodeTelemetry]
+
+
+class TelemetryTick(_Message, frozen=True, kw_only=True):
+    """Master: what was published since the tick before."""
+
+    term: int
+    tick: int
+    frames: tuple[TelemetryFrame, ...]
+
+
+class Answer(_Message, frozen=True, kw_only=True):
+    """Master: what became of a call. The caller's state contains it once it has reached `index`."""
+
+    call_id: int
+    index: int
+    reply: Reply | None = None
+    error: str | None = None
+
+
+class Redirect(_Message, frozen=True, kw_only=True):
+    """Master that yields: my cluster is no more; join this one as I do."""
+
+    address: HostPort
+
+
+FromDialer = Hello | Propose | Publish | Call
+FromListener = Welcome | NotNow | SnapshotPart | Entries | LiveState | TelemetryTick | Answer | Redirect
+
+_encoder = msgspec.msgpack.Encoder()
+_from_dialer = msgspec.msgpack.Decoder(FromDialer)
+_from_listener = msgspec.msgpack.Decoder(FromListener)
+_state = msgspec.msgpack.Decoder(State)
+
+
+def encode(message: FromDialer | FromListener) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_from_dialer(data: bytes) -> FromDialer:
+    """Raises msgspec.DecodeError: it is no message that this release knows."""
+    return _from_dialer.decode(data)
+
+
+def decode_from_listener(data: bytes) -> FromListener:
+    """Raises msgspec.DecodeError: it is no message that this release knows."""
+    return _from_listener.decode(data)
+
+
+SNAPSHOT_PART_BYTES = 256 * 1024
+
+
+def encode_snapshot(state: State) -> list[bytes]:
+    """Return the messages that carry a whole state."""
+    data = _encoder.encode(state)
+    starts = range(0, len(data), SNAPSHOT_PART_BYTES)
+    return [
+        encode(
+            SnapshotPart(
+                data=data[start : start + SNAPSHOT_PART_BYTES],
+                is_last=start + SNAPSHOT_PART_BYTES >= len(data),
+            )
+        )
+        for start in starts
+    ]
+
+
+def decode_snapshot(data: bytes) -> State:
+    """Raises msgspec.DecodeError: it is no state that this release knows."""
+    return _state.decode(data)
