@@ -111,7 +111,7 @@ class ScriptedNode:
         instance = fixture("instance") | {"plan": plan, "request": request}
         instance["stages"] = [stage_of(planned, "pending") for planned in plan["stages"]]
         self.change(instances={instance["instance_id"]: instance})
-        return {"index": self.state["index"], "instance": instance}
+        return instance | {"index": self.state["index"]}
 
     def set_stages(
         self, status: str, phases: list[str], loaded: list[int], reason: str | None = None

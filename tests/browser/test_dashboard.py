@@ -125,6 +125,24 @@ def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_
     screenshot(page, "failed")
 
 
+def test_a_larger_cluster_lets_people_say_over_how_many_nodes(node: ScriptedNode, open_page) -> None:
+    entries = node.state["topology"]["nodes"]
+    more = [entries[1] | {"node_id": f"d{place}", "name": f"elm{place}"} for place in range(3)]
+    node.change(topology=node.state["topology"] | {"nodes": [*entries, *more]})
+    page = open_page(node.url)
+    page.get_by_role("button", name="Place exo-tiny").click()
+    dialog = page.get_by_role("dialog")
+    number = dialog.get_by_role("spinbutton")
+    expect(dialog).to_contain_text("of 6 nodes")
+    number.fill("7")
+    number.press("Tab")
+    number.fill("5")
+    number.press("Tab")
+    # Seven of six nodes is refused by the field itself.
+    wait_until(lambda: len(node.requests) == 2, "a second question for previews")
+    assert [path.partition("min_nodes=")[2] for _, path, _ in node.requests] == ["1", "5"]
+
+
 def test_an_instance_is_deleted_after_a_question(node: ScriptedNode, open_page, screenshot) -> None:
     node.place(node.previews["previews"][0]["request"])
     page = open_page(node.url)

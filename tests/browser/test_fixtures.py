@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from browser.scripted_node import ScriptedNode, fixture, stage_of
 from exo.api.schemas.cluster import ClusterStateView
-from exo.api.schemas.instances import InstanceView, PreviewList, StageView
+from exo.api.schemas.instances import InstancePlaced, InstanceView, PreviewList, StageView
 from exo.api.schemas.models import ModelList
 from exo.api.schemas.openai import ChatCompletionChunk
 
@@ -29,10 +29,11 @@ def test_a_fixture_has_the_shape_of_the_api(name: str) -> None:
 def test_what_the_script_makes_up_has_the_shape_of_the_api(tmp_path) -> None:
     node = ScriptedNode(tmp_path)
     placed = node.place(node.previews["previews"][2]["request"])
+    assert InstancePlaced.model_validate(placed).model_dump(mode="json") == placed
     node.set_stages("failed", ["ready", "failed", "loading"], [3, 0, 0], "out of memory")
-    for value in (placed["instance"], *node.state["instances"].values()):
+    for value in node.state["instances"].values():
         assert InstanceView.model_validate(value).model_dump(mode="json") == value
-    stage = stage_of(placed["instance"]["plan"]["stages"][0], "ready", 3)
+    stage = stage_of(placed["plan"]["stages"][0], "ready", 3)
     assert StageView.model_validate(stage).model_dump(mode="json") == stage
     node.chat_tokens = ["4", "2"]
     node.chat_gate.release(2)

@@ -23,8 +23,12 @@ export async function getModels(): Promise<Model[]> {
 }
 
 /** Ways to place the model, each with its plan or its refusal. */
-export async function getPreviews(modelId: string, signal: AbortSignal): Promise<Preview[]> {
-  const query = new URLSearchParams({ model_id: modelId });
+export async function getPreviews(
+  modelId: string,
+  minNodes: number,
+  signal: AbortSignal,
+): Promise<Preview[]> {
+  const query = new URLSearchParams({ model_id: modelId, min_nodes: String(minNodes) });
   const options = { signal, timeoutS: PLACEMENT_TIMEOUT_S };
   return (await requestJson<PreviewList>(`instance/previews?${query}`, options)).previews;
 }

@@ -6,6 +6,7 @@ import type { Instance, Preview } from '../types';
 export class Placement {
   previews = $state.raw<Preview[] | null>(null);
   chosen = $state(0);
+  minNodes = $state(1);
   isPlacing = $state(false);
   error = $state<string | null>(null);
   #abort = new AbortController();
@@ -16,17 +17,19 @@ export class Placement {
     return !this.isPlacing && Boolean(this.previews?.[this.chosen]?.plan);
   }
 
-  async load(): Promise<void> {
+  /** Ask for the ways to place it on at least `minNodes`; an earlier question that is still open is dropped. */
+  async load(minNodes: number): Promise<void> {
+    this.#abort.abort();
+    const { signal } = (this.#abort = new AbortController());
+    this.minNodes = minNodes;
     this.previews = null;
     this.error = null;
     try {
-      this.previews = await getPreviews(this.modelId, this.#abort.signal);
-      this.chosen = Math.max(
-        0,
-        this.previews.findIndex((preview) => preview.plan !== null),
-      );
+      this.previews = await getPreviews(this.modelId, minNodes, signal);
+      const open = this.previews.findIndex((preview) => preview.plan !== null);
+      this.chosen = Math.max(0, open);
     } catch (error) {
-      if (!this.#abort.signal.aborted) this.error = wordsOf(error);
+      if (!signal.aborted) this.error = wordsOf(error);
     }
   }
 

@@ -1979,10 +1979,28 @@ export interface operations {
     preview_placements: {
         parameters: {
             query: {
-                /** @description One of `GET /models` */
+                /** @description One of `GET /models`. */
                 model_id: string;
+                sharding?: "auto" | "pipeline" | "tensor" | "hybrid";
+                /** @description `auto`, or the name of an engine, such as `mlx`. */
+                engine?: string;
+                /** @description Spread the model over at least so many nodes. */
+                min_nodes?: number;
+                /** @description Where a node has a GPU, its memory counts rather than the host's. */
+                prefer_gpu?: boolean;
+                /** @description When not empty: only these nodes may take part. */
+                node_ids?: string[];
+                /** @description When not empty: only these devices may take part. */
+                device_ids?: string[];
+                /** @description Nodes or devices that must not take part. */
+                exclude?: string[];
+                /** @description Tokens per request to keep room for, prompt and answer together; null: the model's own limit, at most 4,096. */
                 context_length?: number | null;
+                /** @description Requests at the same time to keep room for. */
                 concurrency?: number;
+                objective?: "auto" | "latency" | "throughput";
+                /** @description When not empty: layers per stage, in order, instead of a split by memory. */
+                layer_split?: number[];
             };
             header?: never;
             path?: never;
