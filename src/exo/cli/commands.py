@@ -1,0 +1,147 @@
+"""The subcommands' names, flags and help. What they do is imported when one runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar="EXO_URL",
+        metavar="URL",
+        show_default="the node of EXO_HOME, else http://127.0.0.1:52415",
+        help="The node to ask.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the subcommands to the command line."""
+    for command in (status, models, place, delete, chat, doctor):
+        app.command()(command)
+
+
+def status(url: Url = None, as_json: AsJson = False) -> None:
+    """Show the cluster: master, nodes, devices, instances."""
+    from exo.cli import status as module
+    from exo.cli.client import NodeClient
+
+    with NodeClient.open(url) as client:
+        module.show_status(client, as_json=as_json)
+
+
+def models(url: Url = None, as_json: AsJson = False) -> None:
+    """List the models that the cluster's nodes have."""
+    from exo.cli import status as module
+    from exo.cli.client import NodeClient
+
+    with NodeClient.open(url) as client:
+        module.show_models(client, as_json=as_json)
+
+
+def place(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="One of `exo models`.")],
+    min_nodes: Annotated[int, typer.Option(min=1, help="Spread it over at least so many nodes.")] = 1,
+    sharding: Annotated[str, typer.Option(help="auto, pipeline, tensor or hybrid.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, or an engine's name.")] = "auto",
+    gpu: Annotated[bool, typer.Option("--gpu/--no-gpu", help="Use GPUs where there are any.")] = True,
+    node: Annotated[
+        list[str] | None, typer.Option(help="Only this node (id, start of an id, or name); may be repeated.")
+    ] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Only this device; may be repeated.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Not this node or device; may be repeated.")
+    ] = None,
+    context_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per request to keep room for.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 1,
+    objective: Annotated[str, typer.Option(help="auto, latency or throughput.")] = "auto",
+    layers: Annotated[
+        str, typer.Option(metavar="N,N,...", show_default=False, help="Layers per stage, in order.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the ways to place it; decide nothing.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is ready.")] = True,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long to wait.")] = 600.0,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Place a model on the cluster and wait until it is ready."""
+    from exo.cli import place as module
+    from exo.cli.client import NodeClient
+
+    with NodeClient.open(url) as client:
+        wish = module.make_wish(
+            client,
+            model=model,
+            min_nodes=min_nodes,
+            sharding=sharding,
+            engine=engine,
+            prefer_gpu=gpu,
+            nodes=node or [],
+            devices=device or [],
+            exclude=exclude or [],
+            context_length=context_length,
+            concurrency=concurrency,
+            objective=objective,
+            layers=layers,
+        )
+        if dry_run:
+            module.show_previews(client, wish, as_json=as_json)
+        else:
+            module.place(client, wish, is_waiting=wait, timeout_s=timeout, as_json=as_json)
+
+
+def delete(
+    instance: Annotated[
+        str, typer.Argument(metavar="INSTANCE", help="Its id, the start of it, or a model's name.")
+    ],
+    url: Url = None,
+) -> None:
+    """Stop an instance and forget it."""
+    from exo.cli import place as module
+    from exo.cli.client import NodeClient
+
+    with NodeClient.open(url) as client:
+        module.delete(client, instance)
+
+
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="One of `exo models`.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="Without it: talk on a terminal, or read standard input."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="Instructions put before the talk.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="End the answer after so many tokens.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: the same answer every time.")] = 0.0,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens only.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
+    url: Url = None,
+) -> None:
+    """Chat with a model; places it first where it is not placed."""
+    from exo.cli import chat as module
+    from exo.cli.client import NodeClient
+
+    with NodeClient.open(url) as client:
+        options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        code = module.run(client, model=model, prompt=prompt, system=system, options=options)
+    raise typer.Exit(code)
+
+
+def doctor(
+    home: Annotated[
+        Path | None, typer.Option(envvar="EXO_HOME", help="The data directory to look at.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what works on this machine, what is missing, and how to install it."""
+    from exo.cli import doctor as module
+
+    raise typer.Exit(module.run(home, as_json=as_json))

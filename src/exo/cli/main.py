@@ -1,0 +1,231 @@
+"""`exo`: starts a node; its subcommands ask a running one."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from exo.cli import commands
+
+NODE = "Node"
+NETWORK = "Network"
+LOG = "Log"
+
+app = typer.Typer(
+    name="exo",
+    help="One cluster out of unequal machines that serves language models. Without a command: start a node.",
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+commands.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    port: Annotated[
+        int,
+        typer.Option(
+            envvar="EXO_PORT",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            rich_help_panel=NETWORK,
+            help="Port of API and dashboard; 0 takes any free one.",
+        ),
+    ] = 52415,
+    host: Annotated[
+        str,
+        typer.Option(
+            envvar="EXO_HOST",
+            metavar="ADDRESS",
+            rich_help_panel=NETWORK,
+            help="Address of API and dashboard; loopback only.",
+        ),
+    ] = "127.0.0.1",
+    cluster_port: Annotated[
+        int,
+        typer.Option(
+            envvar="EXO_CLUSTER_PORT",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            rich_help_panel=NETWORK,
+            help="Port between nodes; 0 takes any free one.",
+        ),
+    ] = 52416,
+    data_port: Annotated[
+        int,
+        typer.Option(
+            envvar="EXO_DATA_PORT",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            rich_help_panel=NETWORK,
+            help="Port for the tokens of this node's clients; 0 takes any free one.",
+        ),
+    ] = 52417,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="EXO_PEERS",
+            metavar="HOST:PORT",
+            rich_help_panel=NETWORK,
+            help="Cluster port of another node, where discovery does not reach; repeat it, or separate by commas.",
+        ),
+    ] = None,
+    namespace: Annotated[
+        str,
+        typer.Option(
+            envvar="EXO_NAMESPACE",
+            rich_help_panel=NETWORK,
+            help="Only nodes of one namespace find each other.",
+        ),
+    ] = "default",
+    no_discovery: Annotated[
+        bool,
+        typer.Option(
+            "--no-discovery",
+            envvar="EXO_NO_DISCOVERY",
+            rich_help_panel=NETWORK,
+            help="Neither look for other nodes nor announce this one.",
+        ),
+    ] = False,
+    discovery_port: Annotated[
+        int,
+        typer.Option(
+            envvar="EXO_DISCOVERY_PORT",
+            metavar="PORT",
+            min=1,
+            max=65535,
+            rich_help_panel=NETWORK,
+            help="UDP port of the multicast by which nodes find each other; the same on all of them.",
+        ),
+    ] = 52416,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="EXO_HOME",
+            metavar="FOLDER",
+            rich_help_panel=NODE,
+            show_default="the platform's place for a user's data",
+            help="Data directory: log, node id, models.",
+        ),
+    ] = None,
+    models_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            envvar="EXO_MODELS_DIRS",
+            metavar="FOLDER",
+            rich_help_panel=NODE,
+            help="A folder of model directories, beside the data directory's own; may be repeated.",
+        ),
+    ] = None,
+    name: Annotated[
+        str,
+        typer.Option(
+            envvar="EXO_NAME",
+            metavar="NAME",
+            rich_help_panel=NODE,
+            show_default="the host's name",
+            help="Shown to people.",
+        ),
+    ] = "",
+    no_worker: Annotated[
+        bool,
+        typer.Option(
+            "--no-worker",
+            envvar="EXO_NO_WORKER",
+            rich_help_panel=NODE,
+            help="Coordinate and answer, but run no layers here.",
+        ),
+    ] = False,
+    no_auto_place: Annotated[
+        bool,
+        typer.Option(
+            "--no-auto-place",
+            envvar="EXO_NO_AUTO_PLACE",
+            rich_help_panel=NODE,
+            help="Refuse a chat with a model that is not placed, rather than placing it.",
+        ),
+    ] = False,
+    telemetry_interval: Annotated[
+        float,
+        typer.Option(
+            envvar="EXO_TELEMETRY_INTERVAL",
+            metavar="SECONDS",
+            min=0.05,
+            rich_help_panel=NODE,
+            help="How often devices are read.",
+        ),
+    ] = 2.0,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            envvar="EXO_VERBOSITY",
+            rich_help_panel=LOG,
+            help="Log more; -vv everything, and tracebacks of errors.",
+        ),
+    ] = 0,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", envvar="EXO_QUIET", rich_help_panel=LOG, help="Log warnings only."),
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """One cluster out of unequal machines that serves language models. Without a command: start a node."""
+    verbosity = -1 if quiet else min(verbose, 2)
+    context.obj = verbosity
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(version_of("exo"))
+        raise typer.Exit
+    if context.invoked_subcommand is not None:
+        return
+    from exo.cli import node
+
+    node.start(
+        home=home,
+        host=host,
+        port=port,
+        cluster_port=cluster_port,
+        data_port=data_port,
+        discovery_port=discovery_port,
+        is_discovery_enabled=not no_discovery,
+        namespace=namespace,
+        peers=peer or [],
+        is_worker=not no_worker,
+        is_auto_place_enabled=not no_auto_place,
+        models_dirs=models_dir or [],
+        telemetry_interval_s=telemetry_interval,
+        verbosity=verbosity,
+        name=name,
+    )
+
+
+def main() -> NoReturn:
+    """Run the command line; ends the process. Exit codes: 1 failed, 2 bad usage or configuration, 3 damaged log."""
+    try:
+        app()
+    except Exception as error:
+        from exo.cli.output import report_error
+
+        sys.exit(report_error(error, is_traceback_wanted=_wants_traceback()))
+    sys.exit(0)
+
+
+def _wants_traceback() -> bool:
+    """Look for -vv by hand: the error may have come before the flags were read."""
+    import os
+
+    flags = [word for word in sys.argv[1:] if word.startswith("-")]
+    count = flags.count("--verbose") + sum(
+        word.count("v") for word in flags if not word.startswith("--") and set(word[1:]) == {"v"}
+    )
+    return count >= 2 or os.environ.get("EXO_VERBOSITY", "").strip() == "2"

@@ -1,0 +1,97 @@
+"""Starts a node from what was typed."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+from loguru import logger
+
+from exo.cli.nvidia import cuda_advice, wants_cuda
+from exo.logs import configure_logs
+from exo.settings import CLUSTER_PORT, Settings, default_home
+from exo.shared.errors import ConfigurationError
+from exo.shared.types.nodes import HostPort
+
+
+def start(
+    *,
+    home: Path | None,
+    host: str,
+    port: int,
+    cluster_port: int,
+    data_port: int,
+    discovery_port: int,
+    is_discovery_enabled: bool,
+    namespace: str,
+    peers: Sequence[str],
+    is_worker: bool,
+    is_auto_place_enabled: bool,
+    models_dirs: Sequence[Path],
+    telemetry_interval_s: float,
+    verbosity: int,
+    name: str,
+) -> None:
+    """Run a node until it is told to end.
+
+    Raises:
+        ConfigurationError: A setting cannot be used.
+        ExoError: The node cannot run.
+    """
+    settings = Settings(
+        home=(home or default_home()).expanduser().absolute(),
+        host=host,
+        port=port,
+        cluster_port=cluster_port,
+        data_port=data_port,
+        discovery_port=discovery_port,
+        is_discovery_enabled=is_discovery_enabled,
+        namespace=namespace,
+        peers=parse_peers(peers),
+        is_worker=is_worker,
+        is_auto_place_enabled=is_auto_place_enabled,
+        models_dirs=check_models_dirs(models_dirs),
+        telemetry_interval_s=telemetry_interval_s,
+        verbosity=verbosity,
+        name=name,
+    )
+    configure_logs(verbosity)
+    if wants_cuda(os.environ):
+        advice = cuda_advice()
+        if advice is not None:
+            logger.warning("EXO_USE_CUDA is set, but {}", advice)
+    from exo.node import run_node
+
+    anyio.run(run_node, settings, backend_options={"use_uvloop": sys.platform != "win32"})
+
+
+def parse_peers(values: Sequence[str]) -> tuple[HostPort, ...]:
+    """Read peers, each HOST:PORT or HOST, one by one or separated by commas; keeps their order, drops repetitions.
+
+    Raises:
+        ConfigurationError: One is no address.
+    """
+    found: dict[HostPort, None] = {}
+    for value in values:
+        for text in filter(None, (part.strip() for part in value.split(","))):
+            try:
+                found[HostPort.parse(text, CLUSTER_PORT)] = None
+            except ValueError as error:
+                raise ConfigurationError(f"--peer: {error}") from error
+    return tuple(found)
+
+
+def check_models_dirs(folders: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the folders as absolute paths.
+
+    Raises:
+        ConfigurationError: One is not there.
+    """
+    found = tuple(folder.expanduser().absolute() for folder in folders)
+    for folder in found:
+        if not folder.is_dir():
+            raise ConfigurationError(
+                f"the models folder {folder} is not a directory; create it, or leave --models-dir out"
+            )
+    return found

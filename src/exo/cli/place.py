@@ -1,0 +1,231 @@
+"""`exo place` and `exo delete`: have a model placed, watch it load, take it away."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from exo.cli.client import NodeClient
+from exo.cli.output import answers, plain, print_json, remarks, size, table
+from exo.shared.errors import ConfigurationError, ExoError, NotReadyError
+
+Json = dict[str, Any]
+
+POLL_S = 0.1
+_PREFIX_MIN = 3
+
+
+class InstanceFailedError(ExoError):
+    """Raised when an instance that was waited for cannot become ready."""
+
+
+def make_wish(
+    client: NodeClient,
+    *,
+    model: str,
+    min_nodes: int,
+    sharding: str,
+    engine: str,
+    prefer_gpu: bool,
+    nodes: Sequence[str],
+    devices: Sequence[str],
+    exclude: Sequence[str],
+    context_length: int | None,
+    concurrency: int,
+    objective: str,
+    layers: str,
+) -> Json:
+    """Return the body of `POST /instance`, without what was left at its default.
+
+    Raises:
+        ConfigurationError: A name fits no node, or several; the layers are no numbers.
+    """
+    wish: Json = {
+        "model_id": model,
+        "min_nodes": min_nodes,
+        "concurrency": concurrency,
+        "prefer_gpu": prefer_gpu,
+    }
+    wish |= {"sharding": sharding, "engine": engine, "objective": objective}
+    if context_length is not None:
+        wish["context_length"] = context_length
+    if layers:
+        wish["layer_split"] = _numbers(layers)
+    if nodes or exclude or devices:
+        known = client.get("/state")["topology"]["nodes"]
+        wish["node_ids"] = [find_node(known, text) for text in nodes]
+        wish["device_ids"] = [find_device(known, text) for text in devices]
+        wish["exclude"] = [
+            find_device(known, text) if "/" in text else find_node(known, text) for text in exclude
+        ]
+    return wish
+
+
+def place(client: NodeClient, wish: Json, *, is_waiting: bool, timeout_s: float, as_json: bool) -> None:
+    """Place, then wait until the instance is ready.
+
+    Raises:
+        RefusedError: The master refuses.
+        InstanceFailedError: It failed.
+        NotReadyError: It is not ready in time.
+    """
+    placed = client.post("/instance", wish)
+    if is_waiting:
+        placed = wait_until_ready(client, placed["instance_id"], timeout_s=timeout_s)
+    if as_json:
+        print_json(placed)
+        return
+    stages = len(placed["stages"])
+    answers().print(
+        f"{plain(placed['model_id'])} is {placed['status']} as {placed['instance_id']}, "
+        f"in {stages} stage{'' if stages == 1 else 's'}"
+    )
+    if is_waiting:
+        remarks().print(f"ask it something: exo chat {plain(placed['model_id'])}", style="dim")
+
+
+def wait_until_ready(client: NodeClient, instance_id: str, *, timeout_s: float) -> Json:
+    """Return the instance when it is ready; draws a bar of its layers on a terminal.
+
+    Raises:
+        InstanceFailedError: It failed.
+        NotReadyError: It is not ready in time.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    deadline_s = time.monotonic() + timeout_s
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("layers"))
+    with Progress(*columns, TimeElapsedColumn(), console=remarks(), transient=True) as progress:
+        task = progress.add_task("pending", total=None)
+        while True:
+            # The wait itself is the node's; asking often only moves the bar.
+            instance = client.get(f"/instance/{instance_id}")
+            progress.update(
+                task,
+                description=f"{plain(instance['model_id'])}: {instance['status']}",
+                total=instance["layer_count"],
+                completed=instance["loaded_layers"],
+            )
+            if instance["status"] == "ready":
+                return instance
+            if instance["status"] == "failed" and _is_lasting(client, instance_id):
+                raise InstanceFailedError(
+                    f"{instance['model_id']} failed: {instance['reason']}; "
+                    f"mend that, then: exo delete {instance_id}, and place it again"
+                )
+            if time.monotonic() >= deadline_s:
+                raise NotReadyError(
+                    f"{instance['model_id']} is {instance['status']} after {timeout_s:g} s, with "
+                    f"{instance['loaded_layers']} of {instance['layer_count']} layers; it goes on loading: exo status"
+                )
+            time.sleep(POLL_S)
+
+
+def _is_lasting(client: NodeClient, instance_id: str) -> bool:
+    """Say whether a failure is one that the master will not mend by starting the instance again."""
+    from exo.cli.client import RefusedError
+
+    try:
+        return client.get(f"/instance/{instance_id}/wait", {"timeout_s": 0})["status"] == "failed"
+    except RefusedError as error:
+        if error.status == 504:
+            return False
+        raise
+
+
+def show_previews(client: NodeClient, wish: Json, *, as_json: bool) -> None:
+    """Print the ways to place a model."""
+    found = client.get("/instance/previews", wish)
+    if as_json:
+        print_json(found)
+        return
+    names = {node["node_id"]: node["name"] for node in client.get("/state")["topology"]["nodes"]}
+    made = table("WAY", "STAGES", "MEMORY", "FOUND BY", right=("MEMORY",))
+    for preview in found["previews"]:
+        plan, refusal = preview["plan"], preview["refusal"]
+        if plan is None:
+            made.add_row(plain(preview["title"]), f"[red]{plain(refusal['message'])}[/red]", "-", "-")
+            continue
+        stages = [
+            f"{names.get(stage['node_id'], stage['node_id'])} layers {stage['start_layer']}-{stage['end_layer'] - 1}"
+            for stage in plan["stages"]
+        ]
+        memory_bytes = sum(stage["memory_bytes"] for stage in plan["stages"])
+        made.add_row(
+            plain(preview["title"]), plain("; ".join(stages)), size(memory_bytes), plain(plan["method"])
+        )
+    answers().print(made)
+
+
+def delete(client: NodeClient, text: str) -> None:
+    """Delete the instance that a person means.
+
+    Raises:
+        ConfigurationError: The text fits none, or several.
+    """
+    instance = find_instance(client.get("/instance")["instances"], text)
+    client.delete(f"/instance/{instance['instance_id']}")
+    answers().print(f"{instance['instance_id']} ({plain(instance['model_id'])}) is deleted")
+
+
+def find_instance(instances: Sequence[Json], text: str) -> Json:
+    """Return the instance with this id, this start of an id, or of this model.
+
+    Raises:
+        ConfigurationError: None fits, or several do.
+    """
+    for one in instances:
+        if one["instance_id"] == text:
+            return one
+    fitting = [one for one in instances if one["model_id"] == text]
+    if not fitting and len(text) >= _PREFIX_MIN:
+        fitting = [one for one in instances if one["instance_id"].startswith(text)]
+    if len(fitting) == 1:
+        return fitting[0]
+    ids = ", ".join(one["instance_id"] for one in (fitting or instances))
+    if fitting:
+        raise ConfigurationError(f"{text!r} may be any of {ids}; give one id")
+    raise ConfigurationError(f"there is no instance {text!r}; there {f'are {ids}' if ids else 'is none'}")
+
+
+def find_node(nodes: Sequence[Json], text: str) -> str:
+    """Return the id of the node with this id, this name, or this start of an id.
+
+    Raises:
+        ConfigurationError: None fits, or several do.
+    """
+    if any(node["node_id"] == text for node in nodes):
+        return text
+    fitting = [node for node in nodes if node["name"] == text]
+    if not fitting and len(text) >= _PREFIX_MIN:
+        fitting = [node for node in nodes if node["node_id"].startswith(text)]
+    if len(fitting) == 1:
+        return str(fitting[0]["node_id"])
+    listed = ", ".join(f"{node['name']} ({node['node_id']})" for node in (fitting or nodes))
+    if fitting:
+        raise ConfigurationError(f"the node {text!r} may be any of {listed}; give an id")
+    raise ConfigurationError(f"there is no node {text!r}; there are {listed}")
+
+
+def find_device(nodes: Sequence[Json], text: str) -> str:
+    """Return the id of the device `NODE/ALIAS`, whose node may be given as in `find_node`.
+
+    Raises:
+        ConfigurationError: None fits, or several do.
+    """
+    known = {device["device_id"]: device for node in nodes for device in node["devices"]}
+    if text in known:
+        return text
+    node_text, separator, alias = text.partition("/")
+    if separator:
+        node_id = find_node(nodes, node_text)
+        for device_id, device in known.items():
+            if device_id.startswith(f"{node_id}/") and device["local_alias"] == alias:
+                return str(device_id)
+    raise ConfigurationError(f"there is no device {text!r}; there are {', '.join(known)}")
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigurationError(f"--layers {text!r}: expected numbers such as 4,8,12")
+    return [int(part) for part in parts]

@@ -1,0 +1,131 @@
+"""`exo status` and `exo models`: the cluster in tables."""
+
+from typing import Any
+
+from exo.cli.client import NodeClient
+from exo.cli.output import answers, plain, print_json, size, table
+
+Json = dict[str, Any]
+
+_COLOURS = {"ready": "green", "failed": "red", "loading": "yellow", "pending": "yellow"}
+
+
+def show_status(client: NodeClient, *, as_json: bool) -> None:
+    """Print the state."""
+    state = client.get("/state")
+    if as_json:
+        print_json(state)
+        return
+    console = answers()
+    names = {node["node_id"]: node["name"] for node in state["topology"]["nodes"]}
+    master = state["master_node_id"]
+    leader = f"{names.get(master, '?')} ({short(master)})" if master else "none"
+    console.print(
+        f"namespace {plain(state['namespace'])}, master {plain(leader)}, term {state['term']}, "
+        f"index {state['index']}"
+    )
+    console.print(plain(state["topology"]["metrics"]["summary"]))
+    console.print()
+    console.print(_nodes(state))
+    console.print()
+    if state["instances"]:
+        console.print(_instances(state, names))
+    else:
+        console.print("nothing is placed; place a model with: exo place MODEL (exo models lists them)")
+
+
+def show_models(client: NodeClient, *, as_json: bool) -> None:
+    """Print the models."""
+    found = client.get("/models")
+    if as_json:
+        print_json(found)
+        return
+    if not found["models"]:
+        answers().print("no node has a model; exo doctor shows where to put one")
+        return
+    made = table(
+        "MODEL", "SIZE", "LAYERS", "CONTEXT", "TYPE", "NODES", "", right=("SIZE", "LAYERS", "CONTEXT")
+    )
+    for model in found["models"]:
+        nodes = ", ".join(node["name"] for node in model["nodes"]) or "-"
+        placed = len(model["instance_ids"])
+        if model["problem"] is not None:
+            note = f"[red]{plain(model['problem'])}[/red]"
+        else:
+            note = f"[green]{placed} placed[/green]" if placed else plain(model["description"])
+        made.add_row(
+            plain(model["model_id"]),
+            size(model["total_bytes"]),
+            str(model["layer_count"]),
+            str(model["context_length_max"]),
+            plain(f"{model['family']} {model['dtype']}"),
+            plain(nodes),
+            note,
+        )
+    answers().print(made)
+
+
+def short(long_id: str | None) -> str:
+    """Return the start of an id, which is enough to tell a few apart."""
+    return (long_id or "-")[:8]
+
+
+def _nodes(state: Json) -> Any:
+    made = table("NODE", "ID", "ADDRESS", "MEMORY FREE", "DEVICES", "MODELS", right=("MEMORY FREE", "MODELS"))
+    for node in state["topology"]["nodes"]:
+        profile = node["node_profile"]
+        memory = "-"
+        if profile is not None:
+            memory = f"{size(profile['memory']['ram_available'])} of {size(profile['memory']['ram_total'])}"
+        name = plain(node["name"]) + (
+            " [bold](master)[/bold]" if node["node_id"] == state["master_node_id"] else ""
+        )
+        if not node["is_connected"]:
+            name += f" [red](away: {plain(node['left_reason'])})[/red]"
+        elif not node["is_worker"]:
+            name += " (no worker)"
+        address = f"{node['api_address']['host']}:{node['api_address']['port']}"
+        devices = [
+            _device(device, state["gpu_device_state"].get(device["device_id"])) for device in node["devices"]
+        ]
+        made.add_row(
+            name, short(node["node_id"]), address, memory, "\n".join(devices) or "-", str(len(node["models"]))
+        )
+    return made
+
+
+def _device(device: Json, now: Json | None) -> str:
+    """Return one device on a line: what it is, and what is known of how it is."""
+    parts = [f"{device['local_alias']} {device['name']}" + (" (simulated)" if device["is_simulated"] else "")]
+    if device["memory_kind"] == "vram":
+        free = None
+        if now is not None and now["memory_total_bytes"] is not None and now["memory_used_bytes"] is not None:
+            free = now["memory_total_bytes"] - now["memory_used_bytes"]
+        parts.append(f"{size(free)} of {size(device['memory_total_bytes'])} free")
+    if now is not None:
+        if now["compute_utilization_percent"] is not None:
+            parts.append(f"{now['compute_utilization_percent']:.0f} %")
+        if now["thermal_temperature_c"] is not None:
+            parts.append(f"{now['thermal_temperature_c']:.0f} °C")
+        if now["health"] != "healthy":
+            parts.append(f"{now['health']}: {now['health_reason']}")
+    return plain(", ".join(parts))
+
+
+def _instances(state: Json, names: dict[str, str]) -> Any:
+    made = table("INSTANCE", "MODEL", "STATUS", "STAGES")
+    for instance in state["instances"].values():
+        status = instance["status"]
+        colour = _COLOURS.get(status, "white")
+        text = f"[{colour}]{status}[/{colour}]"
+        if status in ("loading", "pending"):
+            text += f" {instance['loaded_layers']}/{instance['layer_count']}"
+        if instance["reason"]:
+            text += f": {plain(instance['reason'])}"
+        stages = [
+            f"{stage['rank']}: {names.get(stage['node_id'], short(stage['node_id']))} "
+            f"layers {plan['start_layer']}-{plan['end_layer'] - 1}, {size(plan['memory_bytes'])}"
+            for stage, plan in zip(instance["stages"], instance["plan"]["stages"], strict=True)
+        ]
+        made.add_row(instance["instance_id"], plain(instance["model_id"]), text, plain("; ".join(stages)))
+    return made
