@@ -5,7 +5,7 @@ import re
 import pytest
 
 from browser.driver import Locator, Page, expect
-from browser.scripted_node import ScriptedNode, fixture, wait_until
+from browser.scripted_node import ScriptedNode, fixture, stage_of, wait_until
 
 LOST = "Failed to load resource"
 
@@ -347,6 +347,33 @@ def test_a_phone_shows_one_part_at_a_time_without_scrolling_sideways(
     screenshot(page, "phone-chat")
     page.go_back()
     expect(page.get_by_role("region", name="Nodes")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [375, 900, 1440])
+def test_many_nodes_and_long_names_stay_inside_the_page(node: ScriptedNode, open_page, width: int) -> None:
+    entries = node.state["topology"]["nodes"]
+    name = "workstation-in-the-basement.department-of-long-names.example.org"
+    nodes = [
+        entries[place % 3] | {"node_id": f"{place:02}", "name": f"{name}-{place}"} for place in range(12)
+    ]
+    placed = node.place(node.previews["previews"][0]["request"])
+    stages = [
+        {"rank": place, "node_id": f"{place:02}", "device_ids": ["x"], "memory_bytes": 3 << 30}
+        | {"start_layer": place * 8, "end_layer": place * 8 + 8}
+        for place in range(12)
+    ]
+    instance = {key: value for key, value in placed.items() if key != "index"} | {
+        "model_id": "org/Some-Very-Long-Model-Name-With-Version-2.5-Instruct-72B-4bit",
+        "plan": placed["plan"] | {"stages": stages},
+        "stages": [stage_of(stage, "loading", 3) for stage in stages],
+        "layer_count": 96,
+    }
+    topology = node.state["topology"] | {"nodes": nodes}
+    node.change(topology=topology, instances={"i": instance}, master_node_id="00")
+    page = open_page(node.url, width=width, height=800)
+    live(page)
+    expect(page.locator("[data-instance] .band")).to_have_count(12)
+    assert scroll_overflow_px(page) == 0
 
 
 def brightness(page: Page) -> float:
