@@ -32,6 +32,7 @@ class RunnerSpec(_Message, frozen=True, kw_only=True):
     secret: bytes
     """Proves to peers that this process belongs to the same user."""
     verbosity: int = 0
+    heartbeat_interval_s: float = 1.0
 
 
 class LinkPeers(_Message, frozen=True, kw_only=True):

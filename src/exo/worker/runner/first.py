@@ -1,0 +1,276 @@
+"""The first stage's part: takes requests, runs their tokens through its layers, one step per request in turn."""
+
+from collections.abc import Hashable
+
+from exo.dataplane.errors import ProtocolError
+from exo.dataplane.frames import (
+    Accepted,
+    Activation,
+    Cancel,
+    Close,
+    Consumed,
+    Failed,
+    Frame,
+    Generate,
+    Open,
+    Ping,
+    Pong,
+    Rejected,
+    Sampled,
+)
+from exo.engines.base import Hidden, Stage
+from exo.shared.types.nodes import HostPort
+from exo.worker.runner.answer import Answer
+from exo.worker.runner.messages import RunnerSpec
+from exo.worker.runner.requests import Request, RequestQueue, RequestRefused, accept
+from exo.worker.runner.role import Outbox, Role, StepFailures
+
+PREFILL_CHUNK_TOKENS = 512
+BACKLOG_BYTES_MAX = 4 * 1024 * 1024
+"""No more activations are made while the next stage has this much to take."""
+
+
+class FirstStage(Role):
+    """Rank 0: alone, or in front of others.
+
+    Args:
+        spec: What this process serves.
+        stage: Loaded layers.
+        outbox: Where frames go.
+    """
+
+    def __init__(self, spec: RunnerSpec, stage: Stage, outbox: Outbox) -> None:
+        self._spec = spec
+        self._stage = stage
+        self._outbox = outbox
+        self._is_alone = spec.stage_count == 1
+        self._queue = RequestQueue(spec.context_length * max(1, spec.concurrency))
+        self._answers: dict[str, Answer] = {}
+        """Only when this stage is alone: otherwise the last one makes the answers."""
+        self._failures = StepFailures()
+        self.is_ready = False
+        """Whether the stages behind are linked; until then requests are turned away."""
+
+    @property
+    def active_count(self) -> int:
+        return len(self._queue)
+
+    @property
+    def has_work(self) -> bool:
+        return self._queue.has_runnable() and self._outbox.next_backlog_bytes < BACKLOG_BYTES_MAX
+
+    # Frames in.
+
+    def from_client(self, client: Hashable, frame: Frame) -> None:
+        match frame:
+            case Generate():
+                self._generate(client, frame)
+            case Consumed():
+                request = self._queue.get(frame.request_id)
+                if request is not None and request.client == client:
+                    request.consumed = max(request.consumed, min(frame.count, request.produced))
+            case Cancel():
+                request = self._queue.get(frame.request_id)
+                if request is not None and request.client == client:
+                    self._cancel(request)
+            case Ping():
+                self._outbox.to_client(client, Pong(number=frame.number))
+            case _:
+                raise ProtocolError(f"an API node sent {type(frame).__name__}, which has no place here")
+
+    def _generate(self, client: Hashable, frame: Generate) -> None:
+        try:
+            if not self.is_ready:
+                raise RequestRefused(
+                    frame, 503, "not_ready", "the model's stages are not linked yet; try again"
+                )
+            if self._queue.get(frame.request_id) is not None:
+                raise RequestRefused(
+                    frame, 409, "duplicate_request", f"the request {frame.request_id} is running already"
+                )
+            if self._queue.is_full:
+                raise RequestRefused(
+                    frame,
+                    429,
+                    "queue_full",
+                    f"{len(self._queue)} requests run or wait for this model, and no more can; try again later",
+                )
+            request = accept(self._spec, self._stage.tokenizer, client, frame)
+        except RequestRefused as refused:
+            self._outbox.to_client(client, refused.answer)
+            return
+        except Exception as error:  # A prompt that breaks the tokenizer is its sender's alone.
+            self._outbox.to_client(
+                client,
+                Rejected(
+                    request_id=frame.request_id,
+                    status=400,
+                    code="invalid_prompt",
+                    message=f"the prompt cannot be turned into tokens: {error}",
+                ),
+            )
+            return
+        self._outbox.to_client(
+            client, Accepted(request_id=frame.request_id, prompt_tokens=len(request.prompt))
+        )
+        self._queue.add(request)
+        self._admit()
+
+    def from_previous(self, frame: Frame, payload: bytes) -> None:
+        match frame:
+            case Sampled():
+                request = self._queue.get(frame.request_id)
+                if request is None:
+                    return
+                request.is_in_flight = False
+                self._count_token(request)
+                if frame.is_finished:
+                    self._end(request, Close(request_id=frame.request_id))
+                else:
+                    request.next_token_id = frame.token_id
+            case Failed():
+                request = self._queue.get(frame.request_id)
+                if request is not None:
+                    self._fail(request, frame)
+            case _:
+                raise ProtocolError(f"the last stage sent {type(frame).__name__}, which has no place here")
+
+    def client_lost(self, client: Hashable) -> None:
+        for request in self._queue.all():
+            if request.client == client:
+                self._cancel(request)
+
+    def reply_lost(self, address: HostPort, reason: str) -> None:
+        for request in self._queue.all():
+            if request.frame.reply_address == address:
+                message = f"tokens cannot be sent to {address}: {reason}"
+                self._fail(
+                    request, Failed(request_id=request.frame.request_id, code="reply_lost", message=message)
+                )
+
+    def fail_all(self, code: str, message: str) -> None:
+        for request in self._queue.all():
+            self._outbox.to_client(
+                request.client, Failed(request_id=request.frame.request_id, code=code, message=message)
+            )
+            self._queue.remove(request)
+            self._answers.pop(request.frame.request_id, None)
+            self._stage.close(request.frame.request_id)
+
+    # Steps.
+
+    def step(self) -> None:
+        request = self._queue.next_runnable()
+        if request is None:
+            return
+        try:
+            self._step(request)
+        except Exception as error:  # An engine may raise anything; it ends this request, not the others.
+            message = f"the engine failed in a step of this request: {error}"
+            self._fail(
+                request, Failed(request_id=request.frame.request_id, code="engine_error", message=message)
+            )
+            self._failures.failed(error)
+        else:
+            self._failures.worked()
+
+    def _step(self, request: Request) -> None:
+        # Up to its last token a prompt only fills the cache; the last one is run like every token that follows.
+        inputs = request.prompt[request.position : len(request.prompt) - 1][:PREFILL_CHUNK_TOKENS]
+        is_prefill = bool(inputs)
+        if not is_prefill:
+            last = request.prompt[-1] if request.next_token_id is None else request.next_token_id
+            inputs = [last]
+        if not self._is_alone:
+            self._run_layers(request, inputs, wants_token=not is_prefill)
+        elif is_prefill:
+            self._stage.forward(request.frame.request_id, inputs, wants_token=False)
+            request.position += len(inputs)
+        else:
+            self._run_model(request, inputs)
+
+    def _run_model(self, request: Request, inputs: list[int]) -> None:
+        request_id = request.frame.request_id
+        has_more = request.produced + 1 < request.max_tokens
+        token_id = self._stage.generate(request_id, inputs, has_more=has_more)
+        request.position += 1
+        request.next_token_id = token_id
+        self._count_token(request)
+        chunk = self._answers[request_id].take(token_id)
+        self._outbox.to_reply(request.frame.reply_address, chunk)
+        if chunk.finish_reason is not None:
+            self._forget(request)
+
+    def _run_layers(self, request: Request, inputs: list[int], *, wants_token: bool) -> None:
+        request_id = request.frame.request_id
+        hidden = self._stage.forward(request_id, inputs, wants_token=wants_token)
+        assert isinstance(hidden, Hidden)
+        header = Activation(
+            request_id=request_id,
+            position=request.position,
+            shape=tuple(hidden.values.shape),
+            dtype=hidden.dtype,
+            wants_token=wants_token,
+        )
+        self._outbox.to_next(header, hidden.to_bytes())
+        request.position += len(inputs)
+        request.is_in_flight = wants_token
+
+    def _count_token(self, request: Request) -> None:
+        request.produced += 1
+        self.tokens_total += 1
+
+    # The requests' beginning and end.
+
+    def _admit(self) -> None:
+        for request in self._queue.admit():
+            try:
+                self._open(request)
+            except Exception as error:  # There may be no memory for its cache.
+                message = f"the engine cannot begin this request: {error}"
+                self._fail(
+                    request, Failed(request_id=request.frame.request_id, code="engine_error", message=message)
+                )
+                self._failures.failed(error)
+
+    def _open(self, request: Request) -> None:
+        frame = request.frame
+        self._stage.open(frame.request_id, frame.sampling)
+        if self._is_alone:
+            self._answers[frame.request_id] = Answer(
+                frame.request_id,
+                self._stage.tokenizer,
+                max_tokens=request.max_tokens,
+                stop=frame.stop,
+                ignore_end=frame.ignore_end,
+            )
+            return
+        self._outbox.to_next(
+            Open(
+                request_id=frame.request_id,
+                prompt_token_ids=tuple(request.prompt),
+                max_tokens=request.max_tokens,
+                stop=frame.stop,
+                ignore_end=frame.ignore_end,
+                sampling=frame.sampling,
+                reply_address=frame.reply_address,
+            )
+        )
+
+    def _cancel(self, request: Request) -> None:
+        self._end(request, Cancel(request_id=request.frame.request_id))
+
+    def _fail(self, request: Request, failed: Failed) -> None:
+        self._outbox.to_client(request.client, failed)
+        self._end(request, Close(request_id=request.frame.request_id))
+
+    def _end(self, request: Request, last_word: Close | Cancel) -> None:
+        if self._queue.is_active(request) and not self._is_alone:
+            self._outbox.to_next(last_word)
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        self._queue.remove(request)
+        self._answers.pop(request.frame.request_id, None)
+        self._stage.close(request.frame.request_id)
+        self._admit()

@@ -1,0 +1,162 @@
+"""The part of every stage but the first: runs activations in the order they come; the last one makes the answers."""
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from exo.dataplane.errors import ProtocolError
+from exo.dataplane.flow import ACTIVATIONS_WAITING_MAX
+from exo.dataplane.frames import Activation, Cancel, Close, Failed, Frame, Open, Sampled
+from exo.engines.base import Hidden, Stage
+from exo.shared.types.ids import RequestId
+from exo.shared.types.nodes import HostPort
+from exo.worker.runner.answer import Answer
+from exo.worker.runner.messages import RunnerSpec
+from exo.worker.runner.role import Outbox, Role, StageBrokenError, StepFailures
+
+
+@dataclass
+class _Sequence:
+    opened: Open
+    answer: Answer | None
+    """On the last stage."""
+    position: int = 0
+
+
+class FollowingStage(Role):
+    """Rank 1 and above.
+
+    Args:
+        spec: What this process serves.
+        stage: Loaded layers.
+        outbox: Where frames go.
+    """
+
+    def __init__(self, spec: RunnerSpec, stage: Stage, outbox: Outbox) -> None:
+        self._stage = stage
+        self._outbox = outbox
+        self._is_last = spec.rank == spec.stage_count - 1
+        self._sequences: dict[RequestId, _Sequence] = {}
+        self._waiting: deque[tuple[Activation, bytes]] = deque()
+        self._failures = StepFailures()
+
+    @property
+    def active_count(self) -> int:
+        return len(self._sequences)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting)
+
+    def from_previous(self, frame: Frame, payload: bytes) -> None:
+        match frame:
+            case Activation():
+                if frame.request_id in self._sequences:
+                    self._waiting.append((frame, payload))
+                    if len(self._waiting) >= ACTIVATIONS_WAITING_MAX:
+                        self._outbox.hold_previous(True)
+            case Open():
+                self._open(frame)
+            case Close() | Cancel():
+                self._forget(frame.request_id)
+                if not self._is_last:
+                    self._outbox.to_next(frame)
+            case Failed():
+                # From a stage before this one; the last stage is the one that can tell the first.
+                self._forget(frame.request_id)
+                self._outbox.to_next(frame)
+            case _:
+                raise ProtocolError(f"the stage before sent {type(frame).__name__}, which has no place here")
+
+    def _open(self, frame: Open) -> None:
+        answer = None
+        try:
+            self._stage.open(frame.request_id, frame.sampling)
+            if self._is_last:
+                answer = Answer(
+                    frame.request_id,
+                    self._stage.tokenizer,
+                    max_tokens=frame.max_tokens,
+                    stop=frame.stop,
+                    ignore_end=frame.ignore_end,
+                )
+        except Exception as error:  # There may be no memory for its cache.
+            self._fail(frame.request_id, f"the engine cannot begin this request: {error}")
+            self._failures.failed(error)
+            return
+        self._sequences[frame.request_id] = _Sequence(frame, answer)
+        if not self._is_last:
+            self._outbox.to_next(frame)
+
+    def step(self) -> None:
+        frame, payload = self._waiting.popleft()
+        if len(self._waiting) < ACTIVATIONS_WAITING_MAX:
+            self._outbox.hold_previous(False)
+        sequence = self._sequences[frame.request_id]
+        if frame.position != sequence.position:
+            raise StageBrokenError(
+                f"the stage before sent position {frame.position} of a request where {sequence.position} follows"
+            )
+        try:
+            self._step(frame, payload, sequence)
+        except Exception as error:  # An engine may raise anything; it ends this request, not the others.
+            self._forget(frame.request_id)
+            self._fail(frame.request_id, f"the engine failed in a step of this request: {error}")
+            self._failures.failed(error)
+        else:
+            self._failures.worked()
+
+    def _step(self, frame: Activation, payload: bytes, sequence: _Sequence) -> None:
+        inputs = Hidden.from_bytes(payload, frame.shape, frame.dtype)
+        output = self._stage.forward(frame.request_id, inputs, wants_token=frame.wants_token)
+        sequence.position += frame.shape[1]
+        if isinstance(output, Hidden):
+            header = Activation(
+                request_id=frame.request_id,
+                position=frame.position,
+                shape=tuple(output.values.shape),
+                dtype=output.dtype,
+                wants_token=frame.wants_token,
+            )
+            self._outbox.to_next(header, output.to_bytes())
+        elif output is not None:
+            self._token_chosen(sequence, output)
+        self.tokens_total += frame.wants_token
+
+    def _token_chosen(self, sequence: _Sequence, token_id: int) -> None:
+        assert sequence.answer is not None
+        chunk = sequence.answer.take(token_id)
+        is_finished = chunk.finish_reason is not None
+        # The first stage waits for this one; the client is a little further away in any case.
+        self._outbox.to_next(Sampled(request_id=chunk.request_id, token_id=token_id, is_finished=is_finished))
+        self._outbox.to_reply(sequence.opened.reply_address, chunk)
+        if is_finished:
+            self._forget(chunk.request_id)
+
+    def client_lost(self, client: Hashable) -> None:
+        """No API node sends requests to this stage."""
+
+    def reply_lost(self, address: HostPort, reason: str) -> None:
+        for request_id, sequence in list(self._sequences.items()):
+            if sequence.opened.reply_address == address:
+                self._forget(request_id)
+                self._fail(request_id, f"tokens cannot be sent to {address}: {reason}", code="reply_lost")
+
+    def fail_all(self, code: str, message: str) -> None:
+        for request_id, sequence in list(self._sequences.items()):
+            if self._is_last:
+                self._outbox.to_reply(
+                    sequence.opened.reply_address, Failed(request_id=request_id, code=code, message=message)
+                )
+            self._forget(request_id)
+
+    def _fail(self, request_id: RequestId, message: str, *, code: str = "engine_error") -> None:
+        self._outbox.to_next(Failed(request_id=request_id, code=code, message=message))
+
+    def _forget(self, request_id: RequestId) -> None:
+        self._sequences.pop(request_id, None)
+        self._stage.close(request_id)
+        if any(frame.request_id == request_id for frame, _ in self._waiting):
+            self._waiting = deque(item for item in self._waiting if item[0].request_id != request_id)
+            if len(self._waiting) < ACTIVATIONS_WAITING_MAX:
+                self._outbox.hold_previous(False)

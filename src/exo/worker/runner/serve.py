@@ -1,0 +1,204 @@
+"""Serves requests with a loaded stage: links it to its neighbours, then turns between sockets and engine steps."""
+
+import time
+from collections.abc import Hashable
+
+from loguru import logger
+
+from exo.dataplane.errors import ProtocolError
+from exo.dataplane.frames import Frame
+from exo.dataplane.handshake import REPLIES, REQUESTS, stage_purpose
+from exo.engines.base import Stage
+from exo.shared.types.nodes import HostPort
+from exo.worker.runner.control import Control
+from exo.worker.runner.first import FirstStage
+from exo.worker.runner.following import FollowingStage
+from exo.worker.runner.messages import LinkPeers, RunnerReady, RunnerSpec, StopRunner
+from exo.worker.runner.network import Connection, Network
+from exo.worker.runner.role import Role, StageBrokenError
+
+LINK_TIMEOUT_S = 60.0
+"""From the order to link to all neighbours being there: nodes hear of it at different times."""
+FLUSH_TIMEOUT_S = 0.5
+STOP_GRACE_S = 2.0
+"""From the order to stop to the end: for the step that runs, and for telling whoever waits."""
+
+
+class StageServer:
+    """The whole of a stage process once its layers are loaded. Also the roles' `Outbox`.
+
+    Args:
+        spec: What this process serves.
+        stage: Loaded layers.
+        network: Listening.
+        control: The line to the parent.
+    """
+
+    def __init__(self, spec: RunnerSpec, stage: Stage, network: Network, control: Control) -> None:
+        self._spec = spec
+        self._network = network
+        self._control = control
+        self._role: Role = (
+            FirstStage(spec, stage, self) if spec.rank == 0 else FollowingStage(spec, stage, self)
+        )
+        self._previous_purpose = stage_purpose(
+            spec.instance_id, spec.generation, (spec.rank - 1) % spec.stage_count
+        )
+        self._previous: Connection | None = None
+        self._next: Connection | None = None
+        self._replies: dict[HostPort, Connection] = {}
+        self._link_deadline: float | None = None
+        self._is_ready = False
+        network.on_frame = self._frame_received
+        network.on_open = self._opened
+        network.on_lost = self._lost
+        network.watch_wakeups(control.wakeups)
+        control.stop_grace_s = STOP_GRACE_S
+
+    def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            StageBrokenError: A neighbour is lost, or the engine cannot go on; all requests have been told.
+        """
+        try:
+            while self._follow_orders():
+                self._turn()
+        except StageBrokenError as error:
+            self._role.fail_all("stage_failed", error.message)
+            self._network.flush(FLUSH_TIMEOUT_S)
+            raise
+        self._role.fail_all("stopped", "the model is being stopped or moved; try again")
+        self._network.flush(FLUSH_TIMEOUT_S)
+
+    def _turn(self) -> None:
+        """Let the sockets have their turn, then the engine: one step."""
+        role, control = self._role, self._control
+        self._network.poll(0 if role.has_work else self._idle_timeout())
+        if role.has_work:
+            control.step_began_at = time.monotonic()
+            role.step()
+            control.step_began_at = None
+        control.requests_active = role.active_count
+        control.tokens_total = role.tokens_total
+        if self._link_deadline is not None and time.monotonic() >= self._link_deadline:
+            raise StageBrokenError(self._who_is_missing())
+
+    def _idle_timeout(self) -> float | None:
+        return None if self._link_deadline is None else max(0.0, self._link_deadline - time.monotonic())
+
+    def _follow_orders(self) -> bool:
+        while self._control.orders:
+            order = self._control.orders.popleft()
+            if isinstance(order, StopRunner):
+                return False
+            if isinstance(order, LinkPeers):
+                self._link(order)
+        return True
+
+    # Neighbours.
+
+    def _link(self, order: LinkPeers) -> None:
+        if self._next is not None or self._is_ready:
+            return
+        spec = self._spec
+        if len(order.addresses) != spec.stage_count:
+            raise StageBrokenError(f"{len(order.addresses)} addresses came for {spec.stage_count} stages")
+        if spec.stage_count > 1:
+            self._link_deadline = time.monotonic() + LINK_TIMEOUT_S
+            rank = (spec.rank + 1) % spec.stage_count
+            self._next = self._network.dial(
+                order.addresses[rank],
+                stage_purpose(spec.instance_id, spec.generation, spec.rank),
+                f"stage {rank} at {order.addresses[rank]}",
+            )
+        self._become_ready()
+
+    def _become_ready(self) -> None:
+        if self._spec.stage_count > 1 and not (self._previous and self._next and self._next.is_open):
+            return
+        self._link_deadline = None
+        self._is_ready = True
+        if isinstance(self._role, FirstStage):
+            self._role.is_ready = True
+        self._control.say(RunnerReady())
+
+    def _who_is_missing(self) -> str:
+        count = self._spec.stage_count
+        missing = [
+            f"stage {rank % count}"
+            for rank, is_there in (
+                (self._spec.rank - 1, self._previous is not None),
+                (self._spec.rank + 1, self._next is not None and self._next.is_open),
+            )
+            if not is_there
+        ]
+        return f"no link to {' and '.join(missing)} within {LINK_TIMEOUT_S:g} s"
+
+    # Sockets.
+
+    def _opened(self, connection: Connection) -> None:
+        if connection is self._next:
+            self._become_ready()
+        elif connection.peer is not None and connection.peer.purpose == self._previous_purpose:
+            if self._previous is not None:
+                raise StageBrokenError("the stage before this one connected twice")
+            self._previous = connection
+            if self._next is not None:
+                self._become_ready()
+
+    def _frame_received(self, connection: Connection, frame: Frame, payload: bytes) -> None:
+        if connection is self._previous:
+            try:
+                self._role.from_previous(frame, payload)
+            except ProtocolError as error:
+                raise StageBrokenError(error.message) from error
+        elif connection.peer is not None and connection.peer.purpose == REQUESTS:
+            self._role.from_client(connection, frame)
+        elif not connection.is_dialled:
+            raise ProtocolError("the connection is for something this process does not do")
+
+    def _lost(self, connection: Connection, reason: str) -> None:
+        if connection is self._next or connection is self._previous:
+            count = self._spec.stage_count
+            rank = (self._spec.rank + (1 if connection is self._next else -1)) % count
+            what = "was lost" if connection.is_open else "cannot be reached"
+            raise StageBrokenError(f"stage {rank}, a neighbour of this one, {what}: {reason}")
+        for address, reply in list(self._replies.items()):
+            if reply is connection:
+                del self._replies[address]
+                logger.info("no way for tokens to {}: {}", address, reason)
+                self._role.reply_lost(address, reason)
+                return
+        self._role.client_lost(connection)
+
+    # The roles' outbox.
+
+    def to_client(self, client: Hashable, frame: Frame) -> None:
+        """See `Outbox`."""
+        assert isinstance(client, Connection)
+        client.send(frame)
+
+    def to_reply(self, address: HostPort, frame: Frame) -> None:
+        """See `Outbox`."""
+        connection = self._replies.get(address)
+        if connection is None:
+            connection = self._replies[address] = self._network.dial(
+                address, REPLIES, f"the API node at {address}"
+            )
+        connection.send(frame)
+
+    def to_next(self, frame: Frame, payload: bytes | memoryview = b"") -> None:
+        """See `Outbox`."""
+        assert self._next is not None
+        self._next.send(frame, payload)
+
+    def hold_previous(self, is_held: bool) -> None:
+        """See `Outbox`."""
+        if self._previous is not None:
+            self._previous.read_or_pause(not is_held)
+
+    @property
+    def next_backlog_bytes(self) -> int:
+        """See `Outbox`."""
+        return 0 if self._next is None else self._next.backlog_bytes
