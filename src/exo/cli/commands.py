@@ -43,22 +43,27 @@ def models(url: Url = None, as_json: AsJson = False) -> None:
 
 def place(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="One of `exo models`.")],
-    min_nodes: Annotated[int, typer.Option(min=1, help="Spread it over at least so many nodes.")] = 1,
-    sharding: Annotated[str, typer.Option(help="auto, pipeline, tensor or hybrid.")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, or an engine's name.")] = "auto",
+    min_nodes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Spread it over at least so many nodes.")
+    ] = 1,
+    sharding: Annotated[str, typer.Option(metavar="KIND", help="auto, pipeline, tensor or hybrid.")] = "auto",
+    engine: Annotated[str, typer.Option(metavar="NAME", help="auto, or an engine's name.")] = "auto",
     gpu: Annotated[bool, typer.Option("--gpu/--no-gpu", help="Use GPUs where there are any.")] = True,
     node: Annotated[
-        list[str] | None, typer.Option(help="Only this node (id, start of an id, or name); may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NODE", help="Only this node (id, start of an id, or name); may be repeated."),
     ] = None,
-    device: Annotated[list[str] | None, typer.Option(help="Only this device; may be repeated.")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(metavar="DEVICE", help="Only this device; may be repeated.")
+    ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Not this node or device; may be repeated.")
+        list[str] | None, typer.Option(metavar="NODE", help="Not this node or device; may be repeated.")
     ] = None,
     context_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per request to keep room for.")
+        int | None, typer.Option(metavar="N", min=1, help="Tokens per request to keep room for.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 1,
-    objective: Annotated[str, typer.Option(help="auto, latency or throughput.")] = "auto",
+    concurrency: Annotated[int, typer.Option(metavar="N", min=1, help="Requests at the same time.")] = 1,
+    objective: Annotated[str, typer.Option(metavar="AIM", help="auto, latency or throughput.")] = "auto",
     layers: Annotated[
         str, typer.Option(metavar="N,N,...", show_default=False, help="Layers per stage, in order.")
     ] = "",
@@ -116,13 +121,19 @@ def chat(
         str | None,
         typer.Argument(metavar="[PROMPT]", help="Without it: talk on a terminal, or read standard input."),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="Instructions put before the talk.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="End the answer after so many tokens.")
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Instructions put before the talk.")
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: the same answer every time.")] = 0.0,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens only.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="End the answer after so many tokens.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", min=0, max=2, help="0: the same answer every time.")
+    ] = 0.0,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="Sample from the likeliest tokens only.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Makes sampling repeatable.")] = None,
     url: Url = None,
 ) -> None:
     """Chat with a model; places it first where it is not placed."""

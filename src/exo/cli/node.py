@@ -1,5 +1,6 @@
 """Starts a node from what was typed."""
 
+import ipaddress
 import os
 import sys
 from collections.abc import Sequence
@@ -76,9 +77,14 @@ def parse_peers(values: Sequence[str]) -> tuple[HostPort, ...]:
     for value in values:
         for text in filter(None, (part.strip() for part in value.split(","))):
             try:
-                found[HostPort.parse(text, CLUSTER_PORT)] = None
+                peer = HostPort.parse(text, CLUSTER_PORT)
+                if ":" in peer.host:
+                    ipaddress.IPv6Address(peer.host)
             except ValueError as error:
-                raise ConfigurationError(f"--peer: {error}") from error
+                raise ConfigurationError(
+                    f"--peer: {text!r} is not an address; expected HOST:PORT, such as 127.0.0.1:{CLUSTER_PORT}"
+                ) from error
+            found[peer] = None
     return tuple(found)
 
 

@@ -94,7 +94,10 @@ def wait_until_ready(client: NodeClient, instance_id: str, *, timeout_s: float) 
 
     deadline_s = time.monotonic() + timeout_s
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("layers"))
-    with Progress(*columns, TimeElapsedColumn(), console=remarks(), transient=True) as progress:
+    console = remarks()
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task("pending", total=None)
         while True:
             # The wait itself is the node's; asking often only moves the bar.

@@ -1,0 +1,241 @@
+"""Reading and changing a cluster from the command line, against a real port."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from exo.cli.place import find_device, find_instance, find_node
+from exo.shared.errors import ConfigurationError
+from exo.shared.types import events
+from exo.shared.types.commands import (
+    Command,
+    Deleted,
+    DeleteInstance,
+    Placed,
+    PlaceInstance,
+    Preview,
+    PreviewPlacements,
+    Previews,
+    Refusal,
+    Reply,
+)
+from exo.shared.types.ids import NodeId
+from support.api_world import INSTANCE_ID, STAGE_ADDRESS, World
+from support.cli_run import Run, RunningWorld
+from support.states import fold
+from support.stories import placed, stage
+
+
+def on_command(world: World, *later: dict[str, Any]) -> list[Command]:
+    """Have the master place `toy`; its stage then goes through the phases given, one after the other."""
+    commands: list[Command] = []
+    coordinator = world.coordinator
+
+    async def answer(command: Command) -> Reply:
+        commands.append(command)
+        coordinator.set_state(placed(coordinator.state))
+        for number, phase in enumerate(later):
+            asyncio.get_running_loop().call_later(
+                0.02 * (number + 1),
+                lambda phase=phase: coordinator.set_state(stage(coordinator.state, 0, **phase)),
+            )
+        return Placed(instance=coordinator.state.instances[INSTANCE_ID], index=coordinator.state.index)
+
+    coordinator.set_command_handler(answer)
+    return commands
+
+
+def replying(world: World, reply: Reply) -> list[Command]:
+    commands: list[Command] = []
+
+    async def answer(command: Command) -> Reply:
+        commands.append(command)
+        return reply
+
+    world.coordinator.set_command_handler(answer)
+    return commands
+
+
+def test_status_shows_nodes_devices_and_instances(ready: RunningWorld, run: Run) -> None:
+    gone = events.NodeDisconnected(node_id=NodeId("b"), reason="no answer for 5 s")
+    ready.portal.call(ready.world.coordinator.set_state, fold(ready.world.coordinator.state, gone))
+    outcome = run("status")
+    assert outcome.code == 0
+    for words in (
+        "host-a (master)",
+        "host-b (away: no answer for 5 s)",
+        "2 nodes (1 away), 1 device, 8.0 GiB",
+        "cpu:0 Test CPU",
+        "0: host-a layers 0-5",
+        "ready",
+    ):
+        assert words in outcome.out
+
+
+def test_status_as_json_is_the_state(ready: RunningWorld, run: Run) -> None:
+    outcome = run("status", "--json")
+    assert json.loads(outcome.out)["instances"]["i"]["status"] == "ready"
+
+
+def test_status_without_instances_names_the_next_step(unplaced: RunningWorld, run: Run) -> None:
+    assert "exo place MODEL" in run("status").out
+
+
+def test_models_are_listed_with_their_problems(ready: RunningWorld, run: Run) -> None:
+    outcome = run("models")
+    assert "toy" in outcome.out
+    assert "1 placed" in outcome.out
+    assert "model.safetensors is truncated" in outcome.out
+    assert [model["model_id"] for model in json.loads(run("models", "--json").out)["models"]] == [
+        "org/broken",
+        "toy",
+    ]
+
+
+def test_names_from_outside_are_never_markup(ready: RunningWorld, run: Run) -> None:
+    gone = events.NodeDisconnected(node_id=NodeId("b"), reason="[red]\x1b[2J[/nonsense]")
+    ready.portal.call(ready.world.coordinator.set_state, fold(ready.world.coordinator.state, gone))
+    outcome = run("status")
+    assert outcome.code == 0
+    assert "[red] [2J[/nonsense]" in outcome.out
+    assert "\x1b" not in outcome.out
+
+
+def test_place_waits_until_the_instance_is_ready(unplaced: RunningWorld, run: Run) -> None:
+    commands = on_command(unplaced.world, {"phase": "loading"}, {"phase": "ready", "address": STAGE_ADDRESS})
+    outcome = run("place", "toy")
+    assert (outcome.code, outcome.out) == (0, "toy is ready as i, in 1 stage\n")
+    assert "exo chat toy" in outcome.err
+    (command,) = commands
+    assert isinstance(command, PlaceInstance)
+    assert (command.request.min_nodes, command.request.prefer_gpu) == (1, True)
+
+
+def test_place_sends_every_wish(unplaced: RunningWorld, run: Run) -> None:
+    commands = on_command(unplaced.world)
+    outcome = run(
+        "place", "toy", "--no-wait", "--json", "--min-nodes", "2", "--no-gpu", "--node", "host-a", "--node", "b",
+        "--device", "host-b/cpu:0", "--exclude", "a/cpu:0", "--context-length", "64", "--concurrency", "2",
+        "--objective", "latency", "--layers", "2, 4", "--sharding", "pipeline", "--engine", "mlx",
+    )  # fmt: skip
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["status"] == "pending"
+    (command,) = commands
+    assert isinstance(command, PlaceInstance)
+    request = command.request
+    assert (request.min_nodes, request.prefer_gpu, request.node_ids) == (2, False, ("a", "b"))
+    assert (request.device_ids, request.exclude) == (("b/cpu:0",), ("a/cpu:0",))
+    assert (request.context_length, request.concurrency, request.objective) == (64, 2, "latency")
+    assert (request.layer_split, request.sharding, request.engine) == ((2, 4), "pipeline", "mlx")
+
+
+def test_place_sits_through_a_restart_and_tells_a_lasting_failure(unplaced: RunningWorld, run: Run) -> None:
+    on_command(
+        unplaced.world,
+        {"phase": "failed", "reason": "it crashed"},
+        {"phase": "failed", "reason": "the file is truncated", "is_permanent": True},
+    )
+    outcome = run("place", "toy")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err == (
+        "exo: toy failed: the file is truncated; mend that, then: exo delete i, and place it again\n"
+    )
+
+
+def test_place_gives_up_waiting_with_the_progress(unplaced: RunningWorld, run: Run) -> None:
+    on_command(unplaced.world)
+    outcome = run("place", "toy", "--timeout", "0")
+    assert outcome.code == 1
+    assert "0 of 6 layers" in outcome.err
+
+
+def test_a_refusal_is_one_sentence(unplaced: RunningWorld, run: Run) -> None:
+    replying(unplaced.world, Refusal(status=422, code="not_enough_memory", message="toy needs 3 GiB more"))
+    assert run("place", "toy") == (1, "", "exo: toy needs 3 GiB more\n")
+    unplaced.world.coordinator.has_master = False
+    assert run("place", "toy") == (1, "", "exo: there is no master\n")
+
+
+def test_a_dry_run_shows_plans_and_refusals(ready: RunningWorld, run: Run) -> None:
+    instance = ready.world.coordinator.state.instances[INSTANCE_ID]
+    refusal = Refusal(status=422, code="not_enough_nodes", message="there are 2 nodes, not 3")
+    commands = replying(
+        ready.world,
+        Previews(
+            previews=(
+                Preview(title="Fewest nodes", request=instance.request, plan=instance.plan),
+                Preview(title="Three nodes", request=instance.request, refusal=refusal),
+            )
+        ),
+    )
+    outcome = run("place", "toy", "--dry-run", "--no-gpu", "--exclude", "b")
+    assert outcome.code == 0
+    assert "host-a layers 0-5" in outcome.out
+    assert "there are 2 nodes, not 3" in outcome.out
+    (command,) = commands
+    assert isinstance(command, PreviewPlacements)
+    assert (command.request.prefer_gpu, command.request.exclude) == (False, ("b",))
+    assert len(json.loads(run("place", "toy", "--dry-run", "--json").out)["previews"]) == 2
+
+
+def test_delete_takes_an_id_or_a_models_name(ready: RunningWorld, run: Run) -> None:
+    commands = replying(ready.world, Deleted(instance_id=INSTANCE_ID, index=9))
+    for text in ("i", "toy"):
+        assert run("delete", text) == (0, "i (toy) is deleted\n", "")
+    assert [type(command) for command in commands] == [DeleteInstance, DeleteInstance]
+    outcome = run("delete", "other")
+    assert (outcome.code, outcome.err) == (2, "exo: there is no instance 'other'; there are i\n")
+
+
+def test_without_a_node_there_is_one_sentence(run: Run) -> None:
+    for command in (("status",), ("models",), ("place", "toy"), ("delete", "i"), ("chat", "toy", "Hi")):
+        outcome = run(*command, "--url", "127.0.0.1:1")
+        assert outcome == (1, "", "exo: no exo node answers at http://127.0.0.1:1; start one with: exo\n")
+
+
+def test_what_answers_may_be_something_else(ready: RunningWorld, run: Run) -> None:
+    outcome = run("status", "--url", f"{ready.url}/docs")
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    assert run("status", "--url", "ftp://x").code == 2
+
+
+NODES = [
+    {"node_id": "aaaa1", "name": "one", "devices": [{"device_id": "aaaa1/cpu:x", "local_alias": "cpu:0"}]},
+    {"node_id": "aaaa2", "name": "two", "devices": []},
+    {"node_id": "bbbb1", "name": "two", "devices": []},
+]
+
+
+@pytest.mark.parametrize(("text", "found"), [("aaaa1", "aaaa1"), ("one", "aaaa1"), ("bbb", "bbbb1")])
+def test_a_node_is_found_by_id_name_or_the_start_of_an_id(text: str, found: str) -> None:
+    assert find_node(NODES, text) == found
+
+
+@pytest.mark.parametrize("text", ["two", "aaaa", "bb", "", "three"])
+def test_a_node_that_is_unclear_is_asked_about(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="aaaa2"):
+        find_node(NODES, text)
+
+
+def test_a_device_is_found_by_its_nodes_name_and_alias() -> None:
+    assert find_device(NODES, "one/cpu:0") == "aaaa1/cpu:x"
+    assert find_device(NODES, "aaaa1/cpu:x") == "aaaa1/cpu:x"
+    with pytest.raises(ConfigurationError, match="there is no device"):
+        find_device(NODES, "cpu:0")
+
+
+def test_an_instance_is_found_by_id_model_or_the_start_of_an_id() -> None:
+    instances = [
+        {"instance_id": "abc1", "model_id": "toy"},
+        {"instance_id": "abc2", "model_id": "toy"},
+        {"instance_id": "xyz1", "model_id": "other"},
+    ]
+    assert find_instance(instances, "abc1") == instances[0]
+    assert find_instance(instances, "xyz") == instances[2]
+    assert find_instance(instances, "other") == instances[2]
+    for text in ("toy", "abc", "nothing"):
+        with pytest.raises(ConfigurationError, match="abc1, abc2"):
+            find_instance(instances, text)
