@@ -119,7 +119,7 @@ def chat(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="One of `exo models`.")],
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="Without it: talk on a terminal, or read standard input."),
+        typer.Argument(metavar="PROMPT", help="Without it: talk on a terminal, or read standard input."),
     ] = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Instructions put before the talk.")
