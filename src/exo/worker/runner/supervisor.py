@@ -28,6 +28,7 @@ from exo.worker.runner.messages import (
 )
 from exo.worker.runner.pipes import MessageDecoder, PipeError, encode_message
 
+STAGE_COMMAND = (sys.executable, "-P", "-m", "exo.worker.runner.child")
 STDERR_LINES_KEPT = 8
 LINE_CHARACTERS_MAX = 500
 PIPE_END_GRACE_S = 1.0
@@ -55,10 +56,18 @@ class StageRunner:
     Args:
         spec: What it is to load and serve.
         timeouts: How long it may be silent.
+        command: The program; it gets this process's id as its last argument.
     """
 
-    def __init__(self, spec: RunnerSpec, *, timeouts: RunnerTimeouts | None = None) -> None:
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        *,
+        timeouts: RunnerTimeouts | None = None,
+        command: Sequence[str] = STAGE_COMMAND,
+    ) -> None:
         self._spec = spec
+        self._command = command
         self._timeouts = timeouts or RunnerTimeouts()
         self._process: asyncio.subprocess.Process | None = None
         self._is_stopping = asyncio.Event()
@@ -97,10 +106,10 @@ class StageRunner:
 
     async def _run(self, on_message: Callable[[FromChild], None]) -> None:
         environment = stage_environment(os.environ, engine=self._spec.engine, device=self._spec.device)
-        command = (sys.executable, "-P", "-m", "exo.worker.runner.child", str(os.getpid()))
         try:
             self._process = process = await asyncio.create_subprocess_exec(
-                *command,
+                *self._command,
+                str(os.getpid()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
