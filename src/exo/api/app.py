@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 
 from exo.api.context import ApiContext, StartInfo
 from exo.api.dashboard_files import DASHBOARD_DIR, add_dashboard
+from exo.api.docs_page import CONTENT_SECURITY_POLICY, docs_page
 from exo.api.documentation import describe
 from exo.api.errors import add_error_handlers
 from exo.api.generation import TokenClient
@@ -42,6 +44,9 @@ def routes_only() -> FastAPI:
         title="exo",
         version=version("exo"),
         description="One cluster out of unequal hosts that serves language models.",
+        # The usual page of documentation loads scripts from other hosts.
+        docs_url=None,
+        redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         openapi_tags=[
             {"name": "openai", "description": "OpenAI's dialect: any of its client libraries works."},
@@ -59,5 +64,10 @@ def routes_only() -> FastAPI:
             app.openapi_schema = describe(app)
         return app.openapi_schema
 
+    async def docs() -> HTMLResponse:
+        policy = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+        return HTMLResponse(docs_page(openapi()), headers=policy)
+
     app.openapi = openapi
+    app.add_api_route("/docs", docs, include_in_schema=False)
     return app

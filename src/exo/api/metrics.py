@@ -2,7 +2,14 @@
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -11,6 +18,9 @@ from exo.shared.serving import instance_status
 from exo.shared.types.devices import DeviceGPUState
 from exo.shared.types.ids import InstanceId
 from exo.shared.types.state import State
+
+# Samples of when each counter was made double their number and say nothing here.
+disable_created_metrics()
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -1,6 +1,5 @@
 """What `exo doctor` looks at, one function each. They change nothing on the machine."""
 
-import ctypes.util
 import json
 import os
 import platform
@@ -121,8 +120,9 @@ def check_engines() -> list[Finding]:
 
 
 def check_mlx() -> list[Finding]:
-    """Whether MLX computes, and on what. In a process of its own: a broken build may crash."""
+    """Whether MLX computes, and on what. In a process like a stage's: a broken build may crash."""
     from exo.engines.registry import engine_problems
+    from exo.worker.runner.environment import stage_environment
 
     if engine_problems().get("mlx") is not None:
         return []
@@ -134,6 +134,9 @@ def check_mlx() -> list[Finding]:
             timeout=_MLX_TIMEOUT_S,
             check=False,
             stdin=subprocess.DEVNULL,
+            env=stage_environment(
+                os.environ, engine="mlx", device="gpu" if nvidia.has_mlx_cuda() else "cpu:0"
+            ),
         )
     except subprocess.TimeoutExpired:
         return [Finding("mlx", "broken", f"MLX did not compute a product within {_MLX_TIMEOUT_S:g} s")]
@@ -156,7 +159,9 @@ def check_openblas() -> list[Finding]:
     """On Linux without CUDA, MLX brings a slow matrix product of its own; OpenBLAS replaces it where it is there."""
     if sys.platform != "linux" or nvidia.has_mlx_cuda():
         return []
-    library = ctypes.util.find_library("openblas")
+    from exo.worker.runner.environment import find_openblas
+
+    library = find_openblas()
     if library is not None:
         return [Finding("openblas", "ok", f"{library} speeds up MLX on the processor")]
     step = "apt install libopenblas0-pthread (Debian, Ubuntu), or your system's package of OpenBLAS"

@@ -1,6 +1,7 @@
 """Health, readiness, metrics, the documentation and the dashboard's files."""
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
@@ -62,6 +63,7 @@ async def test_metrics_say_what_is_known_and_nothing_else(world: World, http: ht
     assert found["gpu_temperature_celsius", labels] == 50.0
     assert found["gpu_health_status", labels] == 0
     names = {name for name, _ in found}
+    assert not [name for name in names if name.endswith("_created")]
     assert "gpu_utilization_percent" not in names
     assert len([name for name, _ in found if name == "gpu_memory_used_bytes"]) == 1
     assert found["exo_events_index", ()] == world.coordinator.state.index
@@ -98,7 +100,46 @@ async def test_the_documentation_is_complete(http: httpx.AsyncClient) -> None:
     for name in document["components"]["schemas"]:
         assert f"#/components/schemas/{name}'" in text, f"{name} is described but used nowhere"
     assert "HTTPValidationError" not in text
-    assert (await http.get("/docs")).status_code == 200
+
+
+async def test_the_documentations_page_names_everything_and_loads_nothing(http: httpx.AsyncClient) -> None:
+    response = await http.get("/docs")
+    assert response.status_code == 200
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    document = routes_only().openapi()
+    page = _Page()
+    page.feed(response.text)
+    page.close()
+    operations = {one["operationId"] for path in document["paths"].values() for one in path.values()}
+    assert page.ids == operations | set(document["components"]["schemas"])
+    inner = {link.removeprefix("#") for link in page.links if link.startswith("#")}
+    assert inner <= page.ids
+    assert {link for link in page.links if not link.startswith("#")} == {"openapi.json"}
+    assert not page.sources
+    for words in (
+        "max_completion_tokens",
+        "layer_split",
+        "ram_total",
+        "curl -X POST",
+        "At most four strings",
+    ):
+        assert words in response.text
+
+
+class _Page(HTMLParser):
+    """What a page defines, links to and loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
+        self.sources: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            found = {"id": self.ids, "href": self.links, "src": self.sources}.get(name)
+            if found is not None and value is not None:
+                found.add(value)
 
 
 def test_the_dashboards_copy_of_the_documentation_is_up_to_date() -> None:
