@@ -42,7 +42,7 @@ class Answer:
     def summary(self) -> str:
         """Return the numbers for people."""
         if self._first_s is None:
-            return "no tokens"
+            return "interrupted before the first token" if self.is_interrupted else "no tokens"
         parts = [f"{self.tokens} token{'' if self.tokens == 1 else 's'}"]
         decoding_s = self._last_s - self._first_s
         if self.tokens > 1 and decoding_s > 0:
