@@ -47,19 +47,28 @@ class Board:
     def replace(self, state: State) -> None:
         """Go on from another state. Feeds end: what lies between cannot be told."""
         self.feeds.end_all()
-        self.state = msgspec.structs.replace(state, live=self._with_own(state.live))
+        self.state = self._with_own(state, state.live)
         self._check()
 
     def replace_live(self, live: dict[NodeId, NodeTelemetry]) -> None:
         """Go on from other telemetry; this node knows its own best."""
         members = {node_id: latest for node_id, latest in live.items() if node_id in self.state.nodes}
-        self.state = msgspec.structs.replace(self.state, live=self._with_own(members))
+        self.state = self._with_own(self.state, members)
 
-    def _with_own(self, live: dict[NodeId, NodeTelemetry]) -> dict[NodeId, NodeTelemetry]:
-        own, theirs = self.state.live.get(self._node_id), live.get(self._node_id)
-        if own is None or theirs is None or own.boot_id != theirs.boot_id or own.seq <= theirs.seq:
-            return live
-        return {**live, self._node_id: own}
+    def _with_own(self, state: State, live: dict[NodeId, NodeTelemetry]) -> State:
+        """Return `state` with `live`, and with this node's own telemetry where what is here is newer."""
+        own, theirs, node = (
+            self.state.live.get(self._node_id),
+            live.get(self._node_id),
+            state.nodes.get(self._node_id),
+        )
+        is_of_member = own is not None and node is not None and node.identity.boot_id == own.boot_id
+        is_theirs_newer = (
+            own is not None and theirs is not None and theirs.boot_id == own.boot_id and theirs.seq >= own.seq
+        )
+        if own is not None and is_of_member and not is_theirs_newer:
+            live = {**live, self._node_id: own}
+        return msgspec.structs.replace(state, live=live)
 
     def _check(self) -> None:
         if self._is_checking_invariants:

@@ -65,7 +65,7 @@ class Commanding:
             leadership = self._kernel.leadership
             if leadership.is_self and self.handler is not None:
                 held_s = self._held_s()
-                if held_s <= 0:
+                if held_s < 0.001:
                     future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
                     self.execute(command, partial(_settle, future))
                     return await future

@@ -82,7 +82,7 @@ class Following:
         except ConnectionLostError as error:
             logger.debug("joining the node at {} failed: {}", address, error.message)
         except (TimeoutError, msgspec.DecodeError) as error:
-            logger.warning("joining the node at {} failed: {}", address, error or "no answer")
+            logger.warning("joining the node at {} failed: {}", address, str(error) or "no answer")
         finally:
             self._kernel.is_joining = False
             self._scout.attempted(address, succeeded=was_following)

@@ -1,0 +1,199 @@
+"""Whole clusters of real coordinators on a simulated network, simulated disks and virtual time, from one seed."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from anyio import fail_after
+
+from exo.cluster.discovery.memory import MemoryAir, MemoryDiscovery
+from exo.cluster.log.memory import MemoryLog
+from exo.cluster.options import CoordinatorOptions
+from exo.cluster.replica import EmbeddedCoordinator
+from exo.cluster.transport.memory import MemoryNetwork
+from exo.shared.types.commands import Command, Deleted, Reply
+from exo.shared.types.events import Decision, DeviceLost, LogEntry
+from exo.shared.types.ids import ClusterId, DeviceId, InstanceId, NodeId
+from exo.shared.types.nodes import HostPort
+from exo.shared.types.state import State
+from support.states import identity
+
+PORT = 7
+
+
+class SimulatedNode:
+    """One host: a disk that outlives its process, and the process while it runs."""
+
+    def __init__(self, simulation: "Simulation", host: str) -> None:
+        self.simulation = simulation
+        self.host = host
+        self.log = MemoryLog()
+        self.boots = 0
+        self.coordinator: EmbeddedCoordinator | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.failure: BaseException | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+    @property
+    def up(self) -> EmbeddedCoordinator:
+        assert self.coordinator is not None
+        return self.coordinator
+
+    async def start(self) -> None:
+        """Start the process; returns when it takes part."""
+        self.boots += 1
+        transport = self.simulation.network.transport(self.host)
+        listener = await transport.listen(HostPort(self.host, PORT))
+        own = identity(self.host, boot_id=f"{self.host}-{self.boots}")
+        self.coordinator = EmbeddedCoordinator(
+            identity=msgspec.structs.replace(own, cluster_address=listener.address),
+            namespace="test",
+            log=self.log,
+            transport=transport,
+            listener=listener,
+            discoveries=[MemoryDiscovery(self.simulation.air, self.host)],
+            options=self.simulation.options,
+            clock=asyncio.get_running_loop().time,
+            wall_clock=lambda: "2026-01-01T00:00:00.000Z",
+            new_id=self.simulation.new_id,
+            run_blocking=self.simulation.run_blocking,
+            is_checking_invariants=True,
+        )
+        self.coordinator.set_command_handler(self._carry_out)
+        self.task = asyncio.ensure_future(self._run(self.coordinator))
+        self.simulation.watch(self)
+        async for state in self.coordinator.changes():
+            if state.index or not self.is_running:
+                break
+
+    async def kill(self) -> None:
+        """End the process as `kill -9` and a loss of power do: nobody is told, unsynced entries are gone."""
+        if self.task is not None:
+            self.simulation.network.stop(self.host)
+            self.task.cancel()
+            await asyncio.wait([self.task])
+            self.log.lose_unsynced()
+            self.coordinator = None
+
+    async def _run(self, coordinator: EmbeddedCoordinator) -> None:
+        try:
+            await coordinator.run()
+        except Exception as error:
+            self.failure = error
+            raise
+
+    async def _carry_out(self, command: Command) -> Reply:
+        """As master: commit the command's id as a decision, and answer with its index."""
+        assert self.coordinator is not None
+        index = await self.coordinator.propose([tagged(self.host, command.command_id)], cause_id="command")
+        return Deleted(instance_id=InstanceId(command.command_id), index=index)
+
+
+def tagged(host: str, tag: str) -> Decision:
+    """A decision that changes no state and can be told from all others."""
+    return DeviceLost(node_id=NodeId(host), device_id=DeviceId(f"{host}/none"), reason=tag)
+
+
+class Simulation:
+    """A seed, a network, and nodes."""
+
+    def __init__(
+        self, seed: int, hosts: str, *, options: CoordinatorOptions | None = None, delay_s: float = 0.004
+    ) -> None:
+        self.random = random.Random(seed)
+        self.network = MemoryNetwork(seed=seed, delay_s=(0.0002, delay_s))
+        self.air = MemoryAir(self.network)
+        self.options = options or CoordinatorOptions(recent_entries=32, entries_per_message=5)
+        self.nodes = {host: SimulatedNode(self, host) for host in hosts}
+        self.committed: dict[ClusterId, dict[int, LogEntry]] = {}
+        """What any node ever saw committed, by cluster and index."""
+        self._watchers: set[asyncio.Task[None]] = set()
+
+    def new_id(self) -> str:
+        return f"{self.random.getrandbits(64):016x}"
+
+    async def run_blocking(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """A disk that takes its time."""
+        await asyncio.sleep(self.random.uniform(0.0001, 0.004))
+        result = function(*arguments)
+        await asyncio.sleep(self.random.uniform(0.0, 0.001))
+        return result
+
+    @property
+    def running(self) -> list[SimulatedNode]:
+        return [node for node in self.nodes.values() if node.is_running]
+
+    async def start_all(self) -> None:
+        await asyncio.gather(*(node.start() for node in self.nodes.values() if not node.is_running))
+
+    async def stop_all(self) -> None:
+        for node in self.nodes.values():
+            await node.kill()
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+
+    def watch(self, node: SimulatedNode) -> None:
+        """Hold every decision that the node folds against what any other folded at the same place."""
+
+        async def follow(coordinator: EmbeddedCoordinator) -> None:
+            while True:
+                async for item in coordinator.feed():
+                    if isinstance(item, LogEntry):
+                        cluster_id = coordinator.state.cluster_id
+                        assert cluster_id is not None
+                        known = self.committed.setdefault(cluster_id, {}).setdefault(item.index, item)
+                        assert known == item, f"{node.host} has another entry at {item.index}"
+
+        task = asyncio.ensure_future(follow(node.up))
+        self._watchers.add(task)
+
+    def check(self) -> None:
+        """What has to hold at any moment."""
+        for node in self.nodes.values():
+            assert node.failure is None, f"{node.host}: {node.failure!r}"
+        for watcher in self._watchers:
+            if watcher.done() and not watcher.cancelled():
+                watcher.result()
+        seen: dict[tuple[ClusterId | None, int], tuple[str, State]] = {}
+        masters: dict[tuple[ClusterId | None, int], str] = {}
+        for node in self.running:
+            state, leadership = node.up.state, node.up.leadership
+            where = (state.cluster_id, state.index)
+            host, known = seen.setdefault(where, (node.host, state))
+            assert known.decided() == state.decided(), f"{host} and {node.host} differ at {where}"
+            if leadership.is_self:
+                first = masters.setdefault((state.cluster_id, leadership.term), node.host)
+                assert first == node.host, f"{first} and {node.host} both lead term {leadership.term}"
+
+    def is_one(self) -> bool:
+        """All nodes run, are connected members of one cluster, and stand at the same index."""
+        states = [node.up.state for node in self.running]
+        return (
+            len(states) == len(self.nodes)
+            and len({(state.cluster_id, state.index) for state in states}) == 1
+            and set(states[0].nodes) == {NodeId(host) for host in self.nodes}
+            and all(
+                node.up.state.nodes[NodeId(node.host)].identity.boot_id == f"{node.host}-{node.boots}"
+                for node in self.running
+            )
+            and all(member.is_connected for member in states[0].nodes.values())
+            and all(node.up.leadership.master_node_id == states[0].master_node_id for node in self.running)
+        )
+
+    async def until(self, condition: Callable[[], bool], *, timeout_s: float) -> None:
+        """Wait in virtual time, checking all the way."""
+        with fail_after(timeout_s):
+            while not condition():
+                self.check()
+                await asyncio.sleep(0.01)
+        self.check()
+
+    @property
+    def master(self) -> SimulatedNode:
+        return next(node for node in self.running if node.up.leadership.is_self)
