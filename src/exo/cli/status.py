@@ -86,7 +86,8 @@ def _nodes(state: Json) -> Any:
             name += " (no worker)"
         address = f"{node['api_address']['host']}:{node['api_address']['port']}"
         devices = [
-            _device(device, state["gpu_device_state"].get(device["device_id"])) for device in node["devices"]
+            device_line(device, state["gpu_device_state"].get(device["device_id"]))
+            for device in node["devices"]
         ]
         made.add_row(
             name, short(node["node_id"]), address, memory, "\n".join(devices) or "-", str(len(node["models"]))
@@ -94,7 +95,7 @@ def _nodes(state: Json) -> Any:
     return made
 
 
-def _device(device: Json, now: Json | None) -> str:
+def device_line(device: Json, now: Json | None) -> str:
     """Return one device on a line: what it is, and what is known of how it is."""
     parts = [f"{device['local_alias']} {device['name']}" + (" (simulated)" if device["is_simulated"] else "")]
     if device["memory_kind"] == "vram":

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from exo.cli.output import size
 from exo.cli.place import find_device, find_instance, find_node
+from exo.cli.status import device_line
 from exo.shared.errors import ConfigurationError
 from exo.shared.types import events
 from exo.shared.types.commands import (
@@ -24,7 +26,7 @@ from exo.shared.types.commands import (
 from exo.shared.types.ids import NodeId
 from support.api_world import INSTANCE_ID, STAGE_ADDRESS, World
 from support.cli_run import Run, RunningWorld
-from support.states import fold
+from support.states import GIB, fold
 from support.stories import placed, stage
 
 
@@ -239,3 +241,36 @@ def test_an_instance_is_found_by_id_model_or_the_start_of_an_id() -> None:
     for text in ("toy", "abc", "nothing"):
         with pytest.raises(ConfigurationError, match="abc1, abc2"):
             find_instance(instances, text)
+
+
+def test_a_device_is_one_line_of_what_is_known() -> None:
+    device = {
+        "local_alias": "cuda:0",
+        "name": "Test GPU",
+        "memory_kind": "vram",
+        "memory_total_bytes": 24 * GIB,
+        "is_simulated": True,
+    }
+    now = {
+        "memory_total_bytes": 24 * GIB,
+        "memory_used_bytes": 4 * GIB,
+        "compute_utilization_percent": 37.4,
+        "thermal_temperature_c": 61.2,
+        "health": "degraded",
+        "health_reason": "it is warm",
+    }
+    assert device_line(device, now) == (
+        "cuda:0 Test GPU (simulated), 20.0 GiB of 24.0 GiB free, 37 %, 61 °C, degraded: it is warm"
+    )
+    assert device_line(device, None) == "cuda:0 Test GPU (simulated), - of 24.0 GiB free"
+
+
+def test_sizes_are_for_people() -> None:
+    assert [size(value) for value in (None, 0, 1023, 1024, 3 * GIB // 2, -GIB)] == [
+        "-",
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "1.5 GiB",
+        "-1.0 GiB",
+    ]
