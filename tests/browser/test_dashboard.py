@@ -94,7 +94,12 @@ def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_
     refused = dialog.get_by_role("radio", name="Processors")
     expect(refused).to_be_disabled()
     expect(dialog).to_contain_text("2097152 more than are free there")
-    dialog.get_by_role("radio", name="Across 3 nodes").check()
+    # The whole box chooses, and its explanation opens without choosing.
+    dialog.get_by_role("img", name="layers 1–3 on oak").click(force=True)
+    expect(dialog.get_by_role("radio", name="Across 3 nodes")).to_be_checked()
+    dialog.get_by_text("Why this way").first.click()
+    expect(dialog.get_by_text("all 6 layers fit on oak")).to_be_visible()
+    expect(dialog.get_by_role("radio", name="Across 3 nodes")).to_be_checked()
     screenshot(page, "place")
     dialog.get_by_role("button", name="Place", exact=True).click()
     expect(dialog).to_have_count(0)
@@ -301,7 +306,7 @@ def test_everything_is_reached_with_the_keyboard(node: ScriptedNode, open_page) 
     expect(page.get_by_role("button", name="Place exo-tiny")).to_be_visible()
     describe = "(document.activeElement.ariaLabel || document.activeElement.textContent || document.activeElement.id)"
     reached: list[str] = []
-    for _ in range(10):
+    for _ in range(15):
         page.keyboard.press("Tab")
         reached.append(page.evaluate(describe).strip().split("(")[0].strip())
         has_outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle !== 'none'")
@@ -309,7 +314,7 @@ def test_everything_is_reached_with_the_keyboard(node: ScriptedNode, open_page) 
         if reached[-1] == "question":
             break
     assert reached[0].startswith("Theme")
-    assert reached[1:4] == ["Delete exo-tiny", "Place exo-tiny", "Place org/large-8b-4bit"]
+    assert reached[1:5] == ["Delete exo-tiny", "Why this way", "Place exo-tiny", "Place org/large-8b-4bit"]
     assert reached[-1] == "question"
     page.keyboard.type("What is 12 + 30?")
     page.keyboard.press("Enter")
