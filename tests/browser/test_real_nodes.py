@@ -1,0 +1,105 @@
+"""The dashboard in a real browser, served by real nodes that run a real model."""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from benchmarks.nodes import NodeProcess
+
+from browser.driver import Page, expect
+
+pytestmark = pytest.mark.slow
+
+MODEL = "exo-tiny"
+READY_TIMEOUT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def nodes(dashboard: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[NodeProcess]]:
+    """Three nodes of one cluster."""
+    folder = tmp_path_factory.mktemp("dashboard-nodes")
+    with ExitStack() as stack:
+        first = stack.enter_context(NodeProcess(folder / "a", "--no-discovery"))
+        address = first.addresses["cluster_address"]
+        peer = f"--peer={address['host']}:{address['port']}"
+        others = [NodeProcess(folder / name, "--no-discovery", peer) for name in "bc"]
+        yield [first, *(stack.enter_context(node) for node in others)]
+
+
+def others_than_master(nodes: list[NodeProcess]) -> list[NodeProcess]:
+    states = [node.get("/state") for node in nodes]
+    return [
+        node for node, state in zip(nodes, states, strict=True) if state["node_id"] != state["master_node_id"]
+    ]
+
+
+def live(page: Page, node_count: int) -> None:
+    expect(page.get_by_role("status", name="Event stream")).to_have_text("Live")
+    expect(page.get_by_role("region", name="Nodes").locator("[data-node]")).to_have_count(node_count)
+
+
+def ask(page: Page, question: str, answer: str) -> None:
+    page.get_by_label("Message").fill(question)
+    page.get_by_role("button", name="Send").click()
+    last = page.get_by_role("log").locator(".answer").last
+    expect(last.locator(".text")).to_contain_text(answer, timeout=READY_TIMEOUT_MS)
+    expect(last).to_contain_text(re.compile(r"\d tokens/s"))
+    expect(last).to_contain_text(re.compile(r"first token \d"))
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def test_a_model_is_placed_over_three_nodes_asked_and_deleted(
+    nodes: list[NodeProcess], open_page, screenshot
+) -> None:
+    # Through a node that is not the master: its page must be as good as any other's.
+    page = open_page(others_than_master(nodes)[0].url)
+    live(page, 3)
+    page.get_by_role("button", name=f"Place {MODEL}").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("radio", name="Across 3 nodes").check()
+    screenshot(page, "real-place")
+    dialog.get_by_role("button", name="Place", exact=True).click()
+    card = page.get_by_role("region", name="Instances").locator("[data-instance]")
+    expect(card.locator("header")).to_contain_text("ready", timeout=READY_TIMEOUT_MS)
+    expect(card.get_by_role("listitem")).to_have_count(3)
+    expect(card.locator(".band")).to_have_count(3)
+
+    ask(page, "What is 12 + 30?", "42")
+    screenshot(page, "real-answered")
+    (instance,) = nodes[0].get("/instance")["instances"]
+    assert len({stage["node_id"] for stage in instance["stages"]}) == 3
+
+    page.get_by_role("button", name=f"Delete {MODEL}").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete", exact=True).click()
+    expect(card).to_have_count(0)
+    assert nodes[0].get("/instance")["instances"] == []
+
+
+def test_the_first_message_places_the_model(nodes: list[NodeProcess], open_page) -> None:
+    page = open_page(nodes[0].url)
+    live(page, 3)
+    expect(page.get_by_text("No model is placed.")).to_be_visible()
+    page.get_by_role("button", name="Count to 12.").click()
+    expect(page.get_by_role("log").locator(".text")).to_contain_text("11, 12", timeout=READY_TIMEOUT_MS)
+    expect(page.get_by_role("region", name="Instances").locator("[data-instance] header")).to_contain_text(
+        "ready"
+    )
+
+
+def test_a_killed_node_is_said_to_be_gone_and_its_own_page_says_so_too(
+    nodes: list[NodeProcess], open_page, screenshot
+) -> None:
+    watcher, victim = others_than_master(nodes)
+    seen_from_other = open_page(watcher.url)
+    own_page = open_page(victim.url, may_log="Failed to load resource")
+    live(seen_from_other, 3)
+    live(own_page, 3)
+    victim.kill()
+    expect(own_page.get_by_role("alert")).to_contain_text("Node unreachable.")
+    expect(seen_from_other.get_by_role("region", name="Nodes")).to_contain_text(
+        "not connected", timeout=30_000
+    )
+    expect(seen_from_other.get_by_role("banner")).to_contain_text("2 of 3 nodes")
+    screenshot(seen_from_other, "real-away")
