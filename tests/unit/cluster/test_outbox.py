@@ -1,0 +1,156 @@
+"""The outbox against a naive twin: whatever is lost on the way, each proposal is admitted once and in order."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exo.cluster.outbox import Fence, Outbox, Proposal
+from exo.cluster.wire import ProposedEvent
+from exo.shared.types.events import NodeDisconnected
+from exo.shared.types.ids import ClusterId, EventId, NodeId
+
+X, Y = ClusterId("x"), ClusterId("y")
+
+
+def proposal(ticket: int, size: int = 1, fence: Fence | None = None) -> Proposal:
+    event = NodeDisconnected(node_id=NodeId("n"), reason=str(ticket))
+    return Proposal(
+        ticket=ticket,
+        events=tuple(ProposedEvent(event_id=EventId(f"{ticket}.{n}"), event=event) for n in range(size)),
+        cause_id="c",
+        at="now",
+        fence=fence,
+    )
+
+
+def sent(outbox: Outbox) -> list[tuple[int, int]]:
+    return [(numbered.first_seq, numbered.proposal.ticket) for numbered in outbox.take()]
+
+
+def test_numbers_begin_behind_what_was_admitted_before() -> None:
+    outbox = Outbox()
+    outbox.add(proposal(1, 2))
+    outbox.add(proposal(2))
+    assert not outbox.has_waiting and sent(outbox) == [], "closed until a master is known"
+    outbox.begin(X, 1, 7)
+    assert outbox.has_waiting
+    assert sent(outbox) == [(8, 1), (10, 2)]
+    assert outbox.committed(8) == [], "half of it"
+    assert outbox.committed(9) == [1]
+    assert outbox.committed(10) == [2]
+
+
+def test_what_was_admitted_is_awaited_and_the_rest_is_sent_again() -> None:
+    outbox = Outbox()
+    outbox.begin(X, 1, 0)
+    for ticket in (1, 2, 3):
+        outbox.add(proposal(ticket))
+    assert sent(outbox) == [(1, 1), (2, 2), (3, 3)]
+    outbox.pause()
+    outbox.add(proposal(4))
+    assert sent(outbox) == []
+    assert outbox.begin(X, 2, 1) == []
+    assert sent(outbox) == [(2, 2), (3, 3), (4, 4)]
+    assert outbox.committed(4) == [1, 2, 3, 4]
+
+
+def test_another_cluster_has_admitted_nothing_of_it() -> None:
+    outbox = Outbox()
+    outbox.begin(X, 1, 0)
+    outbox.add(proposal(1))
+    sent(outbox)
+    outbox.pause()
+    outbox.begin(Y, 5, 30)
+    assert sent(outbox) == [(31, 1)]
+
+
+def test_a_decision_of_another_term_is_void_unless_it_was_admitted() -> None:
+    outbox = Outbox()
+    outbox.begin(X, 1, 0)
+    outbox.add(proposal(1, fence=(X, 1)))
+    outbox.add(proposal(2, fence=(X, 1)))
+    outbox.add(proposal(3))
+    sent(outbox)
+    outbox.add(proposal(4, fence=(X, 1)))
+    assert outbox.has_fenced()
+    outbox.pause()
+    assert outbox.begin(X, 2, 1) == [2, 4]
+    assert sent(outbox) == [(2, 3)]
+    assert outbox.committed(2) == [1, 3]
+    assert not outbox.has_fenced()
+
+
+def test_the_same_master_again_gets_its_decisions_again() -> None:
+    outbox = Outbox()
+    outbox.begin(X, 1, 0)
+    outbox.add(proposal(1, fence=(X, 1)))
+    sent(outbox)
+    outbox.pause()
+    assert outbox.begin(X, 1, 0) == []
+    assert sent(outbox) == [(1, 1)]
+
+
+def test_only_what_was_never_sent_can_be_withdrawn() -> None:
+    outbox = Outbox()
+    outbox.begin(X, 1, 0)
+    outbox.add(proposal(1))
+    sent(outbox)
+    outbox.add(proposal(2))
+    outbox.add(proposal(3))
+    assert not outbox.withdraw(1)
+    assert outbox.withdraw(2)
+    assert not outbox.withdraw(2)
+    assert sent(outbox) == [(2, 3)]
+
+
+def test_first_is_before_all_that_was_not_sent() -> None:
+    outbox = Outbox()
+    outbox.begin(X, 1, 0)
+    outbox.add(proposal(1))
+    sent(outbox)
+    outbox.add(proposal(2))
+    outbox.add(proposal(3), is_first=True)
+    assert sent(outbox) == [(2, 3), (3, 2)]
+
+
+@given(st.integers(min_value=0, max_value=2**32), st.integers(min_value=1, max_value=60))
+def test_each_is_admitted_once_and_in_order_whatever_breaks(seed: int, steps: int) -> None:
+    """A master that admits only seq = last + 1, over connections that lose a suffix of what was sent."""
+    chance = random.Random(seed)
+    outbox = Outbox()
+    admitted: list[int] = []
+    last_seq = 0
+    in_flight: list[tuple[int, Proposal]] = []
+    is_open = False
+    tickets = 0
+    done: list[int] = []
+    reported = 0
+    for step in range(steps + 2):
+        action = chance.choice(["add", "add", "send", "arrive", "break", "open", "report"])
+        if step >= steps:  # In the end everything heals.
+            action = "open" if step == steps else "send"
+        if action == "add":
+            tickets += 1
+            outbox.add(proposal(tickets, chance.randint(1, 3)))
+        if action == "send":
+            in_flight += [(one.first_seq, one.proposal) for one in outbox.take()]
+        if action == "arrive" or step == steps + 1:
+            count = len(in_flight) if step == steps + 1 else chance.randint(0, len(in_flight))
+            for first_seq, one in in_flight[:count]:
+                assert first_seq == last_seq + 1, "never refused: the master said where it stands"
+                last_seq = first_seq + len(one.events) - 1
+                admitted.append(one.ticket)
+            in_flight = in_flight[count:]
+        if action == "break":
+            in_flight, is_open = [], False
+            outbox.pause()
+        if action == "open" and (not is_open or step == steps):
+            in_flight, is_open = [], True
+            outbox.pause()
+            assert outbox.begin(X, 1, last_seq) == []
+        if action == "report" or step == steps + 1:
+            reported = last_seq if step == steps + 1 else chance.randint(reported, last_seq)
+            done += outbox.committed(reported)
+    assert admitted == list(range(1, tickets + 1))
+    assert done == admitted
