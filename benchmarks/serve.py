@@ -157,14 +157,14 @@ def _idle(node: NodeProcess, seconds: float) -> list[Result]:
 @contextmanager
 def _bare_engine(directory: Path) -> Generator[Any]:
     """mlx-lm alone, in the environment that a stage process has."""
-    from exo.worker.runner.environment import child_environment
+    from exo.worker.runner.environment import stage_environment
 
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.bare_engine", str(directory)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **child_environment("mlx")},
+        env=stage_environment(os.environ, engine="mlx", device="cpu:0"),
     )
     assert process.stdin is not None and process.stdout is not None
     stdin, stdout = process.stdin, process.stdout

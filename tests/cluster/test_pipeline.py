@@ -46,9 +46,7 @@ def decided(state: dict[str, Any]) -> dict[str, Any]:
         for one in state["topology"]["nodes"]
     ]
     instances = {
-        key: [
-            (stage["rank"], stage["node_id"], stage["start_layer"], stage["phase"]) for stage in one["stages"]
-        ]
+        key: (one["plan"]["stages"], [stage["phase"] for stage in one["stages"]], one["generation"])
         for key, one in state["instances"].items()
     }
     return {
@@ -100,7 +98,7 @@ def test_three_nodes_share_one_state_and_serve_a_pipeline_equal_to_one_process(
     three: list[NodeProcess], single_answers: dict[str, str]
 ) -> None:
     instance = place(three[1], min_nodes=3)
-    stages = instance["stages"]
+    stages = instance["plan"]["stages"]
     assert len({stage["node_id"] for stage in stages}) == 3
     assert [stage["start_layer"] for stage in stages] == [0, stages[0]["end_layer"], stages[1]["end_layer"]]
     for node in three:

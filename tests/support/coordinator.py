@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import anyio
 
 from exo.cluster.coordinator import CommandHandler, Coordinator, Leadership
+from exo.cluster.facts import PeerSeen
 from exo.shared.apply import apply_entry, apply_telemetry
 from exo.shared.errors import NoMasterError
 from exo.shared.types.commands import Command, Reply
@@ -26,6 +27,7 @@ class MemoryCoordinator(Coordinator):
         self.proposed: list[Decision] = []
         self.published: list[Telemetry] = []
         self.history: list[LogEntry | TelemetryFrame] = []
+        self.peers: Sequence[PeerSeen] = ()
         self.on_propose: Callable[[Sequence[Decision]], None] = lambda _: None
 
     @property
@@ -42,6 +44,10 @@ class MemoryCoordinator(Coordinator):
         return Leadership(
             master_node_id=master, term=self._state.term, incarnation=1, is_self=self.has_master
         )
+
+    @property
+    def peers_seen(self) -> Sequence[PeerSeen]:
+        return self.peers
 
     def set_state(self, state: State) -> None:
         """Replace the state, as if others had decided something."""

@@ -31,13 +31,19 @@ class StateCache:
     def __init__(self, node_id: NodeId) -> None:
         self._node_id = node_id
         self._state: State | None = None
+        self._master: NodeId | None = None
         self._encoded = b""
 
-    def encode(self, state: State) -> bytes:
-        """Return the JSON of `GET /state`. States are immutable, so the same object has the same bytes."""
-        if state is not self._state:
-            self._encoded = msgspec.json.encode(present.cluster_state(state, self._node_id))
-            self._state = state
+    def encode(self, state: State, master: NodeId | None) -> bytes:
+        """Return the JSON of `GET /state`. States are immutable, so the same object has the same bytes.
+
+        Args:
+            state: The newest state.
+            master: Who leads, as far as this node can reach anyone; None without a master.
+        """
+        if state is not self._state or master != self._master:
+            self._encoded = msgspec.json.encode(present.cluster_state(state, self._node_id, master))
+            self._state, self._master = state, master
         return self._encoded
 
 

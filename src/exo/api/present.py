@@ -19,15 +19,15 @@ from exo.shared.types.state import State
 View = dict[str, Any]
 
 
-def cluster_state(state: State, node_id: NodeId) -> View:
-    """Return the shape `ClusterStateView`."""
+def cluster_state(state: State, node_id: NodeId, master: NodeId | None) -> View:
+    """Return the shape `ClusterStateView`, with the master that `node_id` can reach."""
     return {
         "cluster_id": state.cluster_id,
         "namespace": state.namespace,
         "node_id": node_id,
         "index": state.index,
         "term": state.term,
-        "master_node_id": state.master_node_id,
+        "master_node_id": master,
         "topology": {
             "nodes": [_node(state, node) for _, node in sorted(state.nodes.items())],
             "links": topology.links(state),

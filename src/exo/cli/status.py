@@ -32,6 +32,12 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
         console.print(_instances(state, names))
     else:
         console.print("nothing is placed; place a model with: exo place MODEL (exo models lists them)")
+    for peer in client.get("/peers")["peers"]:
+        if peer["status"] not in ("member", "joining"):
+            name = peer["name"] or (
+                f"{peer['address']['host']}:{peer['address']['port']}" if peer["address"] else "?"
+            )
+            console.print(f"[yellow]not in this cluster:[/yellow] {plain(name)}: {plain(peer['detail'])}")
 
 
 def show_models(client: NodeClient, *, as_json: bool) -> None:

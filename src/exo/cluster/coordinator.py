@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
+from exo.cluster.facts import PeerSeen
 from exo.shared.types.commands import Command, Reply
 from exo.shared.types.events import Decision, LogEntry, Telemetry, TelemetryFrame
 from exo.shared.types.ids import NodeId
@@ -42,6 +43,11 @@ class Coordinator(ABC):
     @abstractmethod
     def leadership(self) -> Leadership:
         """Who leads, as far as this node knows."""
+
+    @property
+    def peers_seen(self) -> Sequence[PeerSeen]:
+        """Other nodes that were noticed, and why those that are no members are none."""
+        return ()
 
     @abstractmethod
     async def propose(self, events: Sequence[Decision], *, cause_id: str) -> int:

@@ -148,7 +148,8 @@ class Scout:
         self._noticed[key] = _Noticed(facts, msgspec.structs.replace(seen, count=count), now, told_s)
         while len(self._noticed) > self._kernel.options.sightings_max:
             del self._noticed[next(iter(self._noticed))]
-        if seen.status in (
+        is_named = seen.via == "static" and seen.status == "other_namespace"
+        if is_named or seen.status in (
             "both_have_instances",
             "same_node_id",
             "two_masters",

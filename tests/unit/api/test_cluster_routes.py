@@ -5,8 +5,9 @@ import pytest
 
 from exo.api import context as context_module
 from exo.api.context import StateCache
-from exo.api.schemas.cluster import ClusterStateView, GpuInfoView
+from exo.api.schemas.cluster import ClusterStateView, GpuInfoView, PeerList
 from exo.api.schemas.models import ModelList
+from exo.cluster.facts import PeerSeen
 from exo.shared.types.devices import DeviceGPUState, MemoryProfile, NodePerformanceProfile, SystemProfile
 from exo.shared.types.events import (
     DeviceGPUStateUpdated,
@@ -18,6 +19,7 @@ from exo.shared.types.events import (
 )
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.instances import StageProgress
+from exo.shared.types.nodes import HostPort
 from support.api_world import INSTANCE_ID, World, client_of, parse
 from support.states import GIB, fold
 from support.stories import placed, stage
@@ -92,11 +94,30 @@ async def test_state_is_encoded_once_for_all_who_ask(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(context_module.present, "cluster_state", counting)
     cache = StateCache(NodeId("a"))
     state = world.coordinator.state
-    assert cache.encode(state) is cache.encode(state)
+    master = NodeId("a")
+    assert cache.encode(state, master) is cache.encode(state, master)
     assert len(encoded) == 1
     measure(world)
-    assert cache.encode(world.coordinator.state) != cache.encode(state)
+    assert cache.encode(world.coordinator.state, master) != cache.encode(state, master)
     assert len(encoded) == 3
+    assert b'"master_node_id":null' in cache.encode(state, None)
+
+
+async def test_peers_that_are_no_members_are_listed_with_the_reason(
+    world: World, http: httpx.AsyncClient
+) -> None:
+    world.coordinator.peers = (
+        PeerSeen(
+            address=HostPort("127.0.0.1", 5),
+            via="static",
+            status="other_namespace",
+            detail="it belongs to the namespace blue; start it with --namespace red",
+            age_s=1.0,
+        ),
+    )
+    (peer,) = parse(PeerList, (await http.get("/peers")).content).peers
+    assert peer.status == "other_namespace" and peer.address is not None and peer.address.port == 5
+    assert "--namespace" in peer.detail
 
 
 async def test_state_shows_loading_and_failing(unplaced: World) -> None:

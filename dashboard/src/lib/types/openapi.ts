@@ -194,6 +194,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/peers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Peers
+         * @description Other nodes that this one has noticed, and for those that are not members: why not, and what to do.
+         */
+        get: operations["list_peers"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/readyz": {
         parameters: {
             query?: never;
@@ -615,7 +635,10 @@ export interface components {
             instances: {
                 [key: string]: components["schemas"]["InstanceView"];
             };
-            /** Master Node Id */
+            /**
+             * Master Node Id
+             * @description Who leads; null while the node that answers can reach no master.
+             */
             master_node_id: string | null;
             /** Namespace */
             namespace: string;
@@ -1406,6 +1429,48 @@ export interface components {
              * @constant
              */
             object: "list";
+        };
+        /** PeerList */
+        PeerList: {
+            /** Peers */
+            peers: components["schemas"]["PeerView"][];
+        };
+        /**
+         * PeerView
+         * @description Another node that was noticed, whether or not it is a member.
+         */
+        PeerView: {
+            address: components["schemas"]["AddressView"] | null;
+            /**
+             * Age S
+             * @description Seconds since it was last noticed.
+             */
+            age_s: number;
+            /** Cluster Id */
+            cluster_id: string | null;
+            /** Count */
+            count: number;
+            /**
+             * Detail
+             * @description Why it is not a member, and what to do.
+             */
+            detail: string;
+            /** Name */
+            name: string | null;
+            /** Namespace */
+            namespace: string | null;
+            /** Node Id */
+            node_id: string | null;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "member" | "joining" | "other_cluster" | "other_namespace" | "other_secret" | "other_version" | "both_have_instances" | "no_master" | "same_node_id" | "two_masters" | "unreachable" | "malformed";
+            /**
+             * Via
+             * @description How it was noticed: `multicast`, `static`, ...
+             */
+            via: string;
         };
         /**
          * PlacementRequestView
@@ -2207,6 +2272,26 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ModelList"];
+                };
+            };
+        };
+    };
+    list_peers: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PeerList"];
                 };
             };
         };

@@ -5,7 +5,7 @@ from fastapi import APIRouter, Response
 from exo.api import present
 from exo.api.context import Context
 from exo.api.routes.answers import json_answer
-from exo.api.schemas.cluster import ClusterStateView, GpuInfoView
+from exo.api.schemas.cluster import ClusterStateView, GpuInfoView, PeerList
 from exo.api.schemas.models import ModelList
 
 router = APIRouter(tags=["cluster"])
@@ -14,7 +14,8 @@ router = APIRouter(tags=["cluster"])
 @router.get("/state", operation_id="get_state", response_model=ClusterStateView)
 async def get_state(context: Context) -> Response:
     """The whole state, as folded on this node. At equal `index` the decided part is equal on every node."""
-    encoded = context.state_cache.encode(context.coordinator.state)
+    coordinator = context.coordinator
+    encoded = context.state_cache.encode(coordinator.state, coordinator.leadership.master_node_id)
     return Response(encoded, media_type="application/json")
 
 
@@ -28,3 +29,9 @@ async def get_gpu_info(context: Context) -> Response:
 async def list_models(context: Context) -> Response:
     """Every model that any node has on its disk, with its problem where it cannot be loaded."""
     return json_answer({"models": present.models(context.coordinator.state)})
+
+
+@router.get("/peers", operation_id="list_peers", response_model=PeerList)
+async def list_peers(context: Context) -> Response:
+    """Other nodes that this one has noticed, and for those that are not members: why not, and what to do."""
+    return json_answer({"peers": context.coordinator.peers_seen})

@@ -39,7 +39,7 @@ async def get_readiness(context: Context) -> Response:
             "status": "ready",
             "node_id": node_id,
             "index": state.index,
-            "master_node_id": state.master_node_id,
+            "master_node_id": context.coordinator.leadership.master_node_id,
         }
     )
 

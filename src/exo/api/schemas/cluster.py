@@ -4,6 +4,7 @@ from typing import Literal
 
 from exo.api.schemas.base import Shape
 from exo.api.schemas.instances import InstanceView
+from exo.cluster.facts import PeerStatus
 from exo.shared.types.devices import Backend, Health, MemoryKind
 from exo.shared.types.nodes import LinkType
 
@@ -168,6 +169,7 @@ class ClusterStateView(Shape):
     """Of the last decision folded in. Equal index: equal decided state on every node."""
     term: int
     master_node_id: str | None
+    """Who leads; null while the node that answers can reach no master."""
     topology: TopologyView
     instances: dict[str, InstanceView]
     gpu_device_state: dict[str, DeviceStateView]
@@ -223,3 +225,25 @@ class GpuInfoView(Shape):
     index: int
     nodes: list[NodeDevicesView]
     hottest_device: HottestDeviceView | None
+
+
+class PeerView(Shape):
+    """Another node that was noticed, whether or not it is a member."""
+
+    address: AddressView | None
+    node_id: str | None
+    name: str | None
+    namespace: str | None
+    cluster_id: str | None
+    via: str
+    """How it was noticed: `multicast`, `static`, ..."""
+    status: PeerStatus
+    detail: str
+    """Why it is not a member, and what to do."""
+    age_s: float
+    """Seconds since it was last noticed."""
+    count: int
+
+
+class PeerList(Shape):
+    peers: list[PeerView]
