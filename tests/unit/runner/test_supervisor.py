@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +140,17 @@ async def test_loading_that_does_not_get_on_is_ended() -> None:
     limits = RunnerTimeouts(first_word_s=30, heartbeat_s=30, step_s=30, load_s=0.3, stop_s=1)
     failed = await Watched("while True: beat(); time.sleep(0.05)", limits).failure()
     assert "loading has not got on" in failed.reason
+
+
+async def test_a_node_that_was_held_up_itself_blames_nobody() -> None:
+    watched = Watched("while True: beat(); time.sleep(0.05)")
+    await watched.wait_for(lambda message: isinstance(message, Heartbeat))
+    time.sleep(1.0)  # noqa: ASYNC251 - it is the point to block the loop
+    seen = len(watched.messages)
+    await watched.wait_for(lambda _: len(watched.messages) > seen + 20)
+    assert not any(isinstance(message, RunnerFailed) for message in watched.messages)
+    await watched.runner.stop()
+    await watched.task
 
 
 async def test_a_program_that_is_not_there() -> None:

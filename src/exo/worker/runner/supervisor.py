@@ -264,8 +264,13 @@ class StageRunner:
         limits = self._timeouts
         interval_s = min(limits.first_word_s, limits.heartbeat_s, limits.load_s) / 4
         while True:
+            slept_from = time.monotonic()
             await asyncio.sleep(interval_s)
             now = time.monotonic()
+            if now - slept_from > 2 * interval_s:
+                # This process itself was held up or asleep: what the child said meanwhile is yet to be read.
+                self._heard_at = self._progressed_at = now
+                continue
             silent_s = now - self._heard_at
             if silent_s > (limits.heartbeat_s if self._has_beaten else limits.first_word_s):
                 self._kill(f"its process has not been heard of for {silent_s:.1f} s")
