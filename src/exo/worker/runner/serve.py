@@ -41,9 +41,10 @@ class StageServer:
         self._role: Role = (
             FirstStage(spec, stage, self) if spec.rank == 0 else FollowingStage(spec, stage, self)
         )
-        self._previous_purpose = stage_purpose(
-            spec.instance_id, spec.generation, (spec.rank - 1) % spec.stage_count
-        )
+        self._previous_purpose: str | None = None
+        if spec.stage_count > 1:
+            rank = (spec.rank - 1) % spec.stage_count
+            self._previous_purpose = stage_purpose(spec.instance_id, spec.generation, rank)
         self._previous: Connection | None = None
         self._next: Connection | None = None
         self._replies: dict[HostPort, Connection] = {}
@@ -140,12 +141,17 @@ class StageServer:
     def _opened(self, connection: Connection) -> None:
         if connection is self._next:
             self._become_ready()
-        elif connection.peer is not None and connection.peer.purpose == self._previous_purpose:
+        elif connection.is_dialled or connection.peer is None:
+            return
+        elif connection.peer.purpose == self._previous_purpose:
             if self._previous is not None:
                 raise StageBrokenError("the stage before this one connected twice")
             self._previous = connection
             if self._next is not None:
                 self._become_ready()
+        elif connection.peer.purpose != REQUESTS:
+            # Such as a stage of an earlier generation that still knows this port.
+            self._network.lose(connection, f"it came for {connection.peer.purpose}, which is not served here")
 
     def _frame_received(self, connection: Connection, frame: Frame, payload: bytes) -> None:
         if connection is self._previous:
@@ -153,10 +159,8 @@ class StageServer:
                 self._role.from_previous(frame, payload)
             except ProtocolError as error:
                 raise StageBrokenError(error.message) from error
-        elif connection.peer is not None and connection.peer.purpose == REQUESTS:
-            self._role.from_client(connection, frame)
         elif not connection.is_dialled:
-            raise ProtocolError("the connection is for something this process does not do")
+            self._role.from_client(connection, frame)
 
     def _lost(self, connection: Connection, reason: str) -> None:
         if connection is self._next or connection is self._previous:
