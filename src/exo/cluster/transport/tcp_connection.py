@@ -120,6 +120,10 @@ class TcpConnection(asyncio.Protocol, Connection):
         if self._peer_address is None:
             host, port = self._transport.get_extra_info("peername")[:2]
             self._peer_address = HostPort(host, port)
+        if self._end_reason is not None:  # Turned away before it was there.
+            self._transport.write(encode_frame(Kind.GOODBYE, self._end_reason.encode()))
+            self._transport.close()
+            return
         self._timer = self._loop.call_later(PING_INTERVAL_S, self._check)
         opening = self._greeting.opening()
         if opening is not None:

@@ -1,0 +1,198 @@
+"""The TCP transport towards strangers: garbage, forgeries, floods and other networks."""
+
+import asyncio
+import secrets
+import struct
+from collections.abc import AsyncIterator
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exo.cluster.errors import DialError, HandshakeError
+from exo.cluster.transport.base import Listener
+from exo.cluster.transport.framing import (
+    HANDSHAKE_BYTES_MAX,
+    FrameError,
+    FrameSplitter,
+    Kind,
+    encode_frame,
+)
+from exo.cluster.transport.greeting import Greeting
+from exo.cluster.transport.tcp import TcpTransport, is_loopback
+from exo.shared.errors import ConfigurationError
+from exo.shared.types.nodes import HostPort
+
+SECRET = b"s" * 32
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    async with await TcpTransport(SECRET).listen(HostPort("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+async def still_works(listener: Listener) -> None:
+    connection = await TcpTransport(SECRET).dial(listener.address, timeout_s=2)
+    accepted = await asyncio.wait_for(listener.accept(), 2)
+    await connection.send(b"hello")
+    assert await accepted.receive() == b"hello"
+    connection.close("done")
+    accepted.close("done")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x00\x00\x00\x00",
+        struct.pack(">IB", 2**31, 1) + b"x" * 100,
+        encode_frame(Kind.MESSAGE, b"no handshake"),
+        encode_frame(Kind.HELLO, b"short"),
+        encode_frame(Kind.HELLO, b"EXOC" + struct.pack(">H", 99) + bytes(32)),
+        encode_frame(Kind.PROOF, bytes(32)),
+        struct.pack(">IB", 10, 77) + bytes(9),
+    ],
+)
+async def test_garbage_is_hung_up_on_and_harms_nobody(listener: Listener, garbage: bytes) -> None:
+    reader, writer = await asyncio.open_connection(listener.address.host, listener.address.port)
+    writer.write(garbage)
+    answer = await asyncio.wait_for(reader.read(), 2)
+    assert b"CHALLENGE" not in answer and len(answer) < 500
+    writer.close()
+    await still_works(listener)
+
+
+async def test_who_says_nothing_is_hung_up_on(listener: Listener) -> None:
+    reader, writer = await asyncio.open_connection(listener.address.host, listener.address.port)
+    assert b"no sign of life" not in await asyncio.wait_for(reader.read(), 4)
+    writer.close()
+
+
+async def test_a_flood_of_strangers_leaves_room(listener: Listener) -> None:
+    address = listener.address
+    strangers = [await asyncio.open_connection(address.host, address.port) for _ in range(70)]
+    turned_away = 0
+    for reader, _ in strangers[64:]:
+        turned_away += b"too many" in await asyncio.wait_for(reader.read(), 2)
+    assert turned_away == 6
+    for _, writer in strangers:
+        writer.close()
+    for _ in range(100):
+        try:
+            return await still_works(listener)
+        except DialError:
+            await asyncio.sleep(0.02)
+    pytest.fail("it did not recover")
+
+
+async def test_dialling_something_else_is_a_clear_sentence() -> None:
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address = HostPort(*server.sockets[0].getsockname()[:2])
+    with pytest.raises(HandshakeError, match="does not speak exo's cluster protocol") as wrong:
+        await TcpTransport(SECRET).dial(address, timeout_s=2)
+    assert not wrong.value.is_secret_wrong
+    server.close()
+
+
+async def test_dialling_somebody_silent_ends_in_time() -> None:
+    is_over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        is_over.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address = HostPort(*server.sockets[0].getsockname()[:2])
+    with pytest.raises(DialError, match=r"within 0.2 s"):
+        await TcpTransport(SECRET).dial(address, timeout_s=0.2)
+    await asyncio.wait_for(is_over.wait(), 2)
+    server.close()
+
+
+async def test_only_this_host_is_served_and_dialled() -> None:
+    transport = TcpTransport(SECRET)
+    for host in ("0.0.0.0", "192.0.2.1", "example.org", "::"):
+        with pytest.raises(ConfigurationError, match="this host only"):
+            await transport.listen(HostPort(host, 0))
+        with pytest.raises(DialError, match="only nodes of this host"):
+            await transport.dial(HostPort(host, 1), timeout_s=0.1)
+    assert is_loopback("127.3.4.5") and is_loopback("::1") and is_loopback("localhost")
+
+
+def shake(dialer: Greeting, listener: Greeting, spoil: tuple[int, int] | None = None) -> bool:
+    """Run a handshake to its end; `spoil` flips a bit of the frame of that number."""
+    frame = dialer.opening()
+    turn: Literal[0, 1] = 1
+    number = 0
+    while frame is not None:
+        kind, payload = frame
+        if spoil is not None and spoil[0] == number:
+            position = spoil[1] % (8 * len(payload))
+            changed = bytearray(payload)
+            changed[position // 8] ^= 1 << position % 8
+            payload = bytes(changed)
+        frame = (dialer, listener)[turn].take(kind, payload)
+        turn = 0 if turn else 1
+        number += 1
+    return dialer.is_done and listener.is_done
+
+
+def sides(secret: bytes = SECRET) -> tuple[Greeting, Greeting]:
+    dialer = Greeting(secret, side="dialer", nonce=secrets.token_bytes(32), peer="the listener")
+    return dialer, Greeting(SECRET, side="listener", nonce=secrets.token_bytes(32), peer="the dialer")
+
+
+def test_a_handshake_succeeds_with_one_secret_only() -> None:
+    assert shake(*sides())
+    with pytest.raises(HandshakeError) as refused:
+        shake(*sides(b"t" * 32))
+    assert refused.value.is_secret_wrong
+
+
+@given(st.integers(min_value=0, max_value=2), st.integers(min_value=0))
+def test_no_bit_of_a_handshake_can_be_changed(frame: int, bit: int) -> None:
+    with pytest.raises(HandshakeError):
+        shake(*sides(), spoil=(frame, bit))
+
+
+def test_a_proof_cannot_be_reflected() -> None:
+    """A stranger that only repeats what the other side says gets nowhere."""
+    _, listener = sides()
+    hello = b"EXOC" + struct.pack(">H", 1) + bytes(32)
+    answer = listener.take(Kind.HELLO, hello)
+    assert answer is not None
+    with pytest.raises(HandshakeError):
+        listener.take(Kind.PROOF, answer[1][32:])
+    assert not listener.is_done
+
+
+@given(st.lists(st.tuples(st.sampled_from(list(Kind)), st.binary(max_size=200))), st.data())
+def test_frames_come_out_as_they_went_in_however_they_are_cut(
+    frames: list[tuple[Kind, bytes]], data: st.DataObject
+) -> None:
+    stream = b"".join(encode_frame(kind, payload) for kind, payload in frames)
+    splitter = FrameSplitter()
+    found: list[tuple[Kind, bytes]] = []
+    while stream:
+        size = data.draw(st.integers(min_value=1, max_value=len(stream)))
+        found += splitter.feed(stream[:size])
+        stream = stream[size:]
+    assert found == frames
+
+
+def test_a_stranger_cannot_announce_a_long_frame() -> None:
+    splitter = FrameSplitter()
+    with pytest.raises(FrameError):
+        list(splitter.feed(struct.pack(">IB", HANDSHAKE_BYTES_MAX + 2, Kind.HELLO)))
+    trusted = FrameSplitter()
+    trusted.trust()
+    assert list(trusted.feed(struct.pack(">IB", HANDSHAKE_BYTES_MAX + 2, Kind.MESSAGE))) == []
