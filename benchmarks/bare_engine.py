@@ -26,6 +26,9 @@ def main() -> None:
         for response in stream_generate(model, tokenizer, ids, max_tokens=job["tokens"]):
             times_s.append(time.perf_counter() - started_s)
             text += response.text
+        for special in tokenizer.all_special_tokens:
+            # The service leaves them out of the text; mlx-lm, not told to stop at them, writes them.
+            text = text.replace(special, "")
         print(json.dumps({"times_s": times_s, "text": text}), flush=True)
 
 

@@ -16,7 +16,8 @@ def gibibytes(size_bytes: float) -> str:
 def explain(problem: Problem, stages: Sequence[StagePlan]) -> str:
     """Say in a few lines who runs what, and who was left out for what reason."""
     by_device = {one.device.device_id: one for one in problem.candidates}
-    lines = [f"{problem.model.model_id}: {problem.model.layer_count} layers in {len(stages)} stage(s)"]
+    count = "one stage" if len(stages) == 1 else f"{len(stages)} stages"
+    lines = [f"{problem.model.model_id}: {problem.model.layer_count} layers in {count}"]
     for stage in stages:
         candidate = by_device[stage.device_ids[0]]
         lines.append(
