@@ -105,6 +105,9 @@ class Commanding:
         except Exception as error:
             logger.exception("a command failed: {}", command)
             answered(self._failure(f"the master failed to carry it out: {error}"))
+        except asyncio.CancelledError:
+            answered(self._failure("the node stopped before the command was carried out"))
+            raise
         finally:
             self._running_count -= 1
 

@@ -40,6 +40,7 @@ class Proposals:
         self._numbers = itertools.count(1)
         self._outbox = Outbox()
         self._futures: dict[int, asyncio.Future[int]] = {}
+        self._is_closed = False
 
     @property
     def has_waiting(self) -> bool:
@@ -64,6 +65,9 @@ class Proposals:
         """
         ticket = next(self._numbers)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if self._is_closed:
+            _fail(future, "the node is stopping")
+            return ticket, future
         self._futures[ticket] = future
         proposal = Proposal(
             ticket=ticket,
@@ -84,11 +88,16 @@ class Proposals:
         """A master has admitted this node's proposals up to `last_seq`; see Outbox.begin."""
         for ticket in self._outbox.begin(cluster_id, term, last_seq):
             future = self._futures.pop(ticket, None)
-            if future is not None and not future.done():
-                future.set_exception(
-                    NoMasterError("another master leads now; look at the state and decide again")
-                )
-                future.exception()  # Seen: for this node's own housekeeping nobody waits.
+            if future is not None:
+                _fail(future, "another master leads now; look at the state and decide again")
+
+    def close(self) -> None:
+        """The node stops: whoever waits is told, and nothing is taken any more."""
+        self._is_closed = True
+        self._outbox.pause()
+        futures, self._futures = self._futures, {}
+        for future in futures.values():
+            _fail(future, "the node stopped before this was known to be committed")
 
     def pause(self) -> None:
         self._outbox.pause()
@@ -104,3 +113,9 @@ class Proposals:
             future = self._futures.pop(ticket, None)
             if future is not None and not future.done():
                 future.set_result(index)
+
+
+def _fail(future: asyncio.Future[int], message: str) -> None:
+    if not future.done():
+        future.set_exception(NoMasterError(message))
+        future.exception()  # Seen: for this node's own housekeeping nobody waits.

@@ -238,6 +238,8 @@ class EmbeddedCoordinator(Coordinator):
             raise _first(causes) from group
         finally:
             self._kernel.stop_leading("the node is stopping")
+            self._kernel.proposals.close()
+            self._kernel.board.feeds.end_all()
             await self._listener.close()
             self._log.close()
 

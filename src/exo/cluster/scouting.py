@@ -20,6 +20,10 @@ LOOK_AGAIN_S = 5.0
 """How often a cluster that ought to join this one is told of it."""
 
 
+_REFUSALS = ("other_namespace", "other_secret", "other_version")
+_MISTAKES = ("both_have_instances", "same_node_id", "two_masters")
+
+
 class Judgement(msgspec.Struct, frozen=True):
     """What follows from another node's facts."""
 
@@ -148,14 +152,9 @@ class Scout:
         self._noticed[key] = _Noticed(facts, msgspec.structs.replace(seen, count=count), now, told_s)
         while len(self._noticed) > self._kernel.options.sightings_max:
             del self._noticed[next(iter(self._noticed))]
-        is_named = seen.via == "static" and seen.status == "other_namespace"
-        if is_named or seen.status in (
-            "both_have_instances",
-            "same_node_id",
-            "two_masters",
-            "other_secret",
-            "other_version",
-        ):
+        # Strangers' beacons are no news; who was named, or should not be there, is.
+        is_named = seen.via in ("static", "dial") and seen.status in _REFUSALS
+        if is_named or seen.status in _MISTAKES:
             warning = f"{seen.status} {seen.node_id or seen.address} {seen.cluster_id}"
             if warning not in self._warned:
                 self._warned.add(warning)
@@ -207,6 +206,7 @@ class Scout:
         attempts = self._attempts.setdefault(address, _Attempts())
         if succeeded:
             attempts.pause_s = 0.0
+            self._noticed.pop(str(address), None)
         attempts.pause_s = min(max(options.redial_s, 2 * attempts.pause_s), options.redial_max_s)
         attempts.due_s = self._clock() + attempts.pause_s
         if len(self._attempts) > self._kernel.options.sightings_max:
