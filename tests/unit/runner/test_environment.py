@@ -1,6 +1,8 @@
 """A stage process's environment: what is set, and what the user's own settings keep."""
 
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,24 @@ def test_what_the_user_set_stays() -> None:
 def test_without_openblas_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "find_openblas", lambda: None)
     assert "LD_PRELOAD" not in stage_environment({}, engine="mlx", device="cpu:0")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="owners and modes as on Unix")
+def test_compiled_code_goes_where_nobody_else_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first = environment.private_scratch_dir()
+    assert first is not None
+    assert Path(first).stat().st_mode & 0o777 == 0o700
+    assert environment.private_scratch_dir() == first
+    # Somebody else may have been there first.
+    Path(first).chmod(0o777)
+    other = environment.private_scratch_dir()
+    assert other is not None
+    assert other != first
+    assert Path(other).stat().st_mode & 0o777 == 0o700
+    assert stage_environment({}, engine="mlx", device="cpu:0", scratch_dir=other)["TMPDIR"] == other
 
 
 def test_looking_for_openblas_finds_a_file_or_nothing() -> None:

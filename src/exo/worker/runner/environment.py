@@ -2,7 +2,9 @@
 
 import functools
 import os
+import stat
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,10 +26,36 @@ def find_openblas() -> str | None:
     return next((str(files[0]) for files in found if files), None)
 
 
-def stage_environment(base: Mapping[str, str], *, engine: str, device: str) -> dict[str, str]:
+def private_scratch_dir() -> str | None:
+    """Return a directory for temporary files that only this user can write to; None where that cannot be had.
+
+    MLX compiles small functions into its temporary directory and loads what it finds there by name: in one that
+    everybody may write to, that would be anybody's code.
+    """
+    if sys.platform == "win32":
+        return None  # There a user's temporary directory is their own.
+    directory = Path(tempfile.gettempdir()) / f"exo-{os.getuid()}"
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        found = directory.lstat()
+    except OSError:
+        return None
+    is_private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return str(directory) if is_private else tempfile.mkdtemp(prefix="exo-")
+
+
+def stage_environment(
+    base: Mapping[str, str], *, engine: str, device: str, scratch_dir: str | None = None
+) -> dict[str, str]:
     """Return the environment for a stage's process: the node's own, with what the engine needs.
 
     Values that the user has set stay as they are.
+
+    Args:
+        base: The node's own environment.
+        engine: The engine's name.
+        device: Local alias, such as `cpu:0`.
+        scratch_dir: Where temporary files go.
     """
     environment = dict(base)
     environment["PYTHONUNBUFFERED"] = "1"
@@ -36,6 +64,8 @@ def stage_environment(base: Mapping[str, str], *, engine: str, device: str) -> d
     environment["HF_HUB_OFFLINE"] = "1"
     environment["TRANSFORMERS_OFFLINE"] = "1"
     environment.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if scratch_dir is not None:
+        environment["TMPDIR"] = scratch_dir
     # Half the cores: products of large matrices gain little from more, and the node has to answer meanwhile.
     threads = str(min(_BLAS_THREADS_MAX, max(1, (os.cpu_count() or 2) // 2)))
     environment.setdefault("OPENBLAS_NUM_THREADS", threads)

@@ -14,7 +14,7 @@ import msgspec
 from loguru import logger
 
 from exo.shared.types.nodes import HostPort
-from exo.worker.runner.environment import stage_environment
+from exo.worker.runner.environment import private_scratch_dir, stage_environment
 from exo.worker.runner.messages import (
     FromChild,
     Heartbeat,
@@ -105,7 +105,12 @@ class StageRunner:
             on_message(self._failure or RunnerFailed(reason=self._why_it_ended()))
 
     async def _run(self, on_message: Callable[[FromChild], None]) -> None:
-        environment = stage_environment(os.environ, engine=self._spec.engine, device=self._spec.device)
+        environment = stage_environment(
+            os.environ,
+            engine=self._spec.engine,
+            device=self._spec.device,
+            scratch_dir=private_scratch_dir(),
+        )
         try:
             self._process = process = await asyncio.create_subprocess_exec(
                 *self._command,
