@@ -4,9 +4,12 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
+from typing import TYPE_CHECKING
 
-from exo.engines.base import Stage, StageSpec
 from exo.engines.errors import EngineUnavailableError
+
+if TYPE_CHECKING:  # The node asks what can run here; it has no use for the arrays that stages exchange.
+    from exo.engines.base import Stage, StageSpec
 
 _STAGES = {"mlx": ("exo.engines.mlx.stage", "MlxStage")}
 _MLX_BACKENDS_ON_LINUX = ("mlx-cpu", "mlx-cuda-13", "mlx-cuda-12")
@@ -22,7 +25,7 @@ def available_engines() -> tuple[str, ...]:
     return tuple(name for name, problem in engine_problems().items() if problem is None)
 
 
-def create_stage(engine: str, spec: StageSpec) -> Stage:
+def create_stage(engine: str, spec: "StageSpec") -> "Stage":
     """Return a stage of an engine, not loaded yet. Imports the engine's library.
 
     Raises:
@@ -48,7 +51,7 @@ def _mlx_problem() -> str | None:
                 return f"MLX does not run on {sys.platform}; use another engine"
             return f"the package {module.replace('_', '-')} is not installed; install it with: uv sync"
     if sys.platform == "linux" and not any(_is_installed(name) for name in _MLX_BACKENDS_ON_LINUX):
-        return "MLX is installed without a back end; install one with: uv sync --extra cpu"
+        return "MLX is installed without a back end; install one with: uv sync (or: uv sync --no-group cpu --extra cuda)"
     return None
 
 
