@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -180,7 +181,7 @@ class TcpConnection(asyncio.Protocol, Connection):
         elif kind is Kind.PONG:
             sent_s = self._pings.pop(int.from_bytes(payload, "big"), None)
             if sent_s is not None:
-                self._round_trips.append(self._loop.time() - sent_s)
+                self._round_trips.append(time.perf_counter() - sent_s)
         else:
             raise FrameError(f"an unexpected {kind.name}")
 
@@ -215,12 +216,13 @@ class TcpConnection(asyncio.Protocol, Connection):
             return
         if self._greeting.is_done and (self._is_dialer or self._is_reading_paused):
             # While this side does not read it cannot answer pings, so it shows by its own that it lives.
-            self._ping(now)
+            self._ping()
         self._timer = self._loop.call_later(PING_INTERVAL_S, self._check)
 
-    def _ping(self, now: float) -> None:
+    def _ping(self) -> None:
         number = next(self._ping_numbers) & 0xFFFFFFFF
-        self._pings[number] = now
+        # Not the loop's time: uvloop's stands still within a turn and counts whole milliseconds.
+        self._pings[number] = time.perf_counter()
         if len(self._pings) > 16:
             del self._pings[next(iter(self._pings))]
         told_us = round((self._round_trips[-1] if self._is_dialer and self._round_trips else 0) * 1e6)
