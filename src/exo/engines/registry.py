@@ -51,7 +51,10 @@ def _mlx_problem() -> str | None:
                 return f"MLX does not run on {sys.platform}; use another engine"
             return f"the package {module.replace('_', '-')} is not installed; install it with: uv sync"
     if sys.platform == "linux" and not any(_is_installed(name) for name in _MLX_BACKENDS_ON_LINUX):
-        return "MLX is installed without a back end; install one with: uv sync (or: uv sync --no-group cpu --extra cuda)"
+        return (
+            "MLX is installed without a back end; install one with: uv sync "
+            "(for an NVIDIA GPU: uv sync --no-group cpu --extra cuda)"
+        )
     return None
 
 
