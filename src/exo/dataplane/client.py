@@ -170,13 +170,13 @@ class GenerationClient:
                     )
                     await asyncio.shield(connection.ready)
             except (OSError, TimeoutError, HandshakeError) as error:
-                connection.close()
+                await connection.aclose()
                 reason = error.message if isinstance(error, DataPlaneError) else str(error) or "no answer"
                 raise StageUnreachableError(
                     f"the model's first stage at {address} cannot be reached: {reason}"
                 ) from error
             except BaseException:
-                connection.close()
+                connection.abort()
                 raise
             self._connections[address] = connection
             return connection

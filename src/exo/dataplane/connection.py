@@ -135,6 +135,12 @@ class FrameConnection(asyncio.Protocol):
             self._reason = reason
             self._transport.close()
 
+    async def aclose(self, reason: str = "closed here") -> None:
+        """Close, and return when the socket is."""
+        self.close(reason)
+        if self._transport is not None:
+            await asyncio.shield(self.lost)
+
     def abort(self) -> None:
         """Close without waiting for the peer to take what was sent."""
         if self._transport is not None:

@@ -1,5 +1,6 @@
 """What every engine's stage must do: the same tokens in any number of parts, for any sequences side by side."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,14 @@ def test_text_goes_in_and_comes_out_whole(engine: str, model_dirs: dict[str, Pat
     pieces = [detokenizer.add(token_id) for token_id in token_ids]
     assert "".join(pieces) + detokenizer.finish() == text
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("ends", [7, [7, 9]])
+def test_the_models_own_settings_name_its_ends(engine: str, tmp_path: Path, ends: int | list[int]) -> None:
+    directory = write_random_model(tmp_path)
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    expected = {*(ends if isinstance(ends, list) else [ends]), VOCABULARY_SIZE - 1}
+    assert load(engine, directory).tokenizer.end_token_ids == expected
 
 
 def test_half_a_character_at_the_end_is_replaced(engine: str, model_dirs: dict[str, Path]) -> None:

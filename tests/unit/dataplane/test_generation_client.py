@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -202,6 +203,34 @@ async def test_a_stage_with_another_secret() -> None:
         PlayedStage().running(secret=b"other" * 7) as stage,
     ):
         with pytest.raises(StageUnreachableError, match="secret"):
+            await client.start(stage.address, request())
+
+
+async def test_a_stage_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exo.dataplane.client.ACCEPT_TIMEOUT_S", 0.05)
+    async with client_and_stage() as (client, stage):
+        stage.answers = False
+        with pytest.raises(StageUnreachableError, match=r"did not answer within 0\.05 s"):
+            await client.start(stage.address, request())
+        await stage.next(f.Generate)
+        await stage.next(f.Cancel)
+
+
+async def test_somebody_else_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exo.dataplane.client.DIAL_TIMEOUT_S", 0.2)
+
+    # The system itself takes the connection; nobody ever reads from it.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = HostPort("127.0.0.1", silent.getsockname()[1])
+        async with GenerationClient(secret=SECRET, node_id=NodeId("api")) as client:
+            with pytest.raises(StageUnreachableError, match="cannot be reached: no answer"):
+                await client.start(address, request())
+
+
+async def test_the_same_request_twice_is_refused() -> None:
+    async with client_and_stage() as (client, stage):
+        await client.start(stage.address, request())
+        with pytest.raises(GenerationRejected, match="running already"):
             await client.start(stage.address, request())
 
 
