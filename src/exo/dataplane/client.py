@@ -188,8 +188,7 @@ class GenerationClient:
             on_lost=self._connection_lost,
         )
         if sum(not reply.is_open for reply in self._replies) >= STRANGERS_MAX:
-            # Closing is only possible once it is made; until then the handshake refuses everything.
-            asyncio.get_running_loop().call_soon(connection.close, "too many connections at once")
+            connection.refuse("too many connections at once")
         self._replies.add(connection)
         return connection
 

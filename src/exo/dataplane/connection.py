@@ -58,6 +58,9 @@ class FrameConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._reason is not None:
+            self._transport.abort()
+            return
         _tune(transport.get_extra_info("socket"))
         self._timeout = asyncio.get_running_loop().call_later(
             HANDSHAKE_TIMEOUT_S,
@@ -134,6 +137,10 @@ class FrameConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._reason = reason
             self._transport.close()
+
+    def refuse(self, reason: str) -> None:
+        """Have the connection closed as soon as it is made: for the listening side, before it is."""
+        self._reason = reason
 
     async def aclose(self, reason: str = "closed here") -> None:
         """Close, and return when the socket is."""

@@ -1,6 +1,7 @@
 """The API node's client against a stage that the test plays itself, over real sockets."""
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -381,6 +382,25 @@ async def test_the_port_for_tokens_closes_on_garbage() -> None:
         writer.write(encode(chunk(0)))
         assert await reader.read() == b""
         writer.close()
+
+
+async def test_too_many_strangers_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exo.dataplane.client.STRANGERS_MAX", 3)
+    async with client_and_stage() as (client, stage):
+        address = (client.address.host, client.address.port)
+        waiting = [await asyncio.open_connection(*address) for _ in range(3)]
+        reader, writer = await asyncio.open_connection(*address)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        for _, one in [*waiting, (reader, writer)]:
+            one.close()
+        # With the crowd gone there is room again.
+        async with asyncio.timeout(5):
+            while True:
+                with contextlib.suppress(HandshakeError):
+                    reply = await stage.dial(client.address)
+                    break
+        assert reply.is_open
 
 
 async def test_closing_the_client_cancels_what_runs() -> None:
