@@ -77,13 +77,14 @@ def identity(
     devices: Sequence[GPUDevice] | None = None,
     models: Sequence[ModelCard] = (),
     is_worker: bool = True,
+    host_id: str = "host",
 ) -> NodeIdentity:
-    """A node on this host with one processor of 8 GiB."""
+    """A node with one processor of 8 GiB; by default all share one host, and so its memory."""
     return NodeIdentity(
         node_id=NodeId(node_id),
         boot_id=boot_id,
         name=f"host-{node_id}",
-        host_id="host",
+        host_id=host_id,
         platform="linux",
         exo_version="0",
         cluster_address=HostPort("127.0.0.1", 1),

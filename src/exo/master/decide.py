@@ -45,7 +45,8 @@ def _commit_plan(state: State, command: CommitPlan) -> list[Decision] | Refusal:
         model=model,
         context_length=plan.context_length,
         concurrency=plan.concurrency,
-        free_bytes_by_device={one.device.device_id: one.memory_free_bytes for one in problem.candidates},
+        pool_by_device=problem.pool_by_device,
+        free_bytes_by_pool=problem.free_bytes_by_pool,
     )
     if wrong:
         return Refusal(

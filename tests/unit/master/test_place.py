@@ -18,7 +18,7 @@ from exo.shared.types.ids import DeviceId, ModelId, NodeId
 from exo.shared.types.instances import PlacementRequest, Plan, StagePlan
 from exo.shared.types.state import State
 from support.states import GIB, card, cluster, cpu, fold, gpu, identity, with_free_memory
-from support.stories import placed
+from support.stories import placed, stage
 
 
 def never() -> bool:
@@ -33,7 +33,7 @@ def place(state: State, **request: object) -> Plan | Refusal:
 def nodes(*free: int, layers: int = 6, layer_bytes: int = 1000) -> State:
     model = card(layers=layers, layer_bytes=layer_bytes)
     names = "abcdefgh"[: len(free)]
-    state = cluster(*(identity(name, models=[model]) for name in names))
+    state = cluster(*(identity(name, models=[model], host_id=f"host-{name}") for name in names))
     return with_free_memory(state, dict(zip(names, free, strict=True)))
 
 
@@ -178,14 +178,16 @@ def test_plans_hold_and_refusals_are_true_in_the_rings_order(
     names = "abcd"[: len(free_mib)]
     roomiest = sorted(names, key=lambda n: (-free_mib[names.index(n)], n))
     if isinstance(answer, Plan):
-        free = {DeviceId(f"{n}/cpu:0"): m * 2**20 for n, m in zip(names, free_mib, strict=True)}
+        free = {f"host-{n}/ram": m * 2**20 for n, m in zip(names, free_mib, strict=True)}
+        pools = {DeviceId(f"{n}/cpu:0"): f"host-{n}/ram" for n in names}
         assert (
             violations(
                 answer.stages,
                 model=card(layers=layers, layer_bytes=layer_mib * 2**20),
                 context_length=answer.context_length,
                 concurrency=1,
-                free_bytes_by_device=free,
+                pool_by_device=pools,
+                free_bytes_by_pool=free,
             )
             == []
         )
@@ -200,9 +202,17 @@ def test_the_evaluator_catches_each_kind_of_wrong_plan() -> None:
     good = planned(place(nodes(GIB, GIB), min_nodes=2)).stages
 
     def wrong(stages: Sequence[StagePlan]) -> str:
-        free = {DeviceId("a/cpu:0"): GIB, DeviceId("b/cpu:0"): GIB}
+        pools = {DeviceId("a/cpu:0"): "a", DeviceId("b/cpu:0"): "b"}
+        free = {"a": GIB, "b": GIB}
         return " ".join(
-            violations(stages, model=model, context_length=1024, concurrency=1, free_bytes_by_device=free)
+            violations(
+                stages,
+                model=model,
+                context_length=1024,
+                concurrency=1,
+                pool_by_device=pools,
+                free_bytes_by_pool=free,
+            )
         )
 
     assert wrong(good) == ""
@@ -212,3 +222,46 @@ def test_the_evaluator_catches_each_kind_of_wrong_plan() -> None:
     assert "promises" in wrong((good[0], replace(good[1], memory_bytes=1)))
     assert "free ones" in wrong((good[0], replace(good[1], memory_bytes=2 * GIB)))
     assert "rank" in wrong((good[1], good[0]))
+
+
+def on_one_host(*names: str, memory_bytes: int, layer_bytes: int) -> State:
+    """Nodes that share the memory of one machine."""
+    model = card(layer_bytes=layer_bytes)
+    return cluster(*(identity(name, models=[model], devices=[cpu(name, memory_bytes)]) for name in names))
+
+
+def test_memory_of_one_host_counts_once_however_many_nodes_it_runs() -> None:
+    state = on_one_host("a", "b", "c", memory_bytes=8 * GIB, layer_bytes=3 * GIB)
+    answer = refused(place(state, min_nodes=3))
+    assert answer.status == 422 and "share" in answer.message
+    assert answer.missing_bytes is not None and answer.missing_bytes > 9 * GIB
+    small = on_one_host("a", "b", "c", memory_bytes=8 * GIB, layer_bytes=GIB)
+    assert len(planned(place(small)).stages) == 1
+    plan = planned(place(small, min_nodes=3))
+    assert [s.end_layer - s.start_layer for s in plan.stages] == [2, 2, 2]
+    assert sum(s.memory_bytes for s in plan.stages) <= 8 * GIB
+    with_free = with_free_memory(small, {"a": 5 * GIB})
+    assert refused(place(with_free, min_nodes=3)).status == 409
+
+
+def test_the_promise_of_a_loaded_stage_still_counts_while_no_reading_can_show_it() -> None:
+    state = placed(on_one_host("a", memory_bytes=8 * GIB, layer_bytes=GIB))
+    assert refused(place(stage(state, 0, "loaded"))).status == 409
+    assert refused(place(stage(state, 0, "ready"))).status == 409
+    # A failed stage's process is gone, and its memory with it.
+    assert planned(place(stage(state, 0, "failed", reason="test")))
+
+
+def test_the_machine_that_fits_only_in_the_middle_is_put_there() -> None:
+    model = replace(card(layers=5, layer_bytes=2 * GIB), embedding_bytes=3 * GIB)
+    names = {"a": 84 * GIB // 10, "b": 84 * GIB // 10, "c": 3 * GIB}
+    state = with_free_memory(
+        cluster(
+            *(
+                identity(name, models=[model], devices=[cpu(name, 9 * GIB)], host_id=f"host-{name}")
+                for name in names
+            )
+        ),
+        names,
+    )
+    assert [s.node_id for s in planned(place(state)).stages] == ["a", "c", "b"]

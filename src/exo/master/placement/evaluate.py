@@ -13,16 +13,18 @@ def violations(
     model: ModelCard,
     context_length: int,
     concurrency: int,
-    free_bytes_by_device: Mapping[DeviceId, int],
+    pool_by_device: Mapping[DeviceId, str],
+    free_bytes_by_pool: Mapping[str, int],
 ) -> list[str]:
     """Return what is wrong with a plan, as sentences; an empty list means that it may be committed.
 
     Checks that every layer is placed exactly once and in order, that each stage's devices are there and used
-    once, and that weights plus KV cache fit into what is free.
+    once, and that weights plus KV cache fit into what is free of each memory pool, all stages on it together.
     """
     found: list[str] = []
     placed: list[int] = []
     seen: set[DeviceId] = set()
+    taken_bytes: dict[str, int] = {}
     for position, stage in enumerate(stages):
         if stage.rank != position:
             found.append(f"stage {position} says it is rank {stage.rank}")
@@ -31,14 +33,15 @@ def violations(
             found.append(f"stage {position} has no layers")
         if not stage.device_ids:
             found.append(f"stage {position} has no device")
-        room_bytes = 0
         for device in stage.device_ids:
             if device in seen:
                 found.append(f"device {device} is used twice")
             seen.add(device)
-            if device not in free_bytes_by_device:
+            pool = pool_by_device.get(device)
+            if pool is None:
                 found.append(f"device {device} may not be used")
-            room_bytes += free_bytes_by_device.get(device, 0)
+                continue
+            taken_bytes[pool] = taken_bytes.get(pool, 0) + -(-stage.memory_bytes // len(stage.device_ids))
         weights = sum(model.layer_bytes[layer] for layer in range(stage.start_layer, stage.end_layer))
         cache = (
             (stage.end_layer - stage.start_layer)
@@ -54,8 +57,10 @@ def violations(
         needed_bytes = weights + cache + ends
         if needed_bytes > stage.memory_bytes:
             found.append(f"stage {position} promises {stage.memory_bytes} bytes but needs {needed_bytes}")
-        if stage.memory_bytes > room_bytes:
-            found.append(f"stage {position} takes {stage.memory_bytes} bytes of {room_bytes} free ones")
+    for pool, taken in sorted(taken_bytes.items()):
+        free = free_bytes_by_pool.get(pool, 0)
+        if taken > free:
+            found.append(f"the stages on {pool} take {taken} bytes of {free} free ones")
     if placed != list(range(model.layer_count)):
         found.append(f"layers {placed} are placed, not 0 to {model.layer_count - 1}, each once and in order")
     return found

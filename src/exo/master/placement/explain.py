@@ -35,34 +35,36 @@ def explain(problem: Problem, stages: Sequence[StagePlan]) -> str:
     return "\n".join(lines)
 
 
-def refuse_for_memory(problem: Problem) -> Refusal:
+def refuse_for_memory(problem: Problem, *, would_fit_empty: bool) -> Refusal:
     """Say how much memory the model needs, what each node has, and what is missing in all.
 
     422 where the candidates' whole memory would be too small; 409 where it would fit if it were free.
     """
-    layer_count = problem.model.layer_count
-    needed = problem.stage_memory_bytes(0, layer_count)
-    free = sum(one.memory_free_bytes for one in problem.candidates)
-    total = sum(one.device.memory_total_bytes for one in problem.candidates)
-    share = -(-needed // len(problem.candidates))
+    needed = problem.stage_memory_bytes(0, problem.model.layer_count)
+    free = sum(problem.free_bytes_by_pool.values())
     missing = max(0, needed - free)
+    share = -(-needed // len(problem.candidates))
     rows = tuple(
         NodeMemory(
-            node_id=one.node_id,
-            name=one.node_name,
-            free_bytes=one.memory_free_bytes,
-            needed_bytes=needed if len(problem.candidates) == 1 else share,
+            node_id=one.node_id, name=one.node_name, free_bytes=one.memory_free_bytes, needed_bytes=share
         )
         for one in problem.candidates
     )
     nodes = ", ".join(f"{row.name} {gibibytes(row.free_bytes or 0)} free" for row in rows)
-    cause = f"{gibibytes(missing)} are missing" if missing else "no split of its layers fits the single nodes"
+    shared = (
+        " in memory that nodes of one machine share" if len(problem.free_bytes_by_pool) < len(rows) else ""
+    )
+    cause = (
+        f"{gibibytes(missing)} are missing"
+        if missing
+        else "that is free in all, but no split over whole layers that was tried fits the single machines"
+    )
     return Refusal(
-        status=422 if needed > total else 409,
+        status=409 if would_fit_empty else 422,
         code="not_enough_memory",
         message=f"{problem.model.model_id} needs {gibibytes(needed)} with a context of "
-        f"{problem.context_length:,} tokens; {cause} ({nodes}). "
-        "Free memory, add a node, or ask for a shorter context_length.",
+        f"{problem.context_length:,} tokens; {cause} ({nodes}{shared}). "
+        "Free memory, add a machine, or ask for a shorter context_length.",
         needed_bytes=needed,
         missing_bytes=missing,
         nodes=rows,

@@ -1,28 +1,36 @@
-"""The memory-weighted ring: the first, always available answer, for homogeneous clusters and as a fallback."""
+"""The memory-weighted ring: the first and always available answer, for homogeneous clusters and as a fallback."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from exo.master.placement.problem import Candidate, Problem
+from exo.master.placement.problem import RESERVE_BYTES, Candidate, Problem
 from exo.shared.types.instances import StagePlan
 
+Group = Sequence[Candidate]
+"""Candidates that share one memory pool, next to each other in the ring."""
 
-def memory_weighted_split(layer_count: int, weights: Sequence[int]) -> list[int]:
-    """Split `layer_count` layers in proportion to `weights`, at least one each, by largest remainder.
 
-    Ties go to the earlier one, so that the answer depends on nothing but the input.
+def memory_weighted_split(
+    layer_count: int, weights: Sequence[int], least: Sequence[int] | None = None
+) -> list[int]:
+    """Split `layer_count` layers in proportion to `weights`, by largest remainder, each getting at least `least`.
+
+    Ties go to the earlier one, so that the answer depends on nothing but the input. `least` is one each where it
+    is not given.
 
     Raises:
-        ValueError: There are more weights than layers, or none.
+        ValueError: There are no weights, or too few layers for what each gets at least.
     """
-    if not 0 < len(weights) <= layer_count:
+    least = least or [1] * len(weights)
+    if not weights or sum(least) > layer_count:
         raise ValueError(f"cannot split {layer_count} layers into {len(weights)} stages")
     total = sum(weights)
     shares = [layer_count * weight / total if total else layer_count / len(weights) for weight in weights]
-    counts = [max(1, int(share)) for share in shares]
+    counts = [max(low, int(share)) for low, share in zip(least, shares, strict=True)]
     while sum(counts) > layer_count:
-        # Those raised to one layer are paid for by whoever is furthest above its share.
+        # Those raised to their least are paid for by whoever is furthest above its share.
         dearest = max(
-            (i for i, count in enumerate(counts) if count > 1), key=lambda i: (counts[i] - shares[i], -i)
+            (i for i, count in enumerate(counts) if count > least[i]),
+            key=lambda i: (counts[i] - shares[i], -i),
         )
         counts[dearest] -= 1
     order = sorted(range(len(weights)), key=lambda i: (counts[i] - shares[i], i))
@@ -36,31 +44,69 @@ def solve_greedy(problem: Problem) -> tuple[StagePlan, ...] | None:
 
     With `layer_split` in the request, its stages go to the roomiest nodes in that order.
     """
-    roomiest = sorted(problem.candidates, key=lambda one: (-one.memory_free_bytes, one.device.device_id))
+    roomiest = _roomiest_first(problem.candidates)
     layer_count = problem.model.layer_count
     split = problem.request.layer_split
     if split:
-        return _fitting(problem, roomiest[: len(split)], split) if len(split) <= len(roomiest) else None
+        return _stages(problem, roomiest[: len(split)], split) if len(split) <= len(roomiest) else None
     for count in range(max(1, problem.request.min_nodes), min(len(roomiest), layer_count) + 1):
-        chosen = roomiest[:count]
-        weights = [one.memory_free_bytes for one in chosen]
-        counts = memory_weighted_split(layer_count, weights)
-        stages = _fitting(problem, chosen, counts) or _fitting(
-            problem, chosen, _mended(problem, chosen, counts)
-        )
-        if stages is not None:
-            return stages
+        for ring in _rings(_groups(roomiest[:count])):
+            weights = [group[0].memory_free_bytes for group in ring]
+            least = [len(group) for group in ring]
+            proportional = memory_weighted_split(layer_count, weights, least)
+            for counts in (proportional, _mended(problem, ring, proportional)):
+                stages = _spread(problem, ring, counts)
+                if stages is not None:
+                    return stages
     return None
 
 
-def _fitting(
+def _roomiest_first(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Order candidates by free memory; a second one of a pool adds no memory, so it comes after all first ones."""
+    ordered = sorted(candidates, key=lambda one: (-one.memory_free_bytes, one.device.device_id))
+    seen: dict[str, int] = {}
+    turns: list[tuple[int, Candidate]] = []
+    for one in ordered:
+        seen[one.pool] = seen.get(one.pool, 0) + 1
+        turns.append((seen[one.pool], one))
+    return [one for _, one in sorted(turns, key=lambda turn: turn[0])]
+
+
+def _groups(chosen: Sequence[Candidate]) -> list[Group]:
+    pools: dict[str, list[Candidate]] = {}
+    for one in chosen:
+        pools.setdefault(one.pool, []).append(one)
+    return list(pools.values())
+
+
+def _rings(groups: list[Group]) -> list[list[Group]]:
+    """Orders to try: roomiest first, and with the two roomiest at the ends, which embedding and head weigh down."""
+    if len(groups) < 3:
+        return [groups]
+    return [groups, [groups[0], *groups[2:], groups[1]]]
+
+
+def _spread(problem: Problem, ring: Sequence[Group], counts: Sequence[int]) -> tuple[StagePlan, ...] | None:
+    """Give each group its layers, evenly among its nodes."""
+    split: list[int] = []
+    for group, count in zip(ring, counts, strict=True):
+        if count < len(group):
+            return None
+        split.extend(memory_weighted_split(count, [1] * len(group)))
+    return _stages(problem, [one for group in ring for one in group], split)
+
+
+def _stages(
     problem: Problem, chosen: Sequence[Candidate], counts: Sequence[int]
 ) -> tuple[StagePlan, ...] | None:
+    """Return the stages, or None where a pool would overflow."""
+    left = {one.pool: one.memory_free_bytes for one in chosen}
     stages: list[StagePlan] = []
     start = 0
     for rank, (candidate, count) in enumerate(zip(chosen, counts, strict=True)):
         needed = problem.stage_memory_bytes(start, start + count)
-        if count < 1 or needed > candidate.memory_free_bytes:
+        left[candidate.pool] -= needed
+        if count < 1 or left[candidate.pool] < 0:
             return None
         stages.append(
             StagePlan(
@@ -76,25 +122,33 @@ def _fitting(
     return tuple(stages) if start == problem.model.layer_count else None
 
 
-def _mended(problem: Problem, chosen: Sequence[Candidate], counts: Sequence[int]) -> list[int]:
-    """Fill the stages in turn, each as full as it can be while every later one keeps a layer.
+def _fits(problem: Problem, group: Group, start: int, end: int) -> bool:
+    """Say whether a group holds these layers, its nodes' reserves and a second embedding included."""
+    needed = problem.stage_memory_bytes(start, end) + (len(group) - 1) * RESERVE_BYTES
+    if len(group) > 1 and start == 0 and end == problem.model.layer_count and problem.model.has_tied_head:
+        needed += problem.model.embedding_bytes
+    return end - start >= len(group) and needed <= group[0].memory_free_bytes
+
+
+def _mended(problem: Problem, ring: Sequence[Group], counts: Sequence[int]) -> list[int]:
+    """Fill the groups in turn, each with its share or what it holds, and more where the rest could not hold its own.
 
     The proportional split can miss by a layer where layers, embedding or head are of unequal size.
     """
     layer_count = problem.model.layer_count
     mended: list[int] = []
     start = 0
-    for rank, candidate in enumerate(chosen):
-        later = len(chosen) - rank - 1
-        most = layer_count - start - later
-        count = min(most, counts[rank]) if later else most
-        while count > 1 and problem.stage_memory_bytes(start, start + count) > candidate.memory_free_bytes:
+    for position, group in enumerate(ring):
+        rest = ring[position + 1 :]
+        most = layer_count - start - sum(len(later) for later in rest)
+        count = min(most, counts[position]) if rest else most
+        while count > len(group) and not _fits(problem, group, start, start + count):
             count -= 1
         while (
-            later
+            rest
             and count < most
-            and problem.stage_memory_bytes(start, start + count + 1) <= candidate.memory_free_bytes
-            and not _rest_fits(problem, chosen[rank + 1 :], start + count)
+            and _fits(problem, group, start, start + count + 1)
+            and not _rest_fits(problem, rest, start + count)
         ):
             count += 1
         mended.append(count)
@@ -102,15 +156,14 @@ def _mended(problem: Problem, chosen: Sequence[Candidate], counts: Sequence[int]
     return mended
 
 
-def _rest_fits(problem: Problem, rest: Sequence[Candidate], start: int) -> bool:
-    """Say whether the layers from `start` on fit into the rest when each stage is filled to the brim."""
+def _rest_fits(problem: Problem, rest: Sequence[Group], start: int) -> bool:
+    """Say whether the layers from `start` on fit into the rest when each group is filled to the brim."""
     layer_count = problem.model.layer_count
-    for position, candidate in enumerate(rest):
-        later = len(rest) - position - 1
-        end = layer_count - later
-        while end > start and problem.stage_memory_bytes(start, end) > candidate.memory_free_bytes:
+    for position, group in enumerate(rest):
+        end = layer_count - sum(len(later) for later in rest[position + 1 :])
+        while end > start and not _fits(problem, group, start, end):
             end -= 1
-        if end == start:
+        if end <= start:
             return False
         start = end
     return start == layer_count

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from exo.master.placement.evaluate import violations
 from exo.master.placement.explain import explain, gibibytes, refuse_for_memory
 from exo.master.placement.greedy import solve_greedy
@@ -37,7 +39,14 @@ def place_instance(state: State, request: PlacementRequest, *, should_stop: Shou
         return refusal
     stages = solve_greedy(problem)
     if stages is None:
-        return refuse_for_memory(problem)
+        # Would it fit if everything were free? Then it may fit later: a conflict with the present, not more.
+        emptied = replace(
+            problem,
+            candidates=tuple(
+                replace(one, memory_free_bytes=one.memory_total_bytes) for one in problem.candidates
+            ),
+        )
+        return refuse_for_memory(problem, would_fit_empty=solve_greedy(emptied) is not None)
     plan = Plan(
         stages=stages,
         sharding="pipeline",
@@ -54,7 +63,8 @@ def place_instance(state: State, request: PlacementRequest, *, should_stop: Shou
         model=model,
         context_length=plan.context_length,
         concurrency=plan.concurrency,
-        free_bytes_by_device={one.device.device_id: one.memory_free_bytes for one in problem.candidates},
+        pool_by_device=problem.pool_by_device,
+        free_bytes_by_pool=problem.free_bytes_by_pool,
     )
     if wrong:
         return Refusal(
@@ -180,7 +190,7 @@ def _check_candidates(state: State, problem: Problem) -> Refusal | None:
     if len(problem.candidates) >= wanted:
         return None
     reasons = "; ".join(f"{one.device_id}: {one.reason}" for one in problem.excluded)
-    free = sum(one.memory_free_bytes for one in problem.candidates)
+    free = sum(problem.free_bytes_by_pool.values())
     return Refusal(
         status=409,
         code="too_few_nodes",

@@ -22,7 +22,12 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     device: GPUDevice
     node_id: NodeId
     node_name: str
+    pool: str
+    """The memory that it takes from; candidates of one pool share what is free."""
     memory_free_bytes: int
+    """Of the whole pool."""
+    memory_total_bytes: int
+    """Of the whole pool."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +41,16 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """At most one device per node, sorted by device id."""
     excluded: tuple[ExcludedDevice, ...]
     state_index: int
+
+    @property
+    def pool_by_device(self) -> dict[DeviceId, str]:
+        """The memory pool of every device that may take part."""
+        return {one.device.device_id: one.pool for one in self.candidates}
+
+    @property
+    def free_bytes_by_pool(self) -> dict[str, int]:
+        """What is free of the candidates' pools."""
+        return {one.pool: one.memory_free_bytes for one in self.candidates}
 
     def stage_memory_bytes(self, start_layer: int, end_layer: int) -> int:
         """Bytes that a stage with these layers takes: weights, KV cache for the whole context, reserve."""
@@ -62,6 +77,7 @@ def build_problem(state: State, model: ModelCard, request: PlacementRequest, eng
     """Apply the hard filters; keep a reason for every device that is dropped."""
     candidates: list[Candidate] = []
     excluded: list[ExcludedDevice] = []
+    free = free_bytes_by_pool(state)
     for node_id in sorted(state.nodes):
         node = state.nodes[node_id]
         usable: list[Candidate] = []
@@ -75,7 +91,9 @@ def build_problem(state: State, model: ModelCard, request: PlacementRequest, eng
                     device=device,
                     node_id=node_id,
                     node_name=node.identity.name,
-                    memory_free_bytes=free_bytes(state, node, device),
+                    pool=(pool := pool_of(node, device)),
+                    memory_free_bytes=free[pool],
+                    memory_total_bytes=device.memory_total_bytes,
                 )
             )
         best = _best_of_node(usable, prefer_gpu=request.prefer_gpu)
@@ -99,23 +117,46 @@ def build_problem(state: State, model: ModelCard, request: PlacementRequest, eng
     )
 
 
-def free_bytes(state: State, node: Node, device: GPUDevice) -> int:
-    """Free memory as last measured, less what is promised to stages that are not loaded yet."""
-    live = state.live.get(node.identity.node_id)
-    reading = live.devices.get(device.device_id) if live is not None else None
-    measured = reading.memory_free_bytes if reading is not None else None
-    free = device.memory_total_bytes if measured is None else measured
-    return max(0, free - promised_bytes(state, device.device_id))
+def pool_of(node: Node, device: GPUDevice) -> str:
+    """Name the memory that the device takes from: its own, or its host's, which all nodes of that host share."""
+    return device.device_id if device.memory_kind == "vram" else f"{node.identity.host_id}/ram"
 
 
-def promised_bytes(state: State, device_id: DeviceId) -> int:
-    """Memory of stages placed on the device that no measurement can show yet."""
-    return sum(
-        plan.memory_bytes // len(plan.device_ids)
-        for instance in state.instances.values()
-        for plan, stage in zip(instance.plan.stages, instance.stages, strict=True)
-        if device_id in plan.device_ids and stage.phase in {"pending", "starting", "loading"}
-    )
+def free_bytes_by_pool(state: State) -> dict[str, int]:
+    """Free memory of every pool: what the latest readings leave of it, less what is promised and not yet visible.
+
+    A stage that is still loading shows in no reading, so its promise comes off the measured value. One that has
+    loaded may not have taken its whole cache, and readings are seconds old: all promises together never exceed
+    the pool's size. Without a reading only the promises are known.
+    """
+    total: dict[str, int] = {}
+    measured: dict[str, int] = {}
+    pools: dict[DeviceId, str] = {}
+    for node_id, node in state.nodes.items():
+        live = state.live.get(node_id)
+        for device in node.identity.devices:
+            pool = pools[device.device_id] = pool_of(node, device)
+            total[pool] = min(total.get(pool, device.memory_total_bytes), device.memory_total_bytes)
+            reading = live.devices.get(device.device_id) if live is not None and node.is_connected else None
+            free = reading.memory_free_bytes if reading is not None else None
+            if free is not None:
+                measured[pool] = min(measured.get(pool, free), free)
+    promised = dict.fromkeys(total, 0)
+    invisible = dict.fromkeys(total, 0)
+    for instance in state.instances.values():
+        for plan, stage in zip(instance.plan.stages, instance.stages, strict=True):
+            for device_id in plan.device_ids:
+                pool = pools.get(device_id)
+                if pool is None or stage.phase == "failed":
+                    continue
+                share = plan.memory_bytes // len(plan.device_ids)
+                promised[pool] += share
+                if stage.phase in {"pending", "starting", "loading"}:
+                    invisible[pool] += share
+    return {
+        pool: max(0, min(size - promised[pool], measured.get(pool, size) - invisible[pool]))
+        for pool, size in total.items()
+    }
 
 
 def _why_not(
