@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,7 @@ from exo.gpu.factory import GPUBackendFactory, devices_of
 from exo.master.loop import Master
 from exo.master.solver import Solver
 from exo.settings import Settings, prepare_home, require_loopback, secret_file
-from exo.shared.errors import ConfigurationError, ExoError
+from exo.shared.errors import ConfigurationError, ExoError, NoMasterError
 from exo.shared.types.devices import GPUDevice
 from exo.shared.types.nodes import HostPort, NodeIdentity
 from exo.worker.loop import Worker
@@ -72,20 +73,38 @@ async def run_node(settings: Settings) -> None:
 
 
 def _first(group: BaseExceptionGroup[ExoError]) -> ExoError:
-    """The error that a person should see of those that came together."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, ExoError)
-    return found
+    """The error that a person should see of those that came together: the cause, not what follows from it."""
+    found = list(_flat(group))
+    return max(found, key=lambda error: (not isinstance(error, NoMasterError), error.exit_code))
+
+
+def _flat(group: BaseExceptionGroup[ExoError]) -> Iterator[ExoError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _flat(error)
+        else:
+            yield error
 
 
 async def _run(settings: Settings) -> None:
     started_s = time.monotonic()
+    api_socket = _bind(settings.host, settings.port)
+    try:
+        log = _open_log(settings.home / "log")
+        try:
+            await _run_with(settings, api_socket, log, started_s)
+        finally:
+            (settings.home / NODE_FILE).unlink(missing_ok=True)
+            log.close()
+    finally:
+        api_socket.close()
+    logger.info("stopped")
+
+
+async def _run_with(settings: Settings, api_socket: socket.socket, log: SegmentLog, started_s: float) -> None:
     node_id = load_node_id(settings.home)
     boot_id = uuid4().hex
     secret = load_host_secret(secret_file())
-    log = SegmentLog(settings.home / "log")
     backends = GPUBackendFactory.for_this_platform(node_id).create_all()
     devices = tuple(device for _, device in devices_of(backends))
     _announce_devices(devices)
@@ -100,7 +119,6 @@ async def _run(settings: Settings) -> None:
         await transport.listen(HostPort("127.0.0.1", settings.cluster_port)) as listener,
         anyio.create_task_group() as tasks,
     ):
-        api_socket = _bind(settings.host, settings.port)
         api_address = HostPort(settings.host, api_socket.getsockname()[1])
         identity = NodeIdentity(
             node_id=node_id,
@@ -179,8 +197,6 @@ async def _run(settings: Settings) -> None:
         tasks.start_soon(_stop_on_signal, server)
         await server.serve(api_socket, announce)
         tasks.cancel_scope.cancel()
-    (settings.home / NODE_FILE).unlink(missing_ok=True)
-    logger.info("stopped")
 
 
 async def _stop_on_signal(server: ApiServer) -> None:
@@ -215,6 +231,16 @@ def _bind(host: str, port: int) -> socket.socket:
             "stop what uses the port, or choose another with --port (0 takes any free one)"
         ) from error
     return bound
+
+
+def _open_log(folder: Path) -> SegmentLog:
+    try:
+        return SegmentLog(folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot use the log in {folder}: {error.strerror or error}; "
+            "give this user the right to write there, or choose another data directory with EXO_HOME"
+        ) from error
 
 
 def _announce_devices(devices: tuple[GPUDevice, ...]) -> None:

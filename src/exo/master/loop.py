@@ -9,6 +9,7 @@ from exo.cluster.coordinator import Coordinator
 from exo.master.decide import PLAN_OUTDATED, decide, existing_instance
 from exo.master.recovery import restarts
 from exo.master.solver import Solver
+from exo.shared.errors import NoMasterError
 from exo.shared.types.commands import (
     Command,
     CommitPlan,
@@ -132,7 +133,11 @@ class Master:
                 for event in restarts(self._coordinator.state):
                     if (event.instance_id, event.generation) == (instance_id, generation):
                         logger.info("restarting {}: {}", instance_id, event.reason)
-                        await self._coordinator.propose([event], cause_id=f"recovery of {instance_id}")
+                        cause = self._coordinator.state.instances[instance_id].created_by
+                        await self._coordinator.propose([event], cause_id=cause)
+        except NoMasterError as error:
+            # Whoever leads next sees the same broken instance.
+            logger.warning("{} is not restarted now: {}", instance_id, error.message)
         finally:
             waiting.discard((instance_id, generation))
 

@@ -1,6 +1,7 @@
 """The thin loop of a worker: carries the plan's instructions out, and reports what happens as events."""
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -87,7 +88,10 @@ class Worker:
         self._verbosity = verbosity
         self._runners: dict[RunnerKey, _Running] = {}
         self._changed = anyio.Event()
-        self._reports: list[Decision] = []
+        self._stopping: set[anyio.Event] = set()
+        """One for each process that is being ended; set when it is gone."""
+        self._reports: list[tuple[str, Decision]] = []
+        """(cause, event), in the order in which they happened."""
         self._has_reports = anyio.Event()
 
     async def run(self) -> None:
@@ -138,9 +142,18 @@ class Worker:
                 running = self._runners.pop(key)
                 if running.phase != "ended":
                     logger.info("stopping stage {} of {}", key.rank, key.instance_id)
-                    tasks.start_soon(running.runner.stop)
+                    gone = anyio.Event()
+                    self._stopping.add(gone)
+                    tasks.start_soon(self._stop, running, gone)
             case ReportLost():
                 self._propose_stage(key, "failed", reason="the stage's process is gone")
+
+    async def _stop(self, running: _Running, gone: anyio.Event) -> None:
+        try:
+            await running.runner.stop()
+        finally:
+            self._stopping.discard(gone)
+            gone.set()
 
     def _spec(self, start: StartRunner, directory: Path) -> RunnerSpec:
         stage, instance = start.stage, start.instance
@@ -164,6 +177,11 @@ class Worker:
         )
 
     async def _run_one(self, key: RunnerKey, running: _Running) -> None:
+        for gone in list(self._stopping):
+            # The memory of what ends is what this one was promised.
+            await gone.wait()
+        if self._runners.get(key) is not running:
+            return
         logger.info("starting stage {} of {} (generation {})", key.rank, key.instance_id, key.generation)
         self._propose_stage(key, "starting")
 
@@ -197,6 +215,8 @@ class Worker:
                     self._propose_stage(key, "loading")
             case RunnerLoaded():
                 running.phase = "loaded"
+                if message.device_description:
+                    logger.info("Using {} for {}", message.device_description, key.instance_id)
                 self._propose_stage(key, "loaded", address=message.address)
             case RunnerReady():
                 self._propose_stage(key, "ready")
@@ -217,17 +237,20 @@ class Worker:
         reason: str | None = None,
         is_permanent: bool = False,
     ) -> None:
-        self._reports.append(
-            StageChanged(
-                instance_id=key.instance_id,
-                generation=key.generation,
-                rank=key.rank,
-                phase=phase,
-                address=address,
-                reason=reason,
-                is_permanent=is_permanent,
-            )
+        event = StageChanged(
+            instance_id=key.instance_id,
+            generation=key.generation,
+            rank=key.rank,
+            phase=phase,
+            address=address,
+            reason=reason,
+            is_permanent=is_permanent,
         )
+        instance = self._coordinator.state.instances.get(key.instance_id)
+        self._tell(event, cause=instance.created_by if instance is not None else key.instance_id)
+
+    def _tell(self, event: Decision, *, cause: str) -> None:
+        self._reports.append((cause, event))
         self._has_reports.set()
 
     async def _report(self) -> None:
@@ -235,13 +258,18 @@ class Worker:
         while True:
             await self._has_reports.wait()
             self._has_reports = anyio.Event()
-            batch, self._reports = self._reports, []
-            try:
-                await self._coordinator.propose(batch, cause_id=f"worker {self._coordinator.node_id}")
-            except NoMasterError:
-                self._reports = batch + self._reports
-                self._has_reports.set()
-                await anyio.sleep(1)
+            while self._reports:
+                cause = self._reports[0][0]
+                batch = [
+                    event for _, event in takewhile(lambda one, cause=cause: one[0] == cause, self._reports)
+                ]
+                try:
+                    await self._coordinator.propose(batch, cause_id=cause)
+                except NoMasterError:
+                    # Given up for now. Should it be committed after all, saying it again changes nothing.
+                    await anyio.sleep(1)
+                else:
+                    del self._reports[: len(batch)]
 
     async def _watch_models(self) -> None:
         """Tell the cluster when model directories come, go or change."""
@@ -250,5 +278,5 @@ class Worker:
             models = await anyio.to_thread.run_sync(self._store.scan)
             if models != self._models:
                 self._models = models
-                self._reports.append(NodeModelsChanged(node_id=self._coordinator.node_id, models=models))
-                self._has_reports.set()
+                event = NodeModelsChanged(node_id=self._coordinator.node_id, models=models)
+                self._tell(event, cause=self._boot_id)

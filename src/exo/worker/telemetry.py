@@ -12,6 +12,7 @@ from loguru import logger
 from exo.gpu.backend import GPUBackend
 from exo.gpu.errors import DeviceLostError
 from exo.gpu.factory import devices_of
+from exo.gpu.host_memory import read_host_memory
 from exo.shared.types.devices import (
     DeviceGPUState,
     GPUDevice,
@@ -39,7 +40,7 @@ class GPUTelemetryConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @staticmethod
     def from_environment(interval_s: float) -> "GPUTelemetryConfig":
-        """The defaults; `EXO_GPU_TELEMETRY=0` turns the readings off."""
+        """The defaults; `EXO_GPU_TELEMETRY=0` turns the readings of devices off, not those of the host."""
         return GPUTelemetryConfig(
             is_enabled=os.environ.get("EXO_GPU_TELEMETRY", "1") not in {"0", "false", "no"},
             interval_s=interval_s,
@@ -60,7 +61,7 @@ class GPUTelemetryCollector:
         now: Callable[[], str],
     ) -> None:
         self._node_id = node_id
-        self._devices = devices_of(backends)
+        self._devices = devices_of(backends) if config.is_enabled else []
         self._publish = publish
         self._config = config
         self._clock = clock
@@ -118,8 +119,7 @@ class GPUTelemetryCollector:
         if self._is_monitoring:
             raise RuntimeError("these devices are being monitored already")
         if not self._config.is_enabled:
-            logger.info("GPU telemetry is off (EXO_GPU_TELEMETRY=0)")
-            return
+            logger.info("GPU telemetry is off (EXO_GPU_TELEMETRY=0); the host's memory is still told")
         self._is_monitoring = True
         try:
             while True:
@@ -161,7 +161,7 @@ def has_changed(before: DeviceGPUState, after: DeviceGPUState, config: GPUTeleme
 
 def node_profile(devices: Sequence[GPUDevice], states: Sequence[DeviceGPUState]) -> NodePerformanceProfile:
     """Sum a host up. Only devices with memory of their own add to VRAM; the CPU is no GPU."""
-    memory = psutil.virtual_memory()
+    memory = read_host_memory()
     swap = psutil.swap_memory()
     pairs = [(d, s) for d, s in zip(devices, states, strict=True) if d.backend != "cpu"]
     vram = [(d, s) for d, s in pairs if d.memory_kind == "vram"]
@@ -170,8 +170,8 @@ def node_profile(devices: Sequence[GPUDevice], states: Sequence[DeviceGPUState])
     usages = [s.compute_utilization_percent for _, s in pairs if s.compute_utilization_percent is not None]
     return NodePerformanceProfile(
         memory=MemoryProfile(
-            ram_total=memory.total,
-            ram_available=memory.available,
+            ram_total=memory.total_bytes,
+            ram_available=memory.available_bytes,
             swap_total=swap.total,
             swap_available=swap.free,
             gpu_vram_total=sum(d.memory_total_bytes for d, _ in vram),
@@ -182,7 +182,7 @@ def node_profile(devices: Sequence[GPUDevice], states: Sequence[DeviceGPUState])
             gpu_usage=sum(usages) / len(usages) if usages else None,
             temp=processor.thermal_temperature_c if processor else None,
             pcpu_usage=processor.compute_utilization_percent if processor else None,
-            utilization_memory_percent=memory.percent,
+            utilization_memory_percent=round(100 * (1 - memory.available_bytes / memory.total_bytes), 1),
             gpu_count=len(pairs),
             gpu_names=tuple(d.name for d, _ in pairs),
             gpu_power_watts=sum(powers) if powers else None,

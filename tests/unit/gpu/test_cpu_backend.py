@@ -1,12 +1,15 @@
 """The processor as a device, read for real on this machine."""
 
+from pathlib import Path
+
 import psutil
 import pytest
 
 from exo.gpu.backend import GPUBackend
-from exo.gpu.backends.cpu import CPUBackend, memory_limit_bytes
+from exo.gpu.backends.cpu import CPUBackend
 from exo.gpu.errors import BackendUnavailableError
 from exo.gpu.factory import GPUBackendFactory, devices_of
+from exo.gpu.host_memory import read_host_memory
 from exo.shared.types.ids import NodeId
 
 NODE = NodeId("n")
@@ -39,9 +42,26 @@ def test_what_the_machine_does_not_tell_is_none_and_never_a_number(monkeypatch: 
     assert state.battery_percent is None and state.power_watts is None
 
 
-def test_a_container_with_a_limit_has_that_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pathlib.Path.read_text", lambda self, *a, **k: "1073741824\n")  # pyright: ignore
-    assert memory_limit_bytes() == 2**30
+def control_group(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text + "\n")
+    return folder
+
+
+def test_a_container_has_what_its_limit_leaves_and_not_what_the_host_has(tmp_path: Path) -> None:
+    stat = f"anon 5\ninactive_file {2**28}\nactive_file 7"
+    group = control_group(
+        tmp_path, memory_max=str(2**30), memory_current=str(2**29 + 2**28), memory_stat=stat
+    )
+    memory = read_host_memory(group)
+    assert (memory.total_bytes, memory.available_bytes) == (2**30, 2**29)
+
+
+@pytest.mark.parametrize("limit", ["max", str(2**60), "nonsense"])
+def test_without_a_limit_the_hosts_memory_counts(tmp_path: Path, limit: str) -> None:
+    memory = read_host_memory(control_group(tmp_path, memory_max=limit, memory_current="1"))
+    assert memory.total_bytes == psutil.virtual_memory().total
+    assert 0 < memory.available_bytes <= memory.total_bytes
 
 
 def test_a_backend_that_is_missing_something_never_stops_the_others() -> None:

@@ -6,6 +6,7 @@ import anyio
 
 from exo.master.loop import Master
 from exo.master.solver import Solver
+from exo.shared.errors import NoMasterError
 from exo.shared.types.commands import (
     Deleted,
     DeleteInstance,
@@ -112,3 +113,22 @@ async def test_a_broken_instance_is_restarted_once() -> None:
     kinds: list[type[Decision]] = [type(event) for event in coordinator.proposed]
     assert kinds == [InstanceRestarted]
     assert coordinator.state.instances[InstanceId("i")].generation == 2
+
+
+async def test_a_restart_without_a_master_is_left_to_the_next_one() -> None:
+    coordinator, master = master_of(stage(placed(one_node()), 0, "failed", reason="killed"))
+    proposed = anyio.Event()
+
+    async def fails(events: object, *, cause_id: str) -> int:
+        proposed.set()
+        raise NoMasterError("the disk does not answer")
+
+    coordinator.propose = fails  # pyright: ignore[reportAttributeAccessIssue]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(master.run)
+        with anyio.fail_after(5):
+            await proposed.wait()
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert coordinator.state.instances[InstanceId("i")].generation == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anyio
 
-from exo.shared.types.events import InstanceDeleted, InstanceRestarted
+from exo.shared.types.events import InstanceDeleted, InstanceRestarted, LogEntry
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.instances import StagePhase
 from exo.shared.types.nodes import HostPort
@@ -34,6 +34,8 @@ class ScriptedRunner:
         self.spec = spec
         self.linked: tuple[HostPort, ...] = ()
         self.stopped = anyio.Event()
+        self.may_stop = anyio.Event()
+        self.may_stop.set()
         self.say: Callable[[FromChild], None] = lambda _: None
         self.started = anyio.Event()
 
@@ -46,6 +48,7 @@ class ScriptedRunner:
         self.linked = tuple(addresses)
 
     async def stop(self) -> None:
+        await self.may_stop.wait()
         self.stopped.set()
 
 
@@ -173,3 +176,27 @@ async def test_reports_wait_for_a_master_and_come_in_order(tmp_path: Path) -> No
         await story.phase("loaded")
         phases = [getattr(event, "phase", None) for event in story.coordinator.proposed]
         assert phases == ["starting", "loading", "loaded"]
+
+
+async def test_a_new_generation_starts_only_when_the_old_process_is_gone(tmp_path: Path) -> None:
+    async with worker(tmp_path) as story:
+        old = await story.runner(0)
+        old.may_stop = anyio.Event()
+        restart = InstanceRestarted(instance_id=InstanceId("i"), generation=2, reason="test")
+        story.coordinator.set_state(fold(story.coordinator.state, restart))
+        with anyio.fail_after(5):
+            while len(story.runners) < 2:
+                await anyio.lowlevel.checkpoint()
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        assert not story.runners[1].started.is_set()
+        old.may_stop.set()
+        assert (await story.runner(1)).spec.generation == 2
+
+
+async def test_every_report_names_the_command_that_led_to_it(tmp_path: Path) -> None:
+    async with worker(tmp_path) as story:
+        await story.phase("starting")
+        created_by = story.coordinator.state.instances[InstanceId("i")].created_by
+        causes = [entry.cause_id for entry in story.coordinator.history if isinstance(entry, LogEntry)]
+        assert causes == [created_by]

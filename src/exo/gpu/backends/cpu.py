@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import psutil
 
 from exo.gpu.backend import GPUBackend
+from exo.gpu.host_memory import read_host_memory
 from exo.shared.types.devices import DeviceGPUState, GPUDevice
 from exo.shared.types.ids import NodeId, device_id
 
@@ -36,7 +37,7 @@ class CPUBackend(GPUBackend):
             vendor=_vendor(),
             backend="cpu",
             memory_kind="ram",
-            memory_total_bytes=memory_limit_bytes(),
+            memory_total_bytes=read_host_memory().total_bytes,
             compute_units=psutil.cpu_count(logical=False) or psutil.cpu_count(),
             clock_mhz=(frequency.max or frequency.current or None) if frequency else None,
         )
@@ -50,15 +51,15 @@ class CPUBackend(GPUBackend):
         return () if self._device is None else (self._device,)
 
     def read_state(self, device: GPUDevice, *, now: str) -> DeviceGPUState:
-        available = psutil.virtual_memory().available
+        memory = read_host_memory()
         frequency = _quietly(psutil.cpu_freq)
         battery_percent, is_plugged_in = _battery()
         temperature_c, threshold_c = _temperature()
         return DeviceGPUState(
             device_id=device.device_id,
             node_id=self._node_id,
-            memory_used_bytes=max(0, device.memory_total_bytes - available),
-            memory_total_bytes=device.memory_total_bytes,
+            memory_used_bytes=memory.total_bytes - memory.available_bytes,
+            memory_total_bytes=memory.total_bytes,
             compute_utilization_percent=psutil.cpu_percent(interval=None),
             thermal_temperature_c=temperature_c,
             thermal_throttle_threshold_c=threshold_c,
@@ -70,16 +71,6 @@ class CPUBackend(GPUBackend):
             is_plugged_in=is_plugged_in,
             last_update=now,
         )
-
-
-def memory_limit_bytes() -> int:
-    """RAM of this host, or the container's limit where that is smaller."""
-    total = psutil.virtual_memory().total
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = _quietly(Path(path).read_text)
-        if text and text.strip().isdecimal():
-            return min(total, int(text))
-    return total
 
 
 def processor_name() -> str:
