@@ -139,6 +139,8 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 def _field(location: Sequence[int | str]) -> str:
     """Return the path of a field for people; positions inside malformed JSON are left to the message."""
     parts = [str(part) for part in location if part not in ("body", "query", "path")]
+    # Which form of a field was meant, such as `(text)`, is no part of its path.
+    parts = [part for part in parts if not part.startswith("(")]
     return "" if len(parts) == 1 and parts[0].isdecimal() else ".".join(parts)
 
 

@@ -564,7 +564,7 @@ export interface components {
              * Stop
              * @description At most four strings that end the answer; they are not part of it.
              */
-            stop?: string | string[] | null;
+            stop?: (string | string[]) | null;
             /** Stream */
             stream?: boolean | null;
             stream_options?: components["schemas"]["StreamOptions"] | null;
@@ -745,7 +745,7 @@ export interface components {
              * Stop
              * @description At most four strings that end the answer; they are not part of it.
              */
-            stop?: string | string[] | null;
+            stop?: (string | string[]) | null;
             /** Stream */
             stream?: boolean | null;
             stream_options?: components["schemas"]["StreamOptions"] | null;
@@ -1196,7 +1196,7 @@ export interface components {
         /** Message */
         Message: {
             /** Content */
-            content?: string | components["schemas"]["ContentPart"][] | null;
+            content?: (string | components["schemas"]["ContentPart"][]) | null;
             /**
              * Role
              * @enum {string}

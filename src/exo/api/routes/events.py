@@ -17,6 +17,7 @@ from exo.shared.types.events import LogEntry, TelemetryFrame
 router = APIRouter(tags=["cluster"])
 
 KEEP_ALIVE_S = 15.0
+INDEX_MAX = 2**63 - 1
 
 
 @router.get(
@@ -48,10 +49,14 @@ KEEP_ALIVE_S = 15.0
 async def stream_events(
     context: Context,
     last_event_id: Annotated[
-        int | None, Header(ge=0, description="Go on behind this index; browsers send it by themselves")
+        int | None,
+        Header(ge=0, le=INDEX_MAX, description="Go on behind this index; browsers send it by themselves"),
     ] = None,
     after: Annotated[
-        int | None, Query(ge=0, description="The same as a parameter; 0 for all decisions from the first one")
+        int | None,
+        Query(
+            ge=0, le=INDEX_MAX, description="The same as a parameter; 0 for all decisions from the first one"
+        ),
     ] = None,
 ) -> Response:
     """Decisions in order, and telemetry as it comes, from now on or from behind an index.

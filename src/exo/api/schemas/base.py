@@ -1,8 +1,27 @@
 """What all shapes of the API have in common."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
+
+
+def _require_encodable(value: Any) -> Any:
+    """Refuse half a surrogate pair: JSON can spell it, but nothing behind the API can be told it."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise PydanticCustomError(
+                "text_not_encodable",
+                "the character at position {position} is half of a surrogate pair; send whole characters",
+                {"position": error.start},
+            ) from None
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_require_encodable)]
+"""What every text of a request is: one that can be written as UTF-8."""
 
 
 class Shape(BaseModel):

@@ -4,11 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from exo.api.schemas.base import Shape, Wish
+from exo.api.schemas.base import Shape, Text, Wish
 from exo.api.schemas.problems import RefusalView
 from exo.shared.types.instances import InstanceStatus, Sharding, StagePhase
 
 Objective = Literal["auto", "latency", "throughput"]
+
+# Limits far above what is sensible: whatever passes them can be sent to the master and kept in the log.
+COUNT_MAX = 1_000_000
+CONTEXT_LENGTH_MAX = 2**31 - 1
+LIST_ITEMS_MAX = 1_000
+NAME_CHARACTERS_MAX = 512
+
+Name = Annotated[Text, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)]
+Names = Annotated[list[Name], Field(max_length=LIST_ITEMS_MAX)]
+Count = Annotated[int, Field(ge=1, le=COUNT_MAX)]
 
 
 class InstanceWish(Wish):
@@ -18,27 +28,27 @@ class InstanceWish(Wish):
         json_schema_extra={"examples": [{"model_id": "exo-tiny"}, {"model_id": "exo-tiny", "min_nodes": 3}]}
     )
 
-    model_id: str = Field(min_length=1)
+    model_id: Name
     """One of `GET /models`."""
     sharding: Sharding = "auto"
-    engine: str = Field(default="auto", min_length=1)
+    engine: Name = "auto"
     """`auto`, or the name of an engine, such as `mlx`."""
-    min_nodes: int = Field(default=1, ge=1)
+    min_nodes: Count = 1
     """Spread the model over at least so many nodes."""
     prefer_gpu: bool = True
     """Where a node has a GPU, its memory counts rather than the host's."""
-    node_ids: list[str] = []
+    node_ids: Names = []
     """When not empty: only these nodes may take part."""
-    device_ids: list[str] = []
+    device_ids: Names = []
     """When not empty: only these devices may take part."""
-    exclude: list[str] = []
+    exclude: Names = []
     """Nodes or devices that must not take part."""
-    context_length: int | None = Field(default=None, ge=1)
+    context_length: int | None = Field(default=None, ge=1, le=CONTEXT_LENGTH_MAX)
     """Tokens per request to keep room for, prompt and answer together; null: the model's own limit, at most 4,096."""
-    concurrency: int = Field(default=1, ge=1)
+    concurrency: Count = 1
     """Requests at the same time to keep room for."""
     objective: Objective = "auto"
-    layer_split: list[Annotated[int, Field(ge=1)]] = []
+    layer_split: list[Count] = Field(default=[], max_length=LIST_ITEMS_MAX)
     """When not empty: layers per stage, in order, instead of a split by memory."""
 
 

@@ -1,15 +1,34 @@
 """Shapes of the OpenAI dialect under /v1: chat, plain completions and models."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from exo.api.schemas.base import ClientWish, Shape
+from exo.api.schemas.base import ClientWish, Shape, Text
 
+NAME_CHARACTERS_MAX = 512
 TOKENS_MAX = 2**31 - 1
 SEED_MAX = 2**63 - 1
 
 TokenLimit = Annotated[int, Field(ge=1, le=TOKENS_MAX)]
+
+
+def _form(value: Any) -> str | None:
+    """Say which form of a field this is, so that an error is about that form only."""
+    if isinstance(value, str):
+        return "(text)"
+    if not isinstance(value, list):
+        return None
+    items = cast("list[Any]", value)
+    return "(numbers)" if items and isinstance(items[0], int) else "(list)"
+
+
+def _one_of(message: str) -> Discriminator:
+    return Discriminator(_form, custom_error_type="wrong_form", custom_error_message=message)
+
+
+OneText = Annotated[Text, Tag("(text)")]
+Texts = Annotated[list[Text], Tag("(list)")]
 
 FinishReasonView = Literal["stop", "length"]
 
@@ -19,13 +38,19 @@ Unsupported = Annotated[Any, Field(description="Not supported yet: refused unles
 class ContentPart(ClientWish):
     """A part of a message. Only text so far."""
 
-    type: str
-    text: str | None = None
+    type: Text
+    text: Text | None = None
 
 
 class Message(ClientWish):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: (
+        Annotated[
+            OneText | Annotated[list[ContentPart], Tag("(list)")],
+            _one_of("Input should be a text or a list of parts"),
+        ]
+        | None
+    ) = None
 
 
 class StreamOptions(ClientWish):
@@ -35,7 +60,7 @@ class StreamOptions(ClientWish):
 class GenerationWish(ClientWish):
     """What chat and plain completions share. A field that is null counts as absent."""
 
-    model: str = Field(min_length=1)
+    model: Text = Field(min_length=1, max_length=NAME_CHARACTERS_MAX)
     """One of `GET /v1/models`."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """Absent or 0: greedy, the same answer every time."""
@@ -44,11 +69,11 @@ class GenerationWish(ClientWish):
     """0: all tokens."""
     min_p: float | None = Field(default=None, ge=0, le=1)
     seed: int | None = Field(default=None, ge=0, le=SEED_MAX)
-    stop: str | list[str] | None = None
+    stop: Annotated[OneText | Texts, _one_of("Input should be a text or a list of texts")] | None = None
     """At most four strings that end the answer; they are not part of it."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1)
+    n: int | None = Field(default=None, ge=1, le=TOKENS_MAX)
     """Must be 1."""
     ignore_eos: bool | None = None
     """Go on past the model's own end of text, up to the limit (for measuring)."""
@@ -100,7 +125,10 @@ class CompletionWish(GenerationWish):
         json_schema_extra={"examples": [{"model": "exo-tiny", "prompt": "1, 2, 3, ", "max_tokens": 16}]}
     )
 
-    prompt: str | list[str] | list[Annotated[int, Field(ge=0, le=TOKENS_MAX)]]
+    prompt: Annotated[
+        OneText | Texts | Annotated[list[Annotated[int, Field(ge=0, le=TOKENS_MAX)]], Tag("(numbers)")],
+        _one_of("Input should be a text, or a list of texts or token ids"),
+    ]
     """One text, or one list of token ids."""
     max_tokens: TokenLimit | None = 16
     echo: Unsupported = None
