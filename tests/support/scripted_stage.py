@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from exo.engines.base import Detokenizer, Hidden, ProgressCallback, Stage, StageSpec, StageStats, Tokenizer
+from exo.engines.calibration import PREFILL_TOKENS_MAX
 from exo.engines.errors import PromptError
 from exo.shared.types.generation import ChatMessage, Sampling
 
@@ -59,12 +60,19 @@ class ScriptedStage(Stage):
         self.sums: dict[str, tuple[int, int]] = {}
         self.steps: list[tuple[str, int]] = []
         """Sequence and number of positions of every step, in order."""
+        self.prefill_tokens = PREFILL_TOKENS_MAX
+        self.on_step: Callable[[int], None] = lambda _: None
+        """Called with the number of positions of every step."""
         self.fail_with: Exception | None = None
         self.fail_to_open_with: Exception | None = None
 
     @property
     def layer_count(self) -> int:
         return LAYERS
+
+    @property
+    def prefill_tokens_max(self) -> int:
+        return self.prefill_tokens
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -84,6 +92,7 @@ class ScriptedStage(Stage):
     ) -> Hidden | int | None:
         values = [int(value) for value in (inputs.values[0, :, 0] if isinstance(inputs, Hidden) else inputs)]
         self.steps.append((sequence_id, len(values)))
+        self.on_step(len(values))
         if self.fail_with is not None:
             raise self.fail_with
         total, count = self.sums[sequence_id]

@@ -86,6 +86,13 @@ class Activation(_Frame, frozen=True, kw_only=True):
     """False for all but the last chunk of a prompt."""
 
 
+class Pace(_Frame, frozen=True, kw_only=True):
+    """Stage to next stage, from the second one round to the first: how much of a prompt the stages so far can take
+    at a time. Sent once they are linked, and again when one of them has become slower."""
+
+    prefill_tokens_max: int
+
+
 class Sampled(_Frame, frozen=True, kw_only=True):
     """Last stage to first stage: the token to continue with."""
 
@@ -159,6 +166,7 @@ Frame = (
     | Consumed
     | Open
     | Activation
+    | Pace
     | Sampled
     | Close
     | TokenChunk

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from exo.engines.calibration import PREFILL_TOKENS_MAX
 from exo.shared.types.generation import ChatMessage, Sampling
 
 ProgressCallback = Callable[[int, int, str], None]
@@ -144,6 +145,11 @@ class Stage(ABC):
     def is_last(self) -> bool:
         """Whether it gives tokens rather than hidden values; known once loaded."""
         return self.spec.end_layer == self.layer_count
+
+    @property
+    def prefill_tokens_max(self) -> int:
+        """How many positions it runs in about a second; known once loaded."""
+        return PREFILL_TOKENS_MAX
 
     @property
     @abstractmethod

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 from hypothesis import given
@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from exo.dataplane import frames as f
 from exo.dataplane.errors import ProtocolError
-from exo.dataplane.flow import ACTIVATIONS_WAITING_MAX, WINDOW_CHUNKS
+from exo.dataplane.flow import ACTIVATIONS_WAITING_MAX, BACKLOG_BYTES_MAX, WINDOW_CHUNKS
 from exo.shared.types.generation import ChatMessage, Sampling
 from exo.shared.types.ids import InstanceId, NodeId, RequestId
 from exo.shared.types.nodes import HostPort
-from exo.worker.runner.first import BACKLOG_BYTES_MAX, FirstStage
+from exo.worker.runner.first import FirstStage
 from exo.worker.runner.following import FollowingStage
 from exo.worker.runner.messages import RunnerSpec
 from exo.worker.runner.requests import QUEUE_LENGTH_MAX
@@ -70,7 +70,9 @@ class World:
         answer: Callable[[int, int], int] = next_letter,
         context_length: int = 2000,
         concurrency: int = 4,
+        paces: Sequence[int] | None = None,
     ) -> None:
+        self.now = 0.0
         self.answers: list[tuple[Hashable, f.Frame]] = []
         self.replies: list[f.Frame] = []
         self.wires = [Wire(self, rank) for rank in range(count)]
@@ -78,6 +80,8 @@ class World:
         self.stages: list[ScriptedStage] = [
             scripted_stage(start, end, answer) for start, end in itertools.pairwise(bounds)
         ]
+        for stage, pace in zip(self.stages, paces or [], strict=False):
+            stage.prefill_tokens = pace
         self.roles: list[Role] = []
         for rank, (stage, wire) in enumerate(zip(self.stages, self.wires, strict=True)):
             spec = RunnerSpec(
@@ -97,9 +101,13 @@ class World:
                 data_host="127.0.0.1",
                 secret=b"",
             )
-            self.roles.append(
-                FirstStage(spec, stage, wire) if rank == 0 else FollowingStage(spec, stage, wire)
-            )
+            kind = FirstStage if rank == 0 else FollowingStage
+            self.roles.append(kind(spec, stage, wire, clock=lambda: self.now))
+        for role in self.roles:
+            role.linked()
+        while self.turn():
+            pass
+        assert all(role.is_paced for role in self.roles)
         self.first.is_ready = True
 
     @property
@@ -511,6 +519,55 @@ def test_no_activations_are_made_while_the_next_stage_is_behind() -> None:
     assert not world.first.has_work
     world.wires[0].backlog_bytes = 0
     assert world.first.has_work
+
+
+def test_a_middle_stage_does_not_run_ahead_of_a_slow_last_one() -> None:
+    world = World(3, context_length=40_000, paces=[64, 64, 64])
+    world.ask(prompt="x" * (64 * 40), max_tokens=1)
+    world.wires[1].backlog_bytes = BACKLOG_BYTES_MAX
+    world.run()
+    # The middle stage computes nothing, takes in what it may hold, and leaves the rest with the first one.
+    assert world.stages[1].steps == []
+    assert world.wires[1].is_held
+    assert not world.roles[1].has_work
+    world.wires[1].backlog_bytes = 0
+    world.run()
+    assert len(world.chunks()) == 1
+    assert not world.wires[1].is_held
+
+
+@pytest.mark.parametrize(
+    "paces", [[16], [16, 512], [512, 16], [512, 16, 32], [64, 32, 16], [16, 32, 64, 512]]
+)
+def test_a_prompt_is_cut_as_the_slowest_stage_can_take_it(paces: list[int]) -> None:
+    world = World(len(paces), paces=paces)
+    world.ask(prompt="x" * 45, max_tokens=1)
+    world.run()
+    for stage in world.stages:
+        assert [size for _, size in stage.steps] == [16, 16, 12, 1]
+    assert world.text() == expected("x" * 45, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_stage_that_has_become_slow_gets_less_at_a_time(count: int) -> None:
+    for rank in range(count):
+        world = World(count, context_length=10_000)
+
+        def slow(sizes: int, world: World = world) -> None:
+            world.now += 0.1 * sizes
+
+        world.stages[rank].on_step = slow
+        world.ask(prompt="x" * 5000, max_tokens=1)
+        world.run()
+        sizes = [size for _, size in world.stages[rank].steps]
+        # 512 positions take 51 s, 64 take less than the 10 s that are too slow; chunks under way came as they were.
+        assert sizes[0] == 512
+        assert sizes[-3] == 64
+        assert world.text() == expected("x" * 5000, 1)
+        seen = len(world.stages[rank].steps)
+        world.ask("again", prompt="x" * 1000, max_tokens=1)
+        world.run()
+        assert max(size for _, size in world.stages[rank].steps[seen:]) == 64
 
 
 def test_a_stage_that_is_behind_stops_reading() -> None:

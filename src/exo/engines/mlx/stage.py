@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from exo.engines.base import Hidden, ProgressCallback, Stage, StageSpec, StageStats, Tokenizer
+from exo.engines.calibration import PREFILL_TOKENS_MAX, measure_prefill_tokens
 from exo.engines.errors import EngineError, ModelFilesError, UnsupportedModelError
 from exo.engines.mlx.layers import LayerRange
 from exo.engines.mlx.library import Module, evaluate, evaluate_soon, make_prompt_cache, new_array, token_of
@@ -42,10 +43,15 @@ class MlxStage(Stage):
         self._make_cache: Callable[[], list[Any]] = list
         self._sequences: dict[str, _Sequence] = {}
         self._tokens_since_clearing = 0
+        self._prefill_tokens_max = PREFILL_TOKENS_MAX
 
     @property
     def layer_count(self) -> int:
         return self._layer_count
+
+    @property
+    def prefill_tokens_max(self) -> int:
+        return self._prefill_tokens_max
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -82,6 +88,10 @@ class MlxStage(Stage):
                 spec.model_dir, _end_token_ids(loaded.config), gives_text=self.is_last
             )
         self._run_once()
+        on_progress(len(layers), len(layers), "measuring its speed")
+        self._prefill_tokens_max = measure_prefill_tokens(
+            lambda size: self._run_zeros([size], wants_token=False), time.monotonic
+        )
 
     def _materialise(
         self,
@@ -105,18 +115,23 @@ class MlxStage(Stage):
 
     def _run_once(self) -> None:
         """Run a few positions, so that the first request does not pay for what MLX prepares once."""
-        self.open("", Sampling())
         try:
-            for positions in (2, 1):
-                if self._part is None or self.is_first:
-                    self.forward("", [0] * positions, wants_token=True)
-                else:
-                    shape = (1, positions, self._part.hidden_size)
-                    self.forward("", _to_hidden(mx.zeros(shape, self._part.dtype)), wants_token=True)
+            self._run_zeros((2, 1), wants_token=True)
         except EngineError:
             raise
         except Exception as error:  # A family that does not run here fails in its own way.
             raise UnsupportedModelError(f"{self.spec.model_dir} cannot be run with MLX: {error}") from error
+
+    def _run_zeros(self, sizes: Sequence[int], *, wants_token: bool) -> None:
+        """Run a sequence of no meaning, so many positions at a time."""
+        self.open("", Sampling())
+        try:
+            for positions in sizes:
+                if self._part is None or self.is_first:
+                    self.forward("", [0] * positions, wants_token=wants_token)
+                else:
+                    shape = (1, positions, self._part.hidden_size)
+                    self.forward("", _to_hidden(mx.zeros(shape, self._part.dtype)), wants_token=wants_token)
         finally:
             self.close("")
 

@@ -1,8 +1,10 @@
 """The first stage's part: takes requests, runs their tokens through its layers, one step per request in turn."""
 
-from collections.abc import Hashable
+import time
+from collections.abc import Callable, Hashable
 
 from exo.dataplane.errors import ProtocolError
+from exo.dataplane.flow import BACKLOG_BYTES_MAX
 from exo.dataplane.frames import (
     Accepted,
     Activation,
@@ -13,6 +15,7 @@ from exo.dataplane.frames import (
     Frame,
     Generate,
     Open,
+    Pace,
     Ping,
     Pong,
     Rejected,
@@ -22,12 +25,9 @@ from exo.engines.base import Hidden, Stage
 from exo.shared.types.nodes import HostPort
 from exo.worker.runner.answer import Answer
 from exo.worker.runner.messages import RunnerSpec
+from exo.worker.runner.pace import PrefillPace
 from exo.worker.runner.requests import Request, RequestQueue, RequestRefused, accept
 from exo.worker.runner.role import Outbox, Role, StepFailures
-
-PREFILL_CHUNK_TOKENS = 512
-BACKLOG_BYTES_MAX = 4 * 1024 * 1024
-"""No more activations are made while the next stage has this much to take."""
 
 
 class FirstStage(Role):
@@ -37,9 +37,12 @@ class FirstStage(Role):
         spec: What this process serves.
         stage: Loaded layers.
         outbox: Where frames go.
+        clock: Seconds, for how long steps take.
     """
 
-    def __init__(self, spec: RunnerSpec, stage: Stage, outbox: Outbox) -> None:
+    def __init__(
+        self, spec: RunnerSpec, stage: Stage, outbox: Outbox, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._spec = spec
         self._stage = stage
         self._outbox = outbox
@@ -48,8 +51,17 @@ class FirstStage(Role):
         self._answers: dict[str, Answer] = {}
         """Only when this stage is alone: otherwise the last one makes the answers."""
         self._failures = StepFailures()
+        self._clock = clock
+        self._pace = PrefillPace(stage.prefill_tokens_max)
         self.is_ready = False
         """Whether the stages behind are linked; until then requests are turned away."""
+
+    @property
+    def is_paced(self) -> bool:
+        return self._is_alone or self._pace.is_told
+
+    def linked(self) -> None:
+        """The first word is the next stage's."""
 
     @property
     def active_count(self) -> int:
@@ -128,6 +140,8 @@ class FirstStage(Role):
                     self._end(request, Close(request_id=frame.request_id))
                 else:
                     request.next_token_id = frame.token_id
+            case Pace():
+                self._pace.told(frame.prefill_tokens_max)
             case Failed():
                 request = self._queue.get(frame.request_id)
                 if request is not None:
@@ -176,11 +190,12 @@ class FirstStage(Role):
 
     def _step(self, request: Request) -> None:
         # Up to its last token a prompt only fills the cache; the last one is run like every token that follows.
-        inputs = request.prompt[request.position : len(request.prompt) - 1][:PREFILL_CHUNK_TOKENS]
+        inputs = request.prompt[request.position : len(request.prompt) - 1][: self._pace.tokens_max]
         is_prefill = bool(inputs)
         if not is_prefill:
             last = request.prompt[-1] if request.next_token_id is None else request.next_token_id
             inputs = [last]
+        began_at = self._clock()
         if not self._is_alone:
             self._run_layers(request, inputs, wants_token=not is_prefill)
         elif is_prefill:
@@ -188,6 +203,8 @@ class FirstStage(Role):
             request.position += len(inputs)
         else:
             self._run_model(request, inputs)
+        if is_prefill:
+            self._pace.step_took(len(inputs), self._clock() - began_at)
 
     def _run_model(self, request: Request, inputs: list[int]) -> None:
         request_id = request.frame.request_id

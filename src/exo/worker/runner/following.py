@@ -1,17 +1,19 @@
 """The part of every stage but the first: runs activations in the order they come; the last one makes the answers."""
 
+import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from exo.dataplane.errors import ProtocolError
-from exo.dataplane.flow import ACTIVATIONS_WAITING_MAX
-from exo.dataplane.frames import Activation, Cancel, Close, Failed, Frame, Open, Sampled
+from exo.dataplane.flow import ACTIVATIONS_WAITING_MAX, BACKLOG_BYTES_MAX
+from exo.dataplane.frames import Activation, Cancel, Close, Failed, Frame, Open, Pace, Sampled
 from exo.engines.base import Hidden, Stage
 from exo.shared.types.ids import RequestId
 from exo.shared.types.nodes import HostPort
 from exo.worker.runner.answer import Answer
 from exo.worker.runner.messages import RunnerSpec
+from exo.worker.runner.pace import PrefillPace
 from exo.worker.runner.role import Outbox, Role, StageBrokenError, StepFailures
 
 
@@ -30,15 +32,34 @@ class FollowingStage(Role):
         spec: What this process serves.
         stage: Loaded layers.
         outbox: Where frames go.
+        clock: Seconds, for how long steps take.
     """
 
-    def __init__(self, spec: RunnerSpec, stage: Stage, outbox: Outbox) -> None:
+    def __init__(
+        self, spec: RunnerSpec, stage: Stage, outbox: Outbox, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._stage = stage
         self._outbox = outbox
         self._is_last = spec.rank == spec.stage_count - 1
         self._sequences: dict[RequestId, _Sequence] = {}
         self._waiting: deque[tuple[Activation, bytes]] = deque()
         self._failures = StepFailures()
+        self._clock = clock
+        self._pace = PrefillPace(stage.prefill_tokens_max)
+        self._knows_pace_before = spec.rank == 1  # Nobody before it but the one that is to be told.
+        self._is_linked = False
+
+    @property
+    def is_paced(self) -> bool:
+        return True
+
+    def linked(self) -> None:
+        self._is_linked = True
+        self._tell_pace()
+
+    def _tell_pace(self) -> None:
+        if self._is_linked and self._knows_pace_before:
+            self._outbox.to_next(Pace(prefill_tokens_max=self._pace.tokens_max))
 
     @property
     def active_count(self) -> int:
@@ -46,7 +67,7 @@ class FollowingStage(Role):
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting) and self._outbox.next_backlog_bytes < BACKLOG_BYTES_MAX
 
     def from_previous(self, frame: Frame, payload: bytes) -> None:
         match frame:
@@ -55,6 +76,10 @@ class FollowingStage(Role):
                     self._waiting.append((frame, payload))
                     if len(self._waiting) >= ACTIVATIONS_WAITING_MAX:
                         self._outbox.hold_previous(True)
+            case Pace():
+                self._pace.told(frame.prefill_tokens_max)
+                self._knows_pace_before = True
+                self._tell_pace()
             case Open():
                 self._open(frame)
             case Close() | Cancel():
@@ -108,8 +133,11 @@ class FollowingStage(Role):
 
     def _step(self, frame: Activation, payload: bytes, sequence: _Sequence) -> None:
         inputs = Hidden.from_bytes(payload, frame.shape, frame.dtype)
+        began_at = self._clock()
         output = self._stage.forward(frame.request_id, inputs, wants_token=frame.wants_token)
         sequence.position += frame.shape[1]
+        if self._pace.step_took(frame.shape[1], self._clock() - began_at):
+            self._tell_pace()
         if isinstance(output, Hidden):
             header = Activation(
                 request_id=frame.request_id,

@@ -55,6 +55,15 @@ class Role(ABC):
 
     @property
     @abstractmethod
+    def is_paced(self) -> bool:
+        """Whether it knows all that it has to know of the other stages before requests may come."""
+
+    @abstractmethod
+    def linked(self) -> None:
+        """Take notice that the neighbours are there: frames can be sent."""
+
+    @property
+    @abstractmethod
     def has_work(self) -> bool:
         """Whether `step` would do something."""
 

@@ -49,6 +49,7 @@ class StageServer:
         self._next: Connection | None = None
         self._replies: dict[HostPort, Connection] = {}
         self._link_deadline: float | None = None
+        self._is_linked = False
         self._is_ready = False
         network.on_frame = self._frame_received
         network.on_open = self._opened
@@ -118,6 +119,11 @@ class StageServer:
     def _become_ready(self) -> None:
         if self._spec.stage_count > 1 and not (self._previous and self._next and self._next.is_open):
             return
+        if not self._is_linked:
+            self._is_linked = True
+            self._role.linked()
+        if not self._role.is_paced:
+            return
         self._link_deadline = None
         self._is_ready = True
         if isinstance(self._role, FirstStage):
@@ -134,6 +140,10 @@ class StageServer:
             )
             if not is_there
         ]
+        if not missing:
+            return (
+                f"stage {count - 1} is linked, but did not say within {LINK_TIMEOUT_S:g} s what it can take"
+            )
         return f"no link to {' and '.join(missing)} within {LINK_TIMEOUT_S:g} s"
 
     # Sockets.
@@ -159,6 +169,8 @@ class StageServer:
                 self._role.from_previous(frame, payload)
             except ProtocolError as error:
                 raise StageBrokenError(error.message) from error
+            if self._next is not None and not self._is_ready:
+                self._become_ready()
         elif not connection.is_dialled:
             self._role.from_client(connection, frame)
 
