@@ -70,8 +70,8 @@ class ApiContext:
         """Set when the server stops: endless answers end."""
 
 
-def get_context(request: Request) -> ApiContext:
-    """Return the context that the application was made with."""
+async def get_context(request: Request) -> ApiContext:
+    """Return the context that the application was made with. A coroutine: anything else is run in a thread."""
     return cast(ApiContext, request.app.state.context)
 
 
