@@ -10,6 +10,9 @@ from exo.api.errors import ApiError
 
 T = TypeVar("T")
 
+CLIENT_GONE_STATUS = 499
+"""What a request is counted as whose client left: nginx's number, since HTTP has none."""
+
 
 class ClientGoneError(Exception):
     """Raised when the client closed its connection before it had an answer."""

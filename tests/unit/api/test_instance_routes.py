@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import httpx
 import pytest
+from starlette.types import Message
 
 from exo.api.schemas.instances import (
     InstanceDeleted,
@@ -268,6 +269,37 @@ async def test_waiting_for_an_instance_that_is_deleted_meanwhile(unplaced: World
         unplaced.coordinator.set_state(fold(unplaced.coordinator.state, deleted))
 
     assert (await waiting(unplaced, delete)).status_code == 404
+
+
+async def test_a_client_that_stops_waiting_is_no_fault(unplaced: World) -> None:
+    unplaced.coordinator.set_state(placed(unplaced.coordinator.state))
+    to_app: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+    from_app: list[Message] = []
+    has_gone = anyio.Event()
+
+    async def receive() -> Message:
+        if to_app:
+            return to_app.pop()
+        await has_gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        from_app.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/instance/i/wait",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1")],
+    }
+    async with anyio.create_task_group() as group:
+        # A fault would be raised again from here.
+        group.start_soon(unplaced.app(), scope, receive, send)
+        await anyio.wait_all_tasks_blocked()
+        assert not from_app
+        has_gone.set()
+    assert from_app[0]["status"] == 499
 
 
 async def test_waiting_too_long_tells_the_progress(unplaced: World) -> None:

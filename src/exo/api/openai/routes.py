@@ -9,12 +9,12 @@ from fastapi import APIRouter, Request, Response
 
 from exo.api import present
 from exo.api.context import ApiContext, Context
-from exo.api.disconnect import ClientGoneError, while_connected
+from exo.api.disconnect import CLIENT_GONE_STATUS, ClientGoneError, while_connected
 from exo.api.errors import ApiError
 from exo.api.generation import RunningGeneration, start_stream
 from exo.api.openai.chunks import ChunkEncoder
 from exo.api.openai.requests import chat_request, completion_request, require_supported
-from exo.api.openai.stream import CLIENT_GONE_STATUS, TokenStreamResponse
+from exo.api.openai.stream import TokenStreamResponse
 from exo.api.request_log import RequestRecord
 from exo.api.routes.answers import Responses, json_answer, openai_errors
 from exo.api.schemas.openai import (

@@ -4,14 +4,11 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from exo.api.disconnect import until_disconnected
+from exo.api.disconnect import CLIENT_GONE_STATUS, until_disconnected
 from exo.api.errors import ApiError, openai_error_body
 from exo.api.generation import RunningGeneration
 from exo.api.openai.chunks import DONE, ChunkEncoder
 from exo.api.request_log import RequestRecord
-
-CLIENT_GONE_STATUS = 499
-"""What a request is counted as whose client left: nginx's number, since HTTP has none."""
 
 
 class TokenStreamResponse(Response):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from exo.api import present
 from exo.api.context import ApiContext, Context
-from exo.api.disconnect import while_connected
+from exo.api.disconnect import CLIENT_GONE_STATUS, ClientGoneError, while_connected
 from exo.api.errors import ApiError, from_refusal
 from exo.api.readiness import is_on_its_way, settled_instance
 from exo.api.routes.answers import json_answer, problems
@@ -153,10 +153,13 @@ async def wait_for_instance(
 ) -> Response:
     """Answer when the instance is ready or has failed; 504 with its progress when it is neither in time."""
     wanted = InstanceId(instance_id)
-    with anyio.move_on_after(timeout_s):
-        await while_connected(
-            request.receive, context.closing, lambda: settled_instance(context.coordinator, wanted)
-        )
+    try:
+        with anyio.move_on_after(timeout_s):
+            await while_connected(
+                request.receive, context.closing, lambda: settled_instance(context.coordinator, wanted)
+            )
+    except ClientGoneError:
+        return Response(status_code=CLIENT_GONE_STATUS)
     state = context.coordinator.state
     value = state.instances.get(wanted)
     if value is None:
