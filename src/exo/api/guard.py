@@ -1,8 +1,9 @@
-"""What every request passes before a route sees it: a host name of this machine, JSON bodies, a size limit.
+"""What every request passes before a route sees it: a host name of this machine, no foreign page, a size limit.
 
 A page on the internet can make a browser send requests to this machine. It cannot read the answers (there are no
-CORS headers); it cannot change anything either, because a body must be declared as JSON, which a browser asks
-about first, and because names that merely resolve to this machine (DNS rebinding) are refused.
+CORS headers), and it shall not have anything done either, not even a plan worked out by a GET. So requests are
+refused that a browser says come from another site, names that merely resolve to this machine (DNS rebinding), and
+bodies that are not declared as JSON, which browsers too old to say where a request comes from ask about first.
 """
 
 from starlette.datastructures import Headers
@@ -59,6 +60,13 @@ class RequestGuard:
                 "host_not_trusted",
                 f"requests for the host {host!r} are not answered; use http://127.0.0.1 or http://localhost",
             )
+        if _is_from_elsewhere(method, headers):
+            return ApiError(
+                403,
+                "cross_site",
+                "requests that a page of another site makes are not answered; use the page at "
+                f"http://{headers.get('host', '')}, or a program that is no browser",
+            )
         if method == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json" and not (
@@ -75,6 +83,18 @@ class RequestGuard:
     def _too_large(self) -> ApiError:
         limit = self._body_bytes_max
         return ApiError(413, "body_too_large", f"the body is larger than {limit} bytes; send less")
+
+
+def _is_from_elsewhere(method: str, headers: Headers) -> bool:
+    """Say whether a browser sent this for a page of another site. Following a link to here is no such thing."""
+    origin = headers.get("origin")
+    # A page reaches its own server under the name that is in the Host header, whatever tunnel is between.
+    if origin is not None and origin.lower().partition("://")[2] != headers.get("host", "").strip().lower():
+        return True
+    if headers.get("sec-fetch-site", "") not in ("cross-site", "same-site"):
+        return False
+    is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return not (is_link and method == "GET")
 
 
 def host_name(header: str) -> str:

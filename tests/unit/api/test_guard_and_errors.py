@@ -65,10 +65,61 @@ async def test_a_body_must_be_declared_as_json(http: httpx.AsyncClient, path: st
 
 async def test_no_page_of_another_origin_may_read_or_write(http: httpx.AsyncClient) -> None:
     headers = {"origin": "https://evil.example", "access-control-request-method": "POST"}
-    preflight = await http.options("/instance", headers=headers)
-    assert preflight.status_code == 405
-    answer = await http.get("/state", headers=headers)
-    assert not [name for name in answer.headers if name.startswith("access-control")]
+    for answer in (
+        await http.options("/instance", headers=headers),
+        await http.get("/state", headers=headers),
+    ):
+        assert answer.status_code == 403
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+LINK = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+
+@pytest.mark.parametrize("path", ["/state", "/instance/previews?model_id=toy", "/v1/models", "/", "/nowhere"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
+        {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
+        {"origin": "null"},
+        {"origin": "http://evil.example"},
+        {"origin": "http://localhost:1", "host": "localhost:2"},
+    ],
+)
+async def test_what_a_page_of_another_site_sends_is_refused(
+    world: World, http: httpx.AsyncClient, path: str, headers: dict[str, str]
+) -> None:
+    response = await http.get(path, headers=headers)
+    assert response.status_code == 403
+    if path.startswith("/v1"):
+        assert OpenAIError.model_validate_json(response.content).error.code == "cross_site"
+    else:
+        assert Problem.model_validate_json(response.content).code == "cross_site"
+
+
+async def test_a_form_of_another_site_is_refused_even_as_a_navigation(http: httpx.AsyncClient) -> None:
+    headers = {"sec-fetch-site": "cross-site", "content-type": "application/json"} | LINK
+    assert (await http.post("/instance", content=b"{}", headers=headers)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"sec-fetch-site": "none"} | LINK,
+        {"sec-fetch-site": "cross-site"} | LINK,
+        {"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"},
+        {"origin": "http://localhost:9", "host": "localhost:9", "sec-fetch-site": "same-origin"},
+        {"origin": "http://[::1]:9", "host": "[::1]:9"},
+    ],
+)
+async def test_the_page_itself_links_and_programs_are_answered(
+    http: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    assert (await http.get("/state", headers=headers)).status_code == 200
 
 
 async def test_a_body_has_a_limit_whether_or_not_it_tells_its_length(http: httpx.AsyncClient) -> None:
