@@ -63,7 +63,7 @@ class World:
 def client_of(app: FastAPI) -> httpx.AsyncClient:
     """Return a client of an application, without a network; answers arrive whole."""
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://testserver")
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
 
 class Served:

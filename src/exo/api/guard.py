@@ -14,7 +14,7 @@ from exo.api.errors import ApiError, error_response
 
 BODY_BYTES_MAX = 32 * 1024 * 1024
 
-TRUSTED_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "testserver"})
+TRUSTED_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class RequestGuard:

@@ -32,13 +32,21 @@ JSON_VALUES = st.recursive(
 )
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:52415", "[::1]:52415", "LOCALHOST:1", "testserver"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:52415", "[::1]:52415", "LOCALHOST:1"])
 async def test_names_of_this_machine_are_answered(http: httpx.AsyncClient, host: str) -> None:
     assert (await http.get("/healthz", headers={"host": host})).status_code == 200
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example:52415", "127.0.0.1.evil.example", "", "192.168.0.1"]
+    "host",
+    [
+        "evil.example",
+        "testserver",
+        "localhost.evil.example:52415",
+        "127.0.0.1.evil.example",
+        "",
+        "192.168.0.1",
+    ],
 )
 async def test_other_names_are_refused(http: httpx.AsyncClient, host: str) -> None:
     response = await http.get("/state", headers={"host": host})
