@@ -9,7 +9,7 @@ from exo.api import present
 from exo.api.context import ApiContext
 from exo.api.errors import ApiError, from_refusal
 from exo.api.readiness import is_on_its_way, settled_instance
-from exo.shared.serving import instance_status
+from exo.shared.serving import are_nodes_connected, instance_status
 from exo.shared.types.commands import Placed, PlaceInstance, Refusal
 from exo.shared.types.ids import CommandId, InstanceId, ModelId
 from exo.shared.types.instances import Instance, PlacementRequest
@@ -64,9 +64,13 @@ async def _ready_instance(context: ApiContext, model_id: ModelId) -> Instance:
 
 
 def _raise_if_broken(state: State, found: list[Instance]) -> None:
-    """Do not place a model again that its own stages failed to load: it would fail again, once per request."""
+    """Do not place a model again that its own stages failed to load: it would fail again, once per request.
+
+    An instance with a node that is away counts as absent: its stages failed for want of that node, and elsewhere
+    the model may well run.
+    """
     for value in found:
-        if value.status == "failed":
+        if value.status == "failed" and are_nodes_connected(state, value):
             reason = instance_status(state, value)[1]
             raise ApiError(
                 503,

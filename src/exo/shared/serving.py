@@ -30,5 +30,10 @@ def may_restart(state: State, instance: Instance) -> bool:
         return False
     if any(stage.is_permanent for stage in instance.stages):
         return False
+    return are_nodes_connected(state, instance)
+
+
+def are_nodes_connected(state: State, instance: Instance) -> bool:
+    """Say whether every node that has a stage of the instance is here."""
     nodes = (state.nodes.get(stage.node_id) for stage in instance.plan.stages)
     return all(node is not None and node.is_connected for node in nodes)

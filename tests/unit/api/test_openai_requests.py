@@ -12,6 +12,7 @@ from exo.shared.types import events
 from exo.shared.types.commands import Command, Placed, PlaceInstance, Refusal, Reply
 from exo.shared.types.generation import ChatMessage, Sampling
 from exo.shared.types.ids import InstanceId, ModelId, NodeId
+from exo.shared.types.instances import StageState
 from support.api_world import INSTANCE_ID, STAGE_ADDRESS, World, client_of, parse
 from support.states import card, fold
 from support.stories import placed, stage
@@ -367,6 +368,39 @@ async def test_an_instance_on_a_lost_node_is_placed_elsewhere(world: World) -> N
     responses: list[httpx.Response] = []
     await asking(world, responses)
     assert error_of(responses[0])[:2] == (422, "not_enough_memory")
+
+
+async def test_stages_that_failed_for_want_of_a_lost_node_keep_no_model_from_being_placed(
+    unplaced: World,
+) -> None:
+    coordinator = unplaced.coordinator
+    state = placed(coordinator.state, min_nodes=2)
+    broken = state.instances[INSTANCE_ID]
+    lost = next(one.node_id for one in broken.plan.stages if one.rank == 1)
+    state = stage(state, 0, "failed", reason="the connection to stage 1 broke")
+    state = fold(state, events.NodeDisconnected(node_id=lost, reason="off"))
+    coordinator.set_state(state)
+    rest = next(one for one in broken.plan.stages if one.node_id != lost)
+    whole = msgspec.structs.replace(rest, rank=0, start_layer=0, end_layer=broken.model.layer_count)
+    commands: list[Command] = []
+
+    async def answer(command: Command) -> Reply:
+        commands.append(command)
+        fresh = msgspec.structs.replace(
+            broken,
+            instance_id=InstanceId("elsewhere"),
+            plan=msgspec.structs.replace(broken.plan, stages=(whole,)),
+            stages=(StageState(phase="ready", address=STAGE_ADDRESS),),
+        )
+        coordinator.set_state(fold(coordinator.state, events.InstanceCreated(instance=fresh)))
+        return Placed(instance=fresh, index=coordinator.state.index)
+
+    coordinator.set_command_handler(answer)
+    responses: list[httpx.Response] = []
+    await asking(unplaced, responses)
+    assert responses[0].status_code == 200, responses[0].text
+    assert len(commands) == 1
+    assert [request.instance_id for _, request in unplaced.client.requests] == ["elsewhere"]
 
 
 async def test_without_auto_place_the_next_step_is_named(unplaced: World) -> None:
