@@ -116,6 +116,75 @@ def test_fingerprints_tell_different_weights_apart(tmp_path: Path) -> None:
     assert one.fingerprint == same.fingerprint != other.fingerprint
 
 
+@pytest.mark.parametrize("place", [0, 255, 511])
+def test_fingerprints_tell_weights_of_one_layout_apart(tmp_path: Path, place: int) -> None:
+    one = read_card(ModelId("m"), write_model(tmp_path / "one"))
+    tuned = write_model(tmp_path / "tuned")
+    weights = bytearray((tuned / "model.safetensors").read_bytes())
+    weights[len(weights) - 512 + place] = 1
+    (tuned / "model.safetensors").write_bytes(weights)
+    assert read_card(ModelId("m"), tuned).fingerprint != one.fingerprint
+
+
+def test_weights_that_are_named_as_no_engine_reads_them_are_a_problem(tmp_path: Path) -> None:
+    directory = write_model(tmp_path / "m")
+    (directory / "model.safetensors").rename(directory / "weights.safetensors")
+    problem = read_card(ModelId("m"), directory).problem
+    assert problem is not None
+    assert "no model*.safetensors file" in problem and "weights.safetensors" in problem
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "README.md"])
+@pytest.mark.parametrize("what", ["open", "stat"])
+def test_files_that_cannot_be_read_never_end_a_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str
+) -> None:
+    write_model(tmp_path / "m")
+    (tmp_path / "m" / "README.md").write_text("# Title")
+    whole = getattr(Path, what)
+
+    # As for a file of another user; the tests may be run by one who may read everything.
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path == tmp_path / "m" / name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path, *args, **options)
+
+    monkeypatch.setattr(Path, what, refuse)
+    store = ModelStore([tmp_path])
+    cards = [card for card in store.scan() if card.model_id == "m"]
+    if name == "model.safetensors" and what == "open":
+        assert cards[0].problem is not None and "cannot be read: Permission denied" in cards[0].problem
+
+
+def test_a_file_that_goes_while_it_is_read_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exo.engines import model_files
+
+    directory = write_model(tmp_path / "m")
+    whole = model_files._read_header  # pyright: ignore[reportPrivateUsage]
+
+    def gone(file: Path) -> Any:
+        found = whole(file)
+        file.unlink()
+        return found
+
+    monkeypatch.setattr(model_files, "_read_header", gone)
+    problem = read_card(ModelId("m"), directory).problem
+    assert problem is not None and "cannot be read: No such file" in problem
+
+
+def test_a_name_that_is_no_text_is_left_out(tmp_path: Path) -> None:
+    write_model(tmp_path / "whole")
+    try:
+        write_model(tmp_path / "bad\udcff")
+    except OSError:
+        pytest.skip("this file system takes text only")
+    store = ModelStore([tmp_path])
+    assert "whole" in [card.model_id for card in store.scan()]
+    assert all("bad" not in name for name in [*store.unreadable, *(card.model_id for card in store.scan())])
+
+
 def test_the_store_finds_nested_models_and_notices_changes(tmp_path: Path) -> None:
     write_model(tmp_path / "org" / "name")
     (tmp_path / "broken").mkdir()

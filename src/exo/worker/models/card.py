@@ -1,12 +1,15 @@
-"""Reads a model directory: its facts, and whether its files are whole. Reads headers only, never weights."""
+"""Reads a model directory: its facts, and whether its files are whole. Reads headers and samples, not weights."""
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
 
+from exo.engines.errors import ModelFilesError
+from exo.engines.model_files import Tensor, WeightFile, check_weights, sample_data
 from exo.shared.errors import ExoError
 from exo.shared.types.ids import ModelId
 from exo.shared.types.models import ModelCard
@@ -14,7 +17,6 @@ from exo.shared.types.models import ModelCard
 T = TypeVar("T")
 _Positive = Annotated[int, msgspec.Meta(gt=0)]
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-_HEADER_BYTES_MAX = 100 * 1024 * 1024
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _BYTES_PER_VALUE = {"bfloat16": 2, "float16": 2, "float32": 4}
 _CONTEXT_LENGTH_UNKNOWN = 2048
@@ -53,19 +55,6 @@ class _Wrapping(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str | None = None
 
 
-class _Index(msgspec.Struct, frozen=True):
-    weight_map: dict[str, str]
-
-
-class _Tensor(msgspec.Struct, frozen=True):
-    dtype: str
-    data_offsets: tuple[int, int]
-
-    @property
-    def size_bytes(self) -> int:
-        return self.data_offsets[1] - self.data_offsets[0]
-
-
 def read_card(model_id: ModelId, directory: Path) -> ModelCard:
     """Describe the model in `directory` (config.json and *.safetensors).
 
@@ -78,12 +67,18 @@ def read_card(model_id: ModelId, directory: Path) -> ModelCard:
     inner = bytes(config.text_config)
     text = _decode(inner if inner.startswith(b"{") else raw_config, _TextConfig, config_file)
     problem: str | None = None
-    tensors: dict[str, _Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    fingerprint = ""
     try:
-        tensors = _read_tensors(directory)
-    except ModelUnreadableError as error:
+        weights = check_weights(directory)
+        if weights.missing_files:
+            name = weights.missing_files[0].name
+            raise ModelFilesError(f"{name} is missing in {directory}; download the model again")
+        tensors = weights.tensors
+        fingerprint = _fingerprint(raw_config, weights.files)
+    except ModelFilesError as error:
         problem = error.message
-    if problem is None and not any((directory / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
+    if problem is None and not any(is_file(directory / n) for n in ("tokenizer.json", "tokenizer.model")):
         problem = f"{directory} has no tokenizer.json; copy the model's tokenizer files there"
     layer_bytes = [0] * text.num_hidden_layers
     embedding_bytes = head_bytes = 0
@@ -123,48 +118,17 @@ def read_card(model_id: ModelId, directory: Path) -> ModelCard:
         head_bytes=head_bytes,
         has_tied_head=not has_own_head if text.tie_word_embeddings is None else text.tie_word_embeddings,
         kv_bytes_per_token_and_layer=2 * kv_heads * head_dim * _BYTES_PER_VALUE.get(dtype, 2),
-        fingerprint=_fingerprint(raw_config, tensors),
+        fingerprint=fingerprint,
         problem=problem,
     )
 
 
-def _read_tensors(directory: Path) -> dict[str, _Tensor]:
-    """Return every tensor by name, having checked that each file is as long as it says."""
-    index_file = directory / "model.safetensors.index.json"
-    if index_file.is_file():
-        weight_map = _decode(_read(index_file), _Index, index_file).weight_map
-        files = [directory / name for name in sorted(set(weight_map.values()))]
-    else:
-        files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise ModelUnreadableError(f"{directory} has no *.safetensors file; download the model again")
-    tensors: dict[str, _Tensor] = {}
-    for file in files:
-        tensors.update(_read_header(file))
-    return tensors
-
-
-def _read_header(file: Path) -> dict[str, _Tensor]:
-    """Read a safetensors header: 8 bytes little-endian length, JSON, then the data it describes."""
-    if not file.is_file():
-        raise ModelUnreadableError(f"{file.name} is missing in {file.parent}; download the model again")
-    size_bytes = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length_bytes = int.from_bytes(prefix, "little") if len(prefix) == 8 else -1
-        if not 0 <= length_bytes <= min(size_bytes - 8, _HEADER_BYTES_MAX):
-            raise ModelUnreadableError(
-                f"{file} is truncated or no safetensors file ({size_bytes:,} bytes); download the model again"
-            )
-        entries = _decode(stream.read(length_bytes), dict[str, msgspec.Raw], file)
-    entries.pop("__metadata__", None)
-    tensors = {name: _decode(bytes(entry), _Tensor, file) for name, entry in entries.items()}
-    wanted_bytes = 8 + length_bytes + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
-    if size_bytes < wanted_bytes:
-        raise ModelUnreadableError(
-            f"{file} is truncated: {size_bytes:,} of {wanted_bytes:,} bytes; download the model again"
-        )
-    return tensors
+def is_file(file: Path) -> bool:
+    """Say whether there is such a file; a directory that may not be looked into has none."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
 
 
 def _read(file: Path) -> bytes:
@@ -181,11 +145,11 @@ def _read(file: Path) -> bytes:
 def _decode(text: bytes, kind: type[T], file: Path) -> T:
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelUnreadableError(f"{file} is not what exo can read: {error}") from error
 
 
-def _dtype(config: _Wrapping, tensors: dict[str, _Tensor]) -> str:
+def _dtype(config: _Wrapping, tensors: dict[str, Tensor]) -> str:
     """The type that activations and KV values have: that of the unquantised weights."""
     bytes_by_dtype: dict[str, int] = {}
     for tensor in tensors.values():
@@ -196,8 +160,14 @@ def _dtype(config: _Wrapping, tensors: dict[str, _Tensor]) -> str:
     return config.torch_dtype or config.dtype or "unknown"
 
 
-def _fingerprint(raw_config: bytes, tensors: dict[str, _Tensor]) -> str:
-    return hashlib.sha256(raw_config + msgspec.json.encode(sorted(tensors.items()))).hexdigest()[:16]
+def _fingerprint(raw_config: bytes, files: Sequence[WeightFile]) -> str:
+    """Tell models apart whose files are laid out alike, such as two fine-tunes of one: by samples of the data."""
+    total = hashlib.sha256(raw_config)
+    for file in files:
+        total.update(msgspec.json.encode((file.path.name, file.size_bytes, sorted(file.tensors.items()))))
+        for sample in sample_data(file):
+            total.update(sample)
+    return total.hexdigest()[:16]
 
 
 def _read_me(directory: Path, model_id: ModelId) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from loguru import logger
 
 from exo.shared.types.ids import ModelId
 from exo.shared.types.models import ModelCard
-from exo.worker.models.card import ModelUnreadableError, read_card
+from exo.worker.models.card import ModelUnreadableError, is_file, read_card
 
 BUNDLED_DIR = Path(__file__).parent / "bundled"
 _DEPTH_MAX = 3
@@ -73,15 +73,31 @@ class ModelStore:
 def _model_directories(folder: Path, depth: int) -> list[Path]:
     """Directories below `folder` that have a config.json, sorted; does not look inside a model."""
     try:
-        entries = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+        entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and _is_text(entry.name))
     except OSError:
         return []
     found: list[Path] = []
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if (entry / "config.json").is_file() or any(entry.glob("*.safetensors")):
+        if is_file(entry / "config.json") or _has_weights(entry):
             found.append(entry)
         elif depth > 1:
             found.extend(_model_directories(entry, depth - 1))
     return found
+
+
+def _has_weights(directory: Path) -> bool:
+    try:
+        return any(directory.glob("*.safetensors"))
+    except OSError:  # It may not be looked into, or has just gone.
+        return False
+
+
+def _is_text(name: str) -> bool:
+    """Say whether a name on disk is one that can be sent to other nodes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
