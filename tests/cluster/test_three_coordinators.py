@@ -72,7 +72,13 @@ class Process:
 
     def answer(self, key: str) -> dict[str, Any]:
         while True:
-            said = self._answers.get(timeout=15)
+            try:
+                said = self._answers.get(timeout=15)
+            except queue.Empty:
+                errors = (self.home.parent / f"{self.home.name}.err").read_text()
+                pytest.fail(
+                    f"{self.home.name} gave no {key} (exit code {self.process.poll()}): {errors[-2000:]}"
+                )
             if key in said:
                 return said
 

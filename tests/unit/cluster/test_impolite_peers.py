@@ -1,0 +1,350 @@
+"""Peers that have the secret and do not keep to the protocol: each loses its connection, and nobody else anything."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from exo.cluster.errors import ConnectionLostError
+from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts
+from exo.cluster.replica import EmbeddedCoordinator
+from exo.cluster.transport.base import Connection, Listener
+from exo.cluster.wire import (
+    Call,
+    Entries,
+    FromDialer,
+    FromListener,
+    Hello,
+    LiveState,
+    NotNow,
+    Propose,
+    ProposedEvent,
+    Publish,
+    SnapshotPart,
+    TelemetryTick,
+    Welcome,
+    decode_from_dialer,
+    decode_from_listener,
+    encode,
+    encode_snapshot,
+)
+from exo.shared.types.commands import DeleteInstance
+from exo.shared.types.devices import MemoryProfile, NodePerformanceProfile, SystemProfile
+from exo.shared.types.events import InstanceCreated, NodeProfileUpdated, TelemetryFrame
+from exo.shared.types.ids import ClusterId, CommandId, EventId, InstanceId, NodeId
+from exo.shared.types.nodes import HostPort
+from exo.shared.types.state import State
+from support.coordinators import MemoryCluster, closing
+from support.entries import entries
+from support.faulty_story import instance
+from support.simulated_cluster import tagged
+
+FUTURE = msgspec.msgpack.encode({"t": "MessageOfTheFuture", "x": 1})
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[MemoryCluster]:
+    async with closing(MemoryCluster()) as cluster:
+        assert isinstance(cluster, MemoryCluster)
+        yield cluster
+
+
+@pytest.fixture
+async def node(cluster: MemoryCluster) -> EmbeddedCoordinator:
+    """A master with something to lose."""
+    node = await cluster.start("a")
+    await node.propose([InstanceCreated(instance=instance())], cause_id="c")
+    return node
+
+
+def facts(node_id: str = "x", **changes: object) -> ClusterFacts:
+    own = ClusterFacts(
+        exo_version="0",
+        namespace="test",
+        node_id=NodeId(node_id),
+        boot_id=f"{node_id}-1",
+        name=node_id,
+        cluster_address=HostPort(node_id, 1),
+        cluster_id=ClusterId("theirs"),
+        incarnation=1,
+        term=1,
+        index=3,
+        master_node_id=NodeId(node_id),
+        master_address=HostPort(node_id, 1),
+        member_count=1,
+        instance_count=0,
+    )
+    return msgspec.structs.replace(own, **changes)
+
+
+async def dial(cluster: MemoryCluster, node: EmbeddedCoordinator) -> Connection:
+    address = node.state.nodes[node.node_id].identity.cluster_address
+    return await cluster.network.transport("x").dial(address, timeout_s=1)
+
+
+async def say(connection: Connection, *messages: FromDialer | FromListener | bytes) -> None:
+    for message in messages:
+        await connection.send(message if isinstance(message, bytes) else encode(message))
+
+
+async def hear(connection: Connection) -> FromListener:
+    return decode_from_listener(await asyncio.wait_for(connection.receive(), 2))
+
+
+async def ending(connection: Connection) -> str:
+    """Read to the end, and return why it came."""
+    with pytest.raises(ConnectionLostError) as end:
+        while True:
+            await asyncio.wait_for(connection.receive(), 2)
+    return end.value.message
+
+
+async def still_works(node: EmbeddedCoordinator) -> None:
+    index = await node.propose([tagged("a", "still works")], cause_id="c")
+    assert node.state.index == index
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (b"", "another release"),
+        (b"\xc1garbage", "another release"),
+        (FUTURE, "another release"),
+        (
+            encode(Publish(frame=TelemetryFrame(node_id=NodeId("x"), boot_id="1", seq=0, events=()))),
+            "say hello",
+        ),
+    ],
+)
+async def test_who_does_not_greet_is_hung_up_on(
+    cluster: MemoryCluster, node: EmbeddedCoordinator, message: bytes, reason: str
+) -> None:
+    connection = await dial(cluster, node)
+    await say(connection, message)
+    assert reason in await ending(connection)
+    await still_works(node)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "intent", "code"),
+    [
+        (facts(version=PROTOCOL_VERSION + 1), "join", "other_version"),
+        (facts(namespace="other"), "join", "other_namespace"),
+        (facts("a"), "join", "same_node_id"),
+        (facts(instance_count=1), "join", "both_have_instances"),
+        (facts(), "look", "look"),
+    ],
+)
+async def test_who_cannot_join_is_told_why_and_what_is_so_here(
+    cluster: MemoryCluster, node: EmbeddedCoordinator, theirs: ClusterFacts, intent: str, code: str
+) -> None:
+    connection = await dial(cluster, node)
+    await say(connection, Hello(facts=theirs, intent=intent))  # type: ignore[arg-type]
+    answer = await hear(connection)
+    assert isinstance(answer, NotNow)
+    assert answer.code == code
+    assert (answer.facts.node_id, answer.facts.instance_count) == ("a", 1)
+    await ending(connection)
+    assert set(node.state.nodes) == {"a"}
+    await still_works(node)
+
+
+async def test_another_master_of_the_same_cluster_is_refused(
+    cluster: MemoryCluster, node: EmbeddedCoordinator
+) -> None:
+    connection = await dial(cluster, node)
+    await say(connection, Hello(facts=facts(cluster_id=node.state.cluster_id), intent="join"))
+    answer = await hear(connection)
+    assert isinstance(answer, NotNow) and answer.code == "two_masters"
+    assert [peer.status for peer in node.peers_seen] == ["two_masters"]
+
+
+async def test_a_senior_that_asks_to_join_is_refused_and_joined(cluster: MemoryCluster) -> None:
+    node = await cluster.start("a")
+    connection = await dial(cluster, node)
+    await say(connection, Hello(facts=facts(instance_count=1), intent="join"))
+    answer = await hear(connection)
+    assert isinstance(answer, NotNow) and answer.code == "junior"
+    await cluster.until(lambda: [peer.status for peer in node.peers_seen] == ["joining", "unreachable"])
+
+
+async def joined(cluster: MemoryCluster, node: EmbeddedCoordinator) -> tuple[Connection, Welcome]:
+    connection = await dial(cluster, node)
+    await say(connection, Hello(facts=facts(), intent="join"))
+    welcome = await hear(connection)
+    assert isinstance(welcome, Welcome) and welcome.is_snapshot_next
+    part = await hear(connection)
+    assert isinstance(part, SnapshotPart) and part.is_last
+    return connection, welcome
+
+
+def proposal(term: int, first_seq: int) -> Propose:
+    event = ProposedEvent(event_id=EventId("e"), event=tagged("x", "impolite"))
+    return Propose(term=term, first_seq=first_seq, cause_id="c", at="now", events=(event,))
+
+
+async def test_a_follower_that_breaks_the_rules_loses_its_connection(
+    cluster: MemoryCluster, node: EmbeddedCoordinator
+) -> None:
+    index = node.state.index
+    for rude, reason in (
+        (FUTURE, "another release"),
+        (encode(Hello(facts=facts(), intent="join")), "hello twice"),
+        (encode(proposal(term=7, first_seq=1)), "term 7"),
+        (encode(proposal(term=1, first_seq=5)), "1 was expected"),
+    ):
+        connection, _ = await joined(cluster, node)
+        await say(connection, rude)
+        assert reason in await ending(connection)
+    assert node.state.index == index
+    await still_works(node)
+
+
+async def test_nobody_speaks_for_another_node(cluster: MemoryCluster, node: EmbeddedCoordinator) -> None:
+    connection, welcome = await joined(cluster, node)
+    memory = MemoryProfile(ram_total=666, ram_available=0, swap_total=0, swap_available=0)
+    forged = NodeProfileUpdated(
+        node_id=NodeId("a"), profile=NodePerformanceProfile(memory=memory, system=SystemProfile())
+    )
+    frame = TelemetryFrame(node_id=NodeId("a"), boot_id="a-1", seq=10**6, events=(forged,))
+    await say(connection, Publish(frame=frame), proposal(term=welcome.facts.term, first_seq=1))
+    while not isinstance(message := await hear(connection), Entries):
+        pass
+    assert message.entries[-1].origin == "x"
+    assert node.state.live.get(NodeId("a")) is None or node.state.live[NodeId("a")].profile is None
+
+
+async def test_a_call_of_a_follower_that_goes_away_is_carried_out_all_the_same(
+    cluster: MemoryCluster, node: EmbeddedCoordinator
+) -> None:
+    began, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(command: object) -> None:
+        began.set()
+        await goes_on.wait()
+        await still_works(node)
+
+    node.set_command_handler(slowly)  # type: ignore[arg-type]
+    connection, _ = await joined(cluster, node)
+    command = DeleteInstance(command_id=CommandId("c"), instance_id=InstanceId("i"))
+    await say(connection, Call(call_id=1, command=command))
+    await began.wait()
+    connection.close("gone")
+    index = node.state.index
+    goes_on.set()
+    await cluster.until(lambda: node.state.index > index)
+
+
+class FakeMaster:
+    """Takes followers in, then says what it is told to say."""
+
+    def __init__(self, cluster: MemoryCluster, listener: Listener) -> None:
+        self.cluster = cluster
+        self.listener = listener
+        self.greeted = 0
+        self.state = State(cluster_id=ClusterId("theirs"), namespace="test", index=3, term=1)
+
+    @property
+    def facts(self) -> ClusterFacts:
+        address = self.listener.address
+        return facts(cluster_address=address, master_address=address, instance_count=1)
+
+    async def take_in(self, *messages: FromListener | bytes) -> Connection:
+        """Greet the next that joins; those who only look are shown the facts."""
+        while True:
+            connection = await asyncio.wait_for(self.listener.accept(), 5)
+            hello = decode_from_dialer(await connection.receive())
+            assert isinstance(hello, Hello)
+            self.greeted += 1
+            if hello.intent == "join":
+                await say(connection, *messages)
+                return connection
+            await say(connection, NotNow(code="look", facts=self.facts))
+
+    def welcome(self) -> tuple[FromListener | bytes, ...]:
+        return (
+            Welcome(facts=self.facts, is_snapshot_next=True, last_seq=0),
+            *encode_snapshot(self.state),
+        )
+
+
+@pytest.fixture
+async def master(cluster: MemoryCluster) -> AsyncIterator[FakeMaster]:
+    listener = await cluster.network.transport("x").listen(HostPort("x", 0))
+    master = FakeMaster(cluster, listener)
+    yield master
+    await listener.close()
+
+
+async def attract(cluster: MemoryCluster, master: FakeMaster) -> EmbeddedCoordinator:
+    """Start a node that learns of the fake master."""
+    node = await cluster.start("b")
+    looking = await dial(cluster, node)
+    await say(looking, Hello(facts=master.facts, intent="look"))
+    await ending(looking)
+    return node
+
+
+@pytest.mark.parametrize(
+    "rude",
+    [
+        Entries(term=1, entries=tuple(entries(6, 6))),
+        Entries(term=2, entries=tuple(entries(4, 4))),
+        FUTURE,
+        NotNow(code="busy", facts=facts()),
+    ],
+    ids=["gap", "another term", "the future", "greets twice"],
+)
+async def test_a_follower_leaves_a_master_that_breaks_the_rules_and_tries_again(
+    cluster: MemoryCluster, master: FakeMaster, rude: FromListener | bytes
+) -> None:
+    node = await attract(cluster, master)
+    connection = await master.take_in(*master.welcome(), rude)
+    assert await ending(connection)
+    assert node.state.index == 3
+    assert node.state.cluster_id == "theirs"
+    connection = await master.take_in(*master.welcome(), Entries(term=1, entries=tuple(entries(4, 5))))
+    await cluster.until(lambda: node.state.index == 5)
+    connection.close("done")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        (FUTURE,),
+        (Entries(term=1, entries=()),),
+        (Welcome(facts=facts(instance_count=1), is_snapshot_next=True, last_seq=0), LiveState(live={})),
+        (
+            Welcome(facts=facts(instance_count=1), is_snapshot_next=True, last_seq=0),
+            SnapshotPart(data=b"\xc1", is_last=True),
+        ),
+        (Welcome(facts=facts(instance_count=0, cluster_id="~"), is_snapshot_next=False, last_seq=0),),
+    ],
+    ids=["the future", "no welcome", "no snapshot", "damaged snapshot", "junior after all"],
+)
+async def test_a_node_keeps_its_own_cluster_when_joining_goes_wrong(
+    cluster: MemoryCluster, master: FakeMaster, start: tuple[FromListener | bytes, ...]
+) -> None:
+    node = await attract(cluster, master)
+    own = node.state.cluster_id
+    connection = await master.take_in(*start)
+    assert await ending(connection)
+    assert node.state.cluster_id == own
+    assert node.leadership.is_self
+    await node.propose([tagged("b", "mine")], cause_id="c")
+    assert cluster.logs["b"].last_index == node.state.index
+
+
+async def test_telemetry_of_another_term_or_of_strangers_is_ignored(
+    cluster: MemoryCluster, master: FakeMaster
+) -> None:
+    node = await attract(cluster, master)
+    stranger = TelemetryFrame(node_id=NodeId("nobody"), boot_id="1", seq=0, events=())
+    tick = TelemetryTick(term=1, tick=1, frames=(stranger,))
+    connection = await master.take_in(
+        *master.welcome(), tick, LiveState(live={}), Entries(term=1, entries=tuple(entries(4, 4)))
+    )
+    await cluster.until(lambda: node.state.index == 4)
+    assert node.state.live == {}
+    connection.close("done")
