@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self, cast
 
 import httpx
@@ -41,13 +42,18 @@ class NodeClient:
         )
 
     @classmethod
-    def open(cls, url: str | None) -> Self:
+    def open(cls, url: str | None, home: Path | None = None) -> Self:
         """Return a client of the node at this address, or of the one that runs here.
+
+        Args:
+            url: The node's address.
+            home: Without an address: the data directory whose node is meant.
 
         Raises:
             ConfigurationError: The address is none.
+            NodeUnreachableError: No node runs on the data directory that was given.
         """
-        return cls(check_url(url) if url else running_node_url())
+        return cls(check_url(url) if url else running_node_url(home))
 
     def __enter__(self) -> Self:
         return self
@@ -135,18 +141,33 @@ def check_url(text: str) -> str:
     return full.rstrip("/")
 
 
-def running_node_url() -> str:
-    """Return where the node of this data directory answers, else the usual address."""
-    usual = f"http://127.0.0.1:{os.environ.get('EXO_PORT') or API_PORT}"
+def running_node_url(home: Path | None = None) -> str:
+    """Return where the node of a data directory answers; of the usual directory, else the usual address.
+
+    Raises:
+        NodeUnreachableError: No node runs on the directory that was given; another one is not asked instead.
+    """
+    found = _noted_url(home.expanduser() if home else default_home())
+    if found is not None:
+        return found
+    if home is not None:
+        raise NodeUnreachableError(
+            f"no exo node runs on the data directory {home}; start one with: exo --home {home}"
+        )
+    return f"http://127.0.0.1:{os.environ.get('EXO_PORT') or API_PORT}"
+
+
+def _noted_url(home: Path) -> str | None:
+    """Return the address that the node of a data directory has noted there, while it runs."""
     try:
-        note = json.loads((default_home() / "node.json").read_text(encoding="utf-8"))
+        note = json.loads((home / "node.json").read_text(encoding="utf-8"))
         host, port, pid = note["api_address"]["host"], int(note["api_address"]["port"]), int(note["pid"])
     except (OSError, ValueError, KeyError, TypeError):
-        return usual
+        return None
     import psutil
 
     if not psutil.pid_exists(pid):
-        return usual
+        return None
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

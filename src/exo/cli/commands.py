@@ -1,9 +1,12 @@
 """The subcommands' names, flags and help. What they do is imported when one runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from exo.cli.client import NodeClient
 
 Url = Annotated[
     str | None,
@@ -14,6 +17,9 @@ Url = Annotated[
         help="The node to ask.",
     ),
 ]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="-vv: tracebacks of errors (see `exo --help`).")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -23,25 +29,43 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def status(url: Url = None, as_json: AsJson = False) -> None:
-    """Show the cluster: master, nodes, devices, instances."""
-    from exo.cli import status as module
+def _open(context: typer.Context, url: str | None) -> "NodeClient":
+    """Return a client of the node that is meant: a flag counts more than a variable."""
     from exo.cli.client import NodeClient
 
-    with NodeClient.open(url) as client:
+    home = _home(context)
+    return NodeClient.open(None, home) if home and not is_typed(context, "url") else NodeClient.open(url)
+
+
+def _home(context: typer.Context) -> Path | None:
+    """Return the data directory that was given before the command."""
+    return cast("Path | None", context.obj)
+
+
+def is_typed(context: typer.Context, name: str) -> bool:
+    """Say whether a flag was given on the command line, rather than by a variable or its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def status(context: typer.Context, url: Url = None, as_json: AsJson = False, _verbose: Verbose = 0) -> None:
+    """Show the cluster: master, nodes, devices, instances."""
+    from exo.cli import status as module
+
+    with _open(context, url) as client:
         module.show_status(client, as_json=as_json)
 
 
-def models(url: Url = None, as_json: AsJson = False) -> None:
+def models(context: typer.Context, url: Url = None, as_json: AsJson = False, _verbose: Verbose = 0) -> None:
     """List the models that the cluster's nodes have."""
     from exo.cli import status as module
-    from exo.cli.client import NodeClient
 
-    with NodeClient.open(url) as client:
+    with _open(context, url) as client:
         module.show_models(client, as_json=as_json)
 
 
 def place(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="One of `exo models`.")],
     min_nodes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Spread it over at least so many nodes.")
@@ -74,12 +98,12 @@ def place(
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long to wait.")] = 600.0,
     url: Url = None,
     as_json: AsJson = False,
+    _verbose: Verbose = 0,
 ) -> None:
     """Place a model on the cluster and wait until it is ready."""
     from exo.cli import place as module
-    from exo.cli.client import NodeClient
 
-    with NodeClient.open(url) as client:
+    with _open(context, url) as client:
         wish = module.make_wish(
             client,
             model=model,
@@ -102,20 +126,22 @@ def place(
 
 
 def delete(
+    context: typer.Context,
     instance: Annotated[
         str, typer.Argument(metavar="INSTANCE", help="Its id, the start of it, or a model's name.")
     ],
     url: Url = None,
+    _verbose: Verbose = 0,
 ) -> None:
     """Stop an instance and forget it."""
     from exo.cli import place as module
-    from exo.cli.client import NodeClient
 
-    with NodeClient.open(url) as client:
+    with _open(context, url) as client:
         module.delete(client, instance)
 
 
 def chat(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="One of `exo models`.")],
     prompt: Annotated[
         str | None,
@@ -135,24 +161,27 @@ def chat(
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Makes sampling repeatable.")] = None,
     url: Url = None,
+    _verbose: Verbose = 0,
 ) -> None:
     """Chat with a model; places it first where it is not placed."""
     from exo.cli import chat as module
-    from exo.cli.client import NodeClient
 
-    with NodeClient.open(url) as client:
+    with _open(context, url) as client:
         options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         code = module.run(client, model=model, prompt=prompt, system=system, options=options)
     raise typer.Exit(code)
 
 
 def doctor(
+    context: typer.Context,
     home: Annotated[
         Path | None, typer.Option(envvar="EXO_HOME", help="The data directory to look at.")
     ] = None,
     as_json: AsJson = False,
+    _verbose: Verbose = 0,
 ) -> None:
     """Say what works on this machine, what is missing, and how to install it."""
     from exo.cli import doctor as module
 
-    raise typer.Exit(module.run(home, as_json=as_json))
+    chosen = home if is_typed(context, "home") else _home(context) or home
+    raise typer.Exit(module.run(chosen, as_json=as_json))

@@ -1,5 +1,6 @@
 """`exo`: starts a node; its subcommands ask a running one."""
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -18,6 +19,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 commands.register(app)
+
+_FLAGS_OF_EVERY_COMMAND = frozenset({"home", "verbose", "quiet", "version"})
 
 
 def print_version(is_wanted: bool) -> None:
@@ -174,9 +177,9 @@ def start(
     ] = False,
 ) -> None:
     """One cluster out of unequal machines that serves language models. Without a command: start a node."""
-    verbosity = -1 if quiet else min(verbose, 2)
-    context.obj = verbosity
     if context.invoked_subcommand is not None:
+        _refuse_flags_of_a_node(context)
+        context.obj = home if commands.is_typed(context, "home") else None
         return
     from exo.cli import node
 
@@ -194,13 +197,31 @@ def start(
         is_auto_place_enabled=not no_auto_place,
         models_dirs=models_dir or [],
         telemetry_interval_s=telemetry_interval,
-        verbosity=verbosity,
+        verbosity=-1 if quiet else min(verbose, 2),
         name=name,
     )
 
 
+def _refuse_flags_of_a_node(context: typer.Context) -> None:
+    """Refuse what would be passed over in silence: flags of a node that is not started."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name not in _FLAGS_OF_EVERY_COMMAND and commands.is_typed(context, name):
+            from exo.shared.errors import ConfigurationError
+
+            command = context.invoked_subcommand
+            raise ConfigurationError(
+                f"{parameter.opts[0]} is for starting a node, not for `exo {command}`; leave it out, "
+                f"and name the node to ask with --home FOLDER before `{command}` or --url URL behind it"
+            )
+
+
 def main() -> NoReturn:
-    """Run the command line; ends the process. Exit codes: 1 failed, 2 bad usage or configuration, 3 damaged log."""
+    """Run the command line; ends the process.
+
+    Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 the log is damaged, 4 the log cannot be written,
+    130 interrupted.
+    """
     try:
         app()
     except Exception as error:
@@ -214,8 +235,10 @@ def _wants_traceback() -> bool:
     """Look for -vv by hand: the error may have come before the flags were read."""
     import os
 
-    flags = [word for word in sys.argv[1:] if word.startswith("-")]
+    words = itertools.takewhile(lambda word: word != "--", sys.argv[1:])
+    flags = [word for word in words if word.startswith("-")]
     count = flags.count("--verbose") + sum(
         word.count("v") for word in flags if not word.startswith("--") and set(word[1:]) == {"v"}
     )
-    return count >= 2 or os.environ.get("EXO_VERBOSITY", "").strip() == "2"
+    variable = os.environ.get("EXO_VERBOSITY", "").strip()
+    return count >= 2 or (variable.isdecimal() and int(variable) >= 2)

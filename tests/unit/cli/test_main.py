@@ -1,5 +1,6 @@
 """`exo` itself: flags and environment become settings, errors become one sentence and an exit code."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from exo.cli.node import parse_peers
 from exo.settings import Settings
 from exo.shared.errors import ConfigurationError, ExoError, LogCorruptError
 from exo.shared.types.nodes import HostPort
-from support.cli_run import Run
+from support.cli_run import Run, RunningWorld
 
 
 @pytest.fixture
@@ -225,6 +226,69 @@ def test_the_running_node_of_a_data_directory_is_found(
     assert client_module.running_node_url() == usual
     monkeypatch.setenv("EXO_PORT", "9")
     assert client_module.running_node_url() == "http://127.0.0.1:9"
+
+
+def note_node(home: Path, url: str) -> None:
+    """Write what a running node notes in its data directory."""
+    home.mkdir()
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    note = {"pid": os.getpid(), "api_address": {"host": host, "port": int(port)}}
+    (home / "node.json").write_text(json.dumps(note))
+
+
+def test_a_data_directory_before_a_command_says_which_node_to_ask(
+    ready: RunningWorld, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note_node(tmp_path / "other", ready.url)
+    monkeypatch.setenv("EXO_URL", "http://127.0.0.1:1")
+    assert run("status").code == 1
+    outcome = run("--home", str(tmp_path / "other"), "status")
+    assert (outcome.code, "toy" in outcome.out) == (0, True)
+    # A flag behind the command is nearer, and no other node is asked where none runs.
+    assert run("--home", str(tmp_path / "other"), "status", "--url", "http://127.0.0.1:1").code == 1
+    monkeypatch.setenv("EXO_URL", ready.url)
+    nobody = run("--home", str(tmp_path / "nobody"), "status")
+    assert (nobody.code, "no exo node runs on the data directory" in nobody.err) == (1, True)
+
+
+def test_doctor_looks_at_the_data_directory_before_it(run: Run, tmp_path: Path) -> None:
+    before, behind = tmp_path / "before", tmp_path / "behind"
+    assert str(before) in run("--home", str(before), "doctor", "--json").out
+    assert str(behind) in run("--home", str(before), "doctor", "--json", "--home", str(behind)).out
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--port", "8"), ("--no-worker",), ("--peer", "127.0.0.1"), ("--models-dir", "/tmp"), ("--name", "me")],
+)
+def test_flags_of_a_node_before_a_command_are_refused(run: Run, flags: tuple[str, ...]) -> None:
+    outcome = run(*flags, "status")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"exo: {flags[0]} is for starting a node")
+    assert outcome.err.count("\n") == 1
+
+
+def test_variables_of_a_node_do_not_disturb_a_command(
+    ready: RunningWorld, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXO_NO_WORKER", "1")
+    monkeypatch.setenv("EXO_NAME", "me")
+    assert run("status").code == 0
+    assert ready.url
+
+
+@pytest.mark.parametrize(
+    "arguments", [("status", "-vv"), ("-vv", "status"), ("chat", "toy", "Hi", "-v", "-v")]
+)
+def test_tracebacks_are_shown_wherever_they_are_asked_for(run: Run, arguments: tuple[str, ...]) -> None:
+    outcome = run(*arguments, *(() if arguments[0] == "-vv" else ("--url", "http://127.0.0.1:1")))
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+
+
+def test_a_prompt_is_no_flag(run: Run) -> None:
+    outcome = run("chat", "toy", "--url", "http://127.0.0.1:1", "--", "-vv")
+    assert (outcome.code, "Traceback" in outcome.err) == (1, False)
 
 
 def test_urls_may_leave_the_scheme_out() -> None:
