@@ -18,6 +18,7 @@ from exo.dataplane.errors import (
 from exo.dataplane.frames import Accepted, Failed, Frame, Pong, Rejected, TokenChunk
 from exo.dataplane.generation import Generation, GenerationRequest
 from exo.dataplane.handshake import REPLIES, REQUESTS, Dialler, Listener
+from exo.dataplane.opening import STRANGERS_MAX
 from exo.shared.errors import ConfigurationError
 from exo.shared.handshake import NONCE_BYTES
 from exo.shared.types.ids import NodeId, RequestId
@@ -28,8 +29,6 @@ ACCEPT_TIMEOUT_S = 120.0
 """A first stage answers between two steps of its engine; a step of a long prompt on a slow machine takes a while."""
 CLOSE_TIMEOUT_S = 1.0
 """For a stage that has stopped reading."""
-STRANGERS_MAX = 64
-"""Connections that have not proved anything yet; more are turned away."""
 
 
 class GenerationClient:

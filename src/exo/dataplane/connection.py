@@ -4,20 +4,14 @@ A protocol rather than streams: a frame reaches its callback in the same turn of
 """
 
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import cast
 
-from exo.dataplane.codec import (
-    HANDSHAKE_HEADER_BYTES_MAX,
-    HEADER_BYTES_MAX,
-    PAYLOAD_BYTES_MAX,
-    FrameDecoder,
-    encode,
-)
+from exo.dataplane.codec import encode
 from exo.dataplane.errors import DataPlaneError, HandshakeError
 from exo.dataplane.frames import Frame, Hello
 from exo.dataplane.handshake import HANDSHAKE_TIMEOUT_S, Dialler, Listener
+from exo.dataplane.opening import Opening, keep_alive
 
 FrameCallback = Callable[["FrameConnection", Frame, bytes], None]
 LostCallback = Callable[["FrameConnection", str], None]
@@ -36,71 +30,56 @@ class FrameConnection(asyncio.Protocol):
     def __init__(
         self, handshake: Dialler | Listener, *, on_frame: FrameCallback, on_lost: LostCallback
     ) -> None:
-        self._handshake: Dialler | Listener | None = handshake
+        self._opening = Opening(handshake)
         self._on_frame = on_frame
         self._on_lost = on_lost
-        self._decoder = FrameDecoder(header_bytes_max=HANDSHAKE_HEADER_BYTES_MAX, payload_bytes_max=0)
         self._transport: asyncio.Transport | None = None
         self._timeout: asyncio.TimerHandle | None = None
         self._reason: str | None = None
         self._waiting_to_write: asyncio.Future[None] | None = None
-        self.peer: Hello | None = None
-        """What a dialler said of itself, on the listening side."""
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the handshake is; carries the `HandshakeError` when it failed."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the connection is gone."""
 
     @property
+    def peer(self) -> Hello | None:
+        """What a dialler said of itself, on the listening side."""
+        return self._opening.peer
+
+    @property
     def is_open(self) -> bool:
         """Whether frames can be sent."""
-        return self._transport is not None and self._handshake is None
+        return self._transport is not None and self._opening.is_done
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         if self._reason is not None:
             self._transport.abort()
             return
-        _tune(transport.get_extra_info("socket"))
+        keep_alive(transport.get_extra_info("socket"))
         self._timeout = asyncio.get_running_loop().call_later(
             HANDSHAKE_TIMEOUT_S,
             self.close,
             f"the peer did not finish the handshake in {HANDSHAKE_TIMEOUT_S:g} s",
         )
-        if isinstance(self._handshake, Dialler):
-            self._transport.write(encode(self._handshake.hello))
+        if self._opening.first_bytes:
+            self._transport.write(self._opening.first_bytes)
 
     def data_received(self, data: bytes) -> None:
         try:
-            if self._handshake is not None:
-                if not self._shake_hands(data):
+            if not self._opening.is_done:
+                assert self._transport is not None
+                if not self._opening.receive(data, self._transport.write):
                     return
                 data = b""
-            for frame, payload in self._decoder.feed(data):
+                if self._timeout is not None:
+                    self._timeout.cancel()
+                self.ready.set_result(None)
+            for frame, payload in self._opening.decoder.feed(data):
                 self._on_frame(self, frame, payload)
         except DataPlaneError as error:
             self.close(error.message)
-
-    def _shake_hands(self, data: bytes) -> bool:
-        assert self._transport is not None
-        while self._handshake is not None:
-            found = self._decoder.feed_one(data)
-            if found is None:
-                return False
-            data = b""
-            answer = self._handshake.receive(found[0])
-            if answer is not None:
-                self._transport.write(encode(answer))
-            if isinstance(self._handshake, Dialler):
-                self._handshake = None
-            elif self._handshake.peer is not None:
-                self.peer = self._handshake.peer
-                self._handshake = None
-        self._decoder.allow(header_bytes_max=HEADER_BYTES_MAX, payload_bytes_max=PAYLOAD_BYTES_MAX)
-        if self._timeout is not None:
-            self._timeout.cancel()
-        self.ready.set_result(None)
-        return True
 
     def pause_writing(self) -> None:
         self._waiting_to_write = asyncio.get_running_loop().create_future()
@@ -152,17 +131,3 @@ class FrameConnection(asyncio.Protocol):
         """Close without waiting for the peer to take what was sent."""
         if self._transport is not None:
             self._transport.abort()
-
-
-def _tune(raw: socket.socket | None) -> None:
-    """Make a dead peer's silence end the connection: within about 25 s where the system lets us say so."""
-    if raw is None:
-        return
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        option = getattr(socket, name, None)
-        if option is not None:
-            raw.setsockopt(socket.IPPROTO_TCP, option, value)
-    user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if user_timeout is not None:
-        raw.setsockopt(socket.IPPROTO_TCP, user_timeout, 25_000)

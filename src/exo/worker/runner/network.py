@@ -11,24 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from exo.dataplane.codec import (
-    HANDSHAKE_HEADER_BYTES_MAX,
-    HEADER_BYTES_MAX,
-    PAYLOAD_BYTES_MAX,
-    FrameDecoder,
-    encode,
-)
+from exo.dataplane.codec import encode
 from exo.dataplane.errors import DataPlaneError
 from exo.dataplane.frames import Frame, Hello
 from exo.dataplane.handshake import HANDSHAKE_TIMEOUT_S, Dialler, Listener
+from exo.dataplane.opening import STRANGERS_MAX, Opening, keep_alive
 from exo.shared.handshake import NONCE_BYTES
 from exo.shared.types.nodes import HostPort
 
 RECEIVE_BYTES = 256 * 1024
-STRANGERS_MAX = 64
-"""Connections that have not proved anything yet; more are turned away."""
-KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
-"""A dead host's silence ends the connection within about 25 s, where the system lets us say so."""
 
 
 class Connection:
@@ -47,8 +38,7 @@ class Connection:
         self.begun_at = time.monotonic()
         self._network = network
         self._raw = raw
-        self._handshake: Dialler | Listener | None = handshake
-        self._decoder = FrameDecoder(header_bytes_max=HANDSHAKE_HEADER_BYTES_MAX, payload_bytes_max=0)
+        self._opening = Opening(handshake)
         self._outgoing: deque[memoryview] = deque()
         self._backlog_bytes = 0
         self._is_connecting = isinstance(handshake, Dialler)
@@ -110,8 +100,7 @@ class Connection:
                 self._network.lose(self, os.strerror(error))
                 return
             self._is_connecting = False
-            assert isinstance(self._handshake, Dialler)
-            self._send_now(encode(self._handshake.hello))
+            self._send_now(self._opening.first_bytes)
         while self._outgoing and self.is_open:
             data = self._outgoing[0]
             try:
@@ -142,37 +131,25 @@ class Connection:
             return
         try:
             data = buffer[:size]
-            if self._handshake is not None:
-                if not self._shake_hands(data):
+            if not self._opening.is_done:
+                if not self._opening.receive(data, self._send_now):
                     return
                 data = buffer[:0]
-            for frame, payload in self._decoder.feed(data):
+                self._opened()
+            for frame, payload in self._opening.decoder.feed(data):
                 if self.is_lost:
                     return
                 self._network.on_frame(self, frame, payload)
         except DataPlaneError as error:
             self._network.lose(self, error.message)
 
-    def _shake_hands(self, data: memoryview) -> bool:
-        while self._handshake is not None:
-            found = self._decoder.feed_one(data)
-            if found is None:
-                return False
-            data = data[:0]
-            answer = self._handshake.receive(found[0])
-            if answer is not None:
-                self._send_now(encode(answer))
-            if isinstance(self._handshake, Dialler):
-                self._handshake = None
-            elif self._handshake.peer is not None:
-                self.peer = self._handshake.peer
-                self.label = self.peer.sender
-                self._handshake = None
-        self._decoder.allow(header_bytes_max=HEADER_BYTES_MAX, payload_bytes_max=PAYLOAD_BYTES_MAX)
+    def _opened(self) -> None:
+        if self._opening.peer is not None:
+            self.peer = self._opening.peer
+            self.label = self.peer.sender
         self.is_open = True
         self._network.proved(self)
         self.writable()
-        return True
 
     def close(self) -> None:
         """Close at once; for the network, which also forgets it."""
@@ -242,10 +219,7 @@ class Network:
     def _adopt(self, raw: socket.socket, handshake: Dialler | Listener, label: str) -> Connection:
         raw.setblocking(False)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE.items():
-            if hasattr(socket, name):
-                raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        keep_alive(raw)
         connection = Connection(self, raw, handshake, label)
         self._connections.add(connection)
         self._strangers.add(connection)
