@@ -87,7 +87,6 @@ def place(
         int | None, typer.Option(metavar="N", min=1, help="Tokens per request to keep room for.")
     ] = None,
     concurrency: Annotated[int, typer.Option(metavar="N", min=1, help="Requests at the same time.")] = 1,
-    objective: Annotated[str, typer.Option(metavar="AIM", help="auto, latency or throughput.")] = "auto",
     layers: Annotated[
         str, typer.Option(metavar="N,N,...", show_default=False, help="Layers per stage, in order.")
     ] = "",
@@ -116,7 +115,6 @@ def place(
             exclude=exclude or [],
             context_length=context_length,
             concurrency=concurrency,
-            objective=objective,
             layers=layers,
         )
         if dry_run:

@@ -31,7 +31,6 @@ def make_wish(
     exclude: Sequence[str],
     context_length: int | None,
     concurrency: int,
-    objective: str,
     layers: str,
 ) -> Json:
     """Return the body of `POST /instance`, without what was left at its default.
@@ -45,7 +44,7 @@ def make_wish(
         "concurrency": concurrency,
         "prefer_gpu": prefer_gpu,
     }
-    wish |= {"sharding": sharding, "engine": engine, "objective": objective}
+    wish |= {"sharding": sharding, "engine": engine}
     if context_length is not None:
         wish["context_length"] = context_length
     if layers:

@@ -75,7 +75,7 @@ async def test_every_wish_reaches_the_master(unplaced: World) -> None:
         "exclude": ["c"],
         "context_length": 128,
         "concurrency": 3,
-        "objective": "latency",
+        "objective": "auto",
         "layer_split": [2, 4],
     }
     async with client_of(unplaced.app()) as http:
@@ -165,6 +165,22 @@ async def test_a_wish_that_cannot_be_read_names_the_field(
     problem = Problem.model_validate_json(response.content)
     assert problem.code == "invalid_request"
     assert [error.field for error in problem.errors] == [field]
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+async def test_an_objective_that_nobody_reads_is_refused_in_words(
+    world: World, http: httpx.AsyncClient, objective: str
+) -> None:
+    commands = placing(world)
+    wish = {"model_id": "toy", "objective": objective}
+    for response in (
+        await http.post("/instance", json=wish),
+        await http.get("/instance/previews", params=wish),
+    ):
+        assert response.status_code == 422
+        detail = Problem.model_validate_json(response.content).detail
+        assert detail == f"objective: placing for {objective} comes with the cost model; ask for auto"
+    assert not commands
 
 
 async def test_instances_are_listed_and_shown(http: httpx.AsyncClient) -> None:

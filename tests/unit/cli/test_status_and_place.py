@@ -120,7 +120,7 @@ def test_place_sends_every_wish(unplaced: RunningWorld, run: Run) -> None:
     outcome = run(
         "place", "toy", "--no-wait", "--json", "--min-nodes", "2", "--no-gpu", "--node", "host-a", "--node", "b",
         "--device", "host-b/cpu:0", "--exclude", "a/cpu:0", "--context-length", "64", "--concurrency", "2",
-        "--objective", "latency", "--layers", "2, 4", "--sharding", "pipeline", "--engine", "mlx",
+        "--layers", "2, 4", "--sharding", "pipeline", "--engine", "mlx",
     )  # fmt: skip
     assert outcome.code == 0
     assert json.loads(outcome.out)["status"] == "pending"
@@ -129,7 +129,7 @@ def test_place_sends_every_wish(unplaced: RunningWorld, run: Run) -> None:
     request = command.request
     assert (request.min_nodes, request.prefer_gpu, request.node_ids) == (2, False, ("a", "b"))
     assert (request.device_ids, request.exclude) == (("b/cpu:0",), ("a/cpu:0",))
-    assert (request.context_length, request.concurrency, request.objective) == (64, 2, "latency")
+    assert (request.context_length, request.concurrency) == (64, 2)
     assert (request.layer_split, request.sharding, request.engine) == ((2, 4), "pipeline", "mlx")
 
 

@@ -1135,6 +1135,7 @@ export interface components {
             node_ids?: string[];
             /**
              * Objective
+             * @description Only `auto` so far.
              * @default auto
              * @enum {string}
              */
@@ -2063,6 +2064,7 @@ export interface operations {
                 context_length?: number | null;
                 /** @description Requests at the same time to keep room for. */
                 concurrency?: number;
+                /** @description Only `auto` so far. */
                 objective?: "auto" | "latency" | "throughput";
                 /** @description When not empty: layers per stage, in order, instead of a split by memory. */
                 layer_split?: number[];

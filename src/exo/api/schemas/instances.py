@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from exo.api.schemas.base import Shape, Text, Wish
 from exo.api.schemas.problems import RefusalView
@@ -48,8 +49,21 @@ class InstanceWish(Wish):
     concurrency: Count = 1
     """Requests at the same time to keep room for."""
     objective: Objective = "auto"
+    """Only `auto` so far."""
     layer_split: list[Count] = Field(default=[], max_length=LIST_ITEMS_MAX)
     """When not empty: layers per stage, in order, instead of a split by memory."""
+
+    @field_validator("objective")
+    @classmethod
+    def require_objective_that_is_read(cls, objective: Objective) -> Objective:
+        """Refuse an aim that placement would not go by."""
+        if objective != "auto":
+            raise PydanticCustomError(
+                "objective_unsupported",
+                "placing for {objective} comes with the cost model; ask for auto",
+                {"objective": objective},
+            )
+        return objective
 
 
 class PreviewWish(InstanceWish):
