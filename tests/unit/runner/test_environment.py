@@ -67,6 +67,9 @@ def test_compiled_code_goes_where_nobody_else_can_write(
     other = environment.private_scratch_dir()
     assert other is not None
     assert other != first
+    # One for all stages, however often they are started.
+    assert environment.private_scratch_dir() == other
+    assert len(list(tmp_path.iterdir())) == 2
     assert Path(other).stat().st_mode & 0o777 == 0o700
     assert stage_environment({}, engine="mlx", device="cpu:0", scratch_dir=other)["TMPDIR"] == other
 

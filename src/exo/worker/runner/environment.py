@@ -1,7 +1,9 @@
 """What a stage process finds in its environment."""
 
+import atexit
 import functools
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -41,7 +43,15 @@ def private_scratch_dir() -> str | None:
     except OSError:
         return None
     is_private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-    return str(directory) if is_private else tempfile.mkdtemp(prefix="exo-")
+    return str(directory) if is_private else _scratch_dir_of_this_run(directory.parent)
+
+
+@functools.cache
+def _scratch_dir_of_this_run(parent: Path) -> str:
+    """Return one directory for all stages that this process starts; it goes with the process."""
+    directory = tempfile.mkdtemp(prefix="exo-", dir=parent)
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def stage_environment(
