@@ -27,6 +27,7 @@ ByteLevelBpeDetokenizer: Any = mlx_lm.tokenizer_utils.BPEStreamingDetokenizer
 evaluate: Callable[..., None] = mx.eval
 evaluate_soon: Callable[..., None] = mx.async_eval
 new_array: Callable[[Any], mx.array] = mx.array
+device_information: Callable[[], dict[str, Any]] = mx.device_info
 parameters_of: Callable[[nn.Module], dict[str, Any]] = nn.Module.parameters
 
 

@@ -9,6 +9,7 @@ import mlx.core as mx
 from exo.engines.errors import EngineUnavailableError, ModelFilesError, UnsupportedModelError
 from exo.engines.mlx.library import (
     Module,
+    device_information,
     evaluate,
     load_model,
     model_classes,
@@ -124,7 +125,7 @@ def _some(names: list[str]) -> str:
 
 
 def use_device(alias: str) -> str:
-    """Make a device MLX's default and return a description of it for people.
+    """Make a device MLX's default and return it in words, such as `MLX CPU backend, AMD EPYC`.
 
     Raises:
         EngineUnavailableError: The installed MLX cannot use it.
@@ -132,7 +133,7 @@ def use_device(alias: str) -> str:
     backend, _, index = alias.partition(":")
     if backend == "cpu":
         mx.set_default_device(mx.Device(mx.DeviceType.cpu))
-        return "MLX CPU backend"
+        return _description("CPU")
     if backend not in ("metal", "cuda"):
         raise EngineUnavailableError(f"MLX cannot use the device {alias}; it runs on metal, cuda and cpu")
     device = mx.Device(mx.DeviceType.gpu, int(index or 0))
@@ -141,4 +142,9 @@ def use_device(alias: str) -> str:
         raise EngineUnavailableError(f"the installed MLX has no support for {alias}; install it with: {hint}")
     mx.set_default_device(device)
     raise_wired_limit()  # Lets a Mac keep the weights in memory; without effect elsewhere.
-    return f"MLX {backend.capitalize() if backend == 'metal' else backend.upper()} backend"
+    return _description("Metal" if backend == "metal" else "CUDA")
+
+
+def _description(backend: str) -> str:
+    name = str(device_information().get("device_name", "")).strip()
+    return f"MLX {backend} backend" + (f", {name}" if name else "")
