@@ -86,7 +86,9 @@ def _load(spec: RunnerSpec, control: Control) -> Stage:
     stage = create_stage(spec.engine, stage_spec)
 
     def on_progress(loaded_layers: int, total_layers: int, detail: str) -> None:
-        control.say(LoadProgressed(loaded_layers=loaded_layers, total_layers=total_layers, detail=detail))
+        # That nothing is loaded yet was said above; the cluster writes it down once.
+        if loaded_layers > 0:
+            control.say(LoadProgressed(loaded_layers=loaded_layers, total_layers=total_layers, detail=detail))
 
     stage.load(on_progress)
     expected_last = spec.rank == spec.stage_count - 1
