@@ -30,7 +30,7 @@ from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
 
 GiveUpLeading = Callable[[HostPort], Awaitable[None]]
-"""Stops leading, redirects followers to this address, and forgets the own log, durably."""
+"""Stops leading before it waits for anything, redirects followers to this address, and forgets the own log, durably."""
 
 
 class Following:

@@ -274,15 +274,22 @@ class Kernel:
     def tick(self) -> None:
         self.perform(self.core.step(Tick()))
 
-    def stop_leading(self, reason: str) -> None:
-        """Nothing is admitted or acknowledged here from now on."""
+    def step_down(self) -> Sequence[Session]:
+        """Nothing is admitted or acknowledged here from now on.
+
+        Returns the followers, which are still connected: they may be told where to go before they are hung up on.
+        """
         self.perform(self.core.step(Stop()))
         self.proposals.pause()
         self.unwritten = []
-        for session in self.sessions.values():
-            session.connection.close(reason)
-        self.sessions = {}
+        sessions, self.sessions = list(self.sessions.values()), {}
         self.board.announce()
+        return sessions
+
+    def stop_leading(self, reason: str) -> None:
+        """Step down, and hang up on the followers."""
+        for session in self.step_down():
+            session.connection.close(reason)
 
     def follower_arrived(self, session: Session, index: int | None, term: int) -> Welcome:
         """Take a follower in that is at (index, term) of this cluster, or at None of any use."""

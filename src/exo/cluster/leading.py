@@ -1,7 +1,7 @@
 """The listening side: whoever dials this node is told the facts, or taken in as a follower and served."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import anyio
@@ -167,8 +167,8 @@ def _answer(session: Session, call_id: int, answer: Answer) -> None:
     session.answer(msgspec.structs.replace(answer, call_id=call_id))
 
 
-async def redirect_all(kernel: Kernel, address: HostPort) -> None:
-    """Tell every follower where this node goes, as well as that is possible in a moment."""
+async def redirect_all(sessions: Sequence[Session], address: HostPort) -> None:
+    """Tell followers where this node goes, as well as that is possible in a moment, and hang up on them."""
 
     async def redirect(session: Session) -> None:
         try:
@@ -176,7 +176,11 @@ async def redirect_all(kernel: Kernel, address: HostPort) -> None:
         except ConnectionLostError:
             return
 
-    with anyio.move_on_after(REDIRECT_TIMEOUT_S):
-        async with anyio.create_task_group() as tasks:
-            for session in list(kernel.sessions.values()):
-                tasks.start_soon(redirect, session)
+    try:
+        with anyio.move_on_after(REDIRECT_TIMEOUT_S):
+            async with anyio.create_task_group() as tasks:
+                for session in sessions:
+                    tasks.start_soon(redirect, session)
+    finally:
+        for session in sessions:
+            session.connection.close("its cluster has joined another one")

@@ -299,8 +299,10 @@ class EmbeddedCoordinator(Coordinator):
             await self._kernel.board.changed.wait()
 
     async def _give_up_leading(self, address: HostPort) -> None:
-        await redirect_all(self._kernel, address)
-        self._kernel.stop_leading("its cluster has joined another one")
+        # First of all, and without a pause since the caller found nothing to lose: telling the followers takes a
+        # while, and what was admitted meanwhile would be acknowledged and then forgotten with the log.
+        sessions = self._kernel.step_down()
+        await redirect_all(sessions, address)
         await self._writer.reset()
 
 

@@ -27,6 +27,7 @@ from support.power_loss import PowerLossFiles
 from support.simulated_cluster import Simulation, tagged
 from support.states import card
 from support.virtual_time import run
+from support.yielding_story import YieldingStory
 
 
 @pytest.fixture
@@ -242,6 +243,16 @@ async def test_other_namespaces_and_other_secrets_are_told_apart(tmp_path: Path,
     assert len(warnings) == 2, "once for each, however often they are seen"
 
 
+async def test_naming_a_peer_on_another_host_is_answered_with_a_warning(tmp_path: Path, warnings: list[str]) -> None:
+    async with closing(TcpCluster(tmp_path)) as cluster:
+        peer = HostPort("192.0.2.77", 52416)
+        node = await cluster.start("a", discoveries=[StaticDiscovery([peer], pause_s=(0.05, 0.05))])
+        await cluster.until(lambda: any(seen.count > 2 for seen in node.peers_seen))
+        assert [(seen.address, seen.status) for seen in node.peers_seen] == [(peer, "unreachable")]
+    (warning,) = warnings
+    assert "only nodes of this host are admitted" in warning
+
+
 def test_commands_wait_until_a_fresh_node_has_found_its_cluster() -> None:
     async def story() -> None:
         simulation = Simulation(8, "ab", options=CoordinatorOptions(settle_s=1.0))
@@ -302,6 +313,11 @@ async def test_a_node_with_a_command_under_way_does_not_yield(cluster: MemoryClu
     assert isinstance(await sending, Deleted)
     await cluster.until_one()
     assert node.state.cluster_id == senior.state.cluster_id
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_node_that_yields_acknowledges_nothing_that_it_then_forgets(seed: int) -> None:
+    run(YieldingStory(seed).tell())
 
 
 async def test_a_masters_decision_is_void_when_another_leads(cluster: MemoryCluster) -> None:
