@@ -105,7 +105,7 @@ class ScriptedStage(Stage):
         self.sums.pop(sequence_id, None)
 
     def stats(self) -> StageStats:
-        return StageStats(sequences=len(self.sums), memory_used_bytes=None, device_description="scripted")
+        return StageStats(sequences=len(self.sums), device_description="scripted")
 
 
 def scripted_stage(start_layer: int, end_layer: int, answer: Callable[[int, int], int]) -> ScriptedStage:

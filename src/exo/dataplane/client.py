@@ -15,7 +15,7 @@ from exo.dataplane.errors import (
     ProtocolError,
     StageUnreachableError,
 )
-from exo.dataplane.frames import Accepted, Failed, Frame, Pong, Rejected, TokenChunk
+from exo.dataplane.frames import Accepted, Failed, Frame, Rejected, TokenChunk
 from exo.dataplane.generation import Generation, GenerationRequest
 from exo.dataplane.handshake import REPLIES, REQUESTS, Dialler, Listener
 from exo.dataplane.opening import STRANGERS_MAX
@@ -209,7 +209,7 @@ class GenerationClient:
             generation = self._generations.get(frame.request_id)
             if generation is not None and not generation.answer.done():
                 generation.answer.set_result(frame)
-        elif not isinstance(frame, Pong):
+        else:
             raise ProtocolError(f"a stage sent {type(frame).__name__}, which has no place here")
 
     def _connection_lost(self, connection: FrameConnection, reason: str) -> None:

@@ -114,7 +114,6 @@ class TokenChunk(_Frame, frozen=True, kw_only=True):
     index: int
     token_id: int
     text: str
-    logprob: float | None = None
     finish_reason: FinishReason | None = None
     """Set on the last chunk only."""
 
@@ -150,14 +149,6 @@ class Proof(_Frame, frozen=True, kw_only=True):
     proof: bytes
 
 
-class Ping(_Frame, frozen=True, kw_only=True):
-    number: int
-
-
-class Pong(_Frame, frozen=True, kw_only=True):
-    number: int
-
-
 Frame = (
     Generate
     | Accepted
@@ -174,6 +165,4 @@ Frame = (
     | Hello
     | Challenge
     | Proof
-    | Ping
-    | Pong
 )

@@ -117,7 +117,6 @@ class StageStats:
     """What a stage has done and holds."""
 
     sequences: int
-    memory_used_bytes: int | None
     device_description: str
 
 

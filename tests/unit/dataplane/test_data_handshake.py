@@ -3,8 +3,9 @@
 import pytest
 
 from exo.dataplane.errors import HandshakeError
-from exo.dataplane.frames import Challenge, Hello, Ping, Proof
+from exo.dataplane.frames import Challenge, Close, Hello, Proof
 from exo.dataplane.handshake import REPLIES, REQUESTS, Dialler, Listener
+from exo.shared.types.ids import RequestId
 
 SECRET = b"s" * 32
 
@@ -73,10 +74,10 @@ def test_another_version_is_refused_with_both_numbers() -> None:
 
 
 def test_nothing_but_hello_is_taken_first() -> None:
-    with pytest.raises(HandshakeError, match="Ping"):
-        pair()[1].receive(Ping(number=1))
+    with pytest.raises(HandshakeError, match="Close"):
+        pair()[1].receive(Close(request_id=RequestId("r")))
 
 
 def test_nothing_but_a_challenge_answers_a_hello() -> None:
-    with pytest.raises(HandshakeError, match="Ping"):
-        pair()[0].receive(Ping(number=1))
+    with pytest.raises(HandshakeError, match="Close"):
+        pair()[0].receive(Close(request_id=RequestId("r")))

@@ -111,7 +111,9 @@ def test_a_stranger_with_another_secret_gets_nowhere() -> None:
         assert (other.frames, other.opened) == ([], [])
 
 
-@pytest.mark.parametrize("sent", [encode(f.Ping(number=1)), b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "sent", [encode(f.Close(request_id=RequestId("r"))), b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n"]
+)
 def test_garbage_closes_the_connection(sent: bytes) -> None:
     with sides() as (one, _):
         with socket.create_connection((one.network.address.host, one.network.address.port)) as stranger:

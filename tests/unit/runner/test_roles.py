@@ -615,15 +615,9 @@ def test_frames_in_the_wrong_place_are_refused() -> None:
     world = World(2)
     with pytest.raises(ProtocolError, match="Sampled"):
         world.first.from_client("api", f.Sampled(request_id=RequestId("r"), token_id=1, is_finished=False))
-    with pytest.raises(ProtocolError, match="Ping"):
-        world.first.from_previous(f.Ping(number=1), b"")
-    with pytest.raises(ProtocolError, match="Ping"):
-        world.roles[1].from_previous(f.Ping(number=1), b"")
+    with pytest.raises(ProtocolError, match="Consumed"):
+        world.first.from_previous(f.Consumed(request_id=RequestId("r"), count=1), b"")
+    with pytest.raises(ProtocolError, match="Consumed"):
+        world.roles[1].from_previous(f.Consumed(request_id=RequestId("r"), count=1), b"")
     with pytest.raises(ProtocolError, match="not the first one"):
-        world.roles[1].from_client("api", f.Ping(number=1))
-
-
-def test_a_ping_is_answered() -> None:
-    world = World(1)
-    world.first.from_client("api", f.Ping(number=7))
-    assert world.answers == [("api", f.Pong(number=7))]
+        world.roles[1].from_client("api", f.Consumed(request_id=RequestId("r"), count=1))

@@ -190,7 +190,6 @@ class MlxStage(Stage):
     def stats(self) -> StageStats:
         return StageStats(
             sequences=len(self._sequences),
-            memory_used_bytes=int(mx.get_active_memory()),
             device_description=self._device_description,
         )
 

@@ -16,8 +16,6 @@ from exo.dataplane.frames import (
     Generate,
     Open,
     Pace,
-    Ping,
-    Pong,
     Rejected,
     Sampled,
 )
@@ -85,8 +83,6 @@ class FirstStage(Role):
                 request = self._queue.get(frame.request_id)
                 if request is not None and request.client == client:
                     self._cancel(request)
-            case Ping():
-                self._outbox.to_client(client, Pong(number=frame.number))
             case _:
                 raise ProtocolError(f"an API node sent {type(frame).__name__}, which has no place here")
 
