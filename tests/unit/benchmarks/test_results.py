@@ -1,7 +1,6 @@
 """How a figure is judged, and what is printed of it."""
 
 import pytest
-
 from benchmarks.results import Result, table
 
 
