@@ -1,14 +1,22 @@
 """What can go wrong while nodes talk and agree."""
 
 from exo.shared.errors import ExoError
+from exo.shared.types.nodes import HostPort
 
 
 class ConnectionLostError(ExoError):
-    """Raised when a connection between two nodes has ended; the message says why."""
+    """Raised when a connection between two nodes has ended; `reason` says why in a few words."""
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason if reason is not None else message
 
 
 class DialError(ExoError):
     """Raised when a peer could not be reached: refused, no answer, or not an address that may be dialled."""
+
+    is_final: bool = False
+    """Trying again is of no use: the address may not be dialled at all."""
 
 
 class HandshakeError(DialError):
@@ -19,7 +27,23 @@ class HandshakeError(DialError):
         self.is_secret_wrong = is_secret_wrong
 
 
+class NotDiallableError(DialError):
+    """Raised when an address is outside what this transport may reach."""
+
+    is_final = True
+
+
 class LogWriteError(ExoError):
     """Raised when the log could not be written, so that this node can promise nothing more and has to stop."""
 
     exit_code = 4
+
+
+def dial_failure(address: HostPort, reason: str) -> DialError:
+    """Return the error that says why a peer could not be reached."""
+    return DialError(f"cannot reach the node at {address}: {reason}")
+
+
+def connection_ended(address: HostPort | None, reason: str | None) -> ConnectionLostError:
+    """Return the error that says why a connection is over."""
+    return ConnectionLostError(f"the connection to {address} ended: {reason}", reason=reason)

@@ -136,7 +136,7 @@ class Reception:
             try:
                 message = decode_from_dialer(await session.connection.receive())
             except ConnectionLostError as error:
-                return error.message
+                return error.reason
             except msgspec.DecodeError as error:
                 return f"it speaks another release of exo ({error})"
             match message:

@@ -144,7 +144,7 @@ class Scout:
         if judgement.join is not None or judgement.tell is not None:
             self.changed.fire()
 
-    def _note(self, key: str, facts: ClusterFacts | None, seen: PeerSeen) -> None:
+    def _note(self, key: str, facts: ClusterFacts | None, seen: PeerSeen, *, is_final: bool = False) -> None:
         now = self._clock()
         before = self._noticed.pop(key, None)
         count = before.seen.count + 1 if before is not None else 1
@@ -153,7 +153,7 @@ class Scout:
         while len(self._noticed) > self._kernel.options.sightings_max:
             del self._noticed[next(iter(self._noticed))]
         # Strangers' beacons are no news; who was named, or should not be there, is.
-        is_named = seen.via in ("static", "dial") and seen.status in _REFUSALS
+        is_named = seen.via in ("static", "dial") and (seen.status in _REFUSALS or is_final)
         if is_named or seen.status in _MISTAKES:
             warning = f"{seen.status} {seen.node_id or seen.address} {seen.cluster_id}"
             if warning not in self._warned:
@@ -169,6 +169,7 @@ class Scout:
             str(address),
             None,
             PeerSeen(address=address, via=via, status=status, detail=error.message, age_s=0.0),
+            is_final=error.is_final,
         )
 
     # --- what goes out ------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def free_udp_port() -> int:
 def test_a_beacon_tells_the_facts_to_whoever_has_the_secret() -> None:
     beacon = encode_beacon(SECRET, facts())
     assert len(beacon) <= BEACON_BYTES_MAX
-    assert decode_beacon(SECRET, beacon) == facts()
+    assert decode_beacon(SECRET, beacon) == facts(name=facts().name[:64]), "names may be long"
     assert decode_beacon(b"t" * 32, beacon) == "other_secret"
 
 

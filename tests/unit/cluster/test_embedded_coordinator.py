@@ -243,7 +243,9 @@ async def test_other_namespaces_and_other_secrets_are_told_apart(tmp_path: Path,
     assert len(warnings) == 2, "once for each, however often they are seen"
 
 
-async def test_naming_a_peer_on_another_host_is_answered_with_a_warning(tmp_path: Path, warnings: list[str]) -> None:
+async def test_naming_a_peer_on_another_host_is_answered_with_a_warning(
+    tmp_path: Path, warnings: list[str]
+) -> None:
     async with closing(TcpCluster(tmp_path)) as cluster:
         peer = HostPort("192.0.2.77", 52416)
         node = await cluster.start("a", discoveries=[StaticDiscovery([peer], pause_s=(0.05, 0.05))])

@@ -16,6 +16,9 @@ VERSION = 1
 BEACON_BYTES_MAX = 1200
 """Fits one packet of any network in use."""
 
+NAME_LENGTH_MAX = 64
+"""Characters of a host's name that a beacon carries: for people, who get the rest from the state."""
+
 _HEAD = len(MAGIC) + 1
 _MAC_BYTES = 32
 _decoder = msgspec.msgpack.Decoder(ClusterFacts)
@@ -25,7 +28,7 @@ BeaconFault = Literal["malformed", "other_version", "other_secret"]
 
 
 def encode_beacon(secret: bytes, facts: ClusterFacts) -> bytes:
-    payload = _encoder.encode(facts)
+    payload = _encoder.encode(msgspec.structs.replace(facts, name=facts.name[:NAME_LENGTH_MAX]))
     return MAGIC + bytes([VERSION]) + _mac(secret, payload) + payload
 
 

@@ -6,7 +6,7 @@ from collections import deque
 
 import msgspec
 
-from exo.cluster.errors import ConnectionLostError, HandshakeError
+from exo.cluster.errors import ConnectionLostError, HandshakeError, connection_ended, dial_failure
 from exo.cluster.transport.base import (
     MESSAGE_BYTES_MAX,
     PING_INTERVAL_S,
@@ -16,7 +16,6 @@ from exo.cluster.transport.base import (
     Listener,
     Transport,
 )
-from exo.cluster.transport.tcp_connection import dial_failure
 from exo.shared.errors import ConfigurationError
 from exo.shared.types.nodes import HostPort
 
@@ -206,7 +205,7 @@ class MemoryConnection(Connection):
         self._changed.set()
 
     def _lost(self) -> ConnectionLostError:
-        return ConnectionLostError(f"the connection to {self._peer_address} ended: {self._end_reason}")
+        return connection_ended(self._peer_address, self._end_reason)
 
 
 class MemoryListener(Listener):

@@ -6,10 +6,10 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 
-from exo.cluster.errors import ConnectionLostError, DialError, HandshakeError
+from exo.cluster.errors import ConnectionLostError, HandshakeError, NotDiallableError, dial_failure
 from exo.cluster.transport.base import Connection, Listener, Transport
 from exo.cluster.transport.greeting import Greeting
-from exo.cluster.transport.tcp_connection import TcpConnection, dial_failure
+from exo.cluster.transport.tcp_connection import TcpConnection
 from exo.shared.errors import ConfigurationError
 from exo.shared.handshake import NONCE_BYTES
 from exo.shared.types.nodes import HostPort
@@ -59,7 +59,7 @@ class TcpTransport(Transport):
 
     async def dial(self, address: HostPort, *, timeout_s: float) -> Connection:
         if not is_loopback(address.host):
-            raise DialError(
+            raise NotDiallableError(
                 f"cannot join the node at {address}: without node certificates only nodes of this host are admitted"
             )
         loop = asyncio.get_running_loop()

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
-from exo.cluster.errors import ConnectionLostError, DialError, HandshakeError
+from exo.cluster.errors import ConnectionLostError, HandshakeError, connection_ended
 from exo.cluster.transport.base import (
     MESSAGE_BYTES_MAX,
     PING_INTERVAL_S,
@@ -148,7 +148,7 @@ class TcpConnection(asyncio.Protocol, Connection):
         if self._end_reason is not None and self._timer is not None:
             self._timer.cancel()
         self._transport = None
-        self._end(f"{exc}" if exc is not None else "the other side went away")
+        self._end((exc.strerror or str(exc)) if isinstance(exc, OSError) else "the other side went away")
 
     def pause_writing(self) -> None:
         self._is_writing_paused = True
@@ -271,9 +271,4 @@ class TcpConnection(asyncio.Protocol, Connection):
             self._waiting_receiver.set_result(None)
 
     def _lost(self) -> ConnectionLostError:
-        return ConnectionLostError(f"the connection to {self._peer_address} ended: {self._end_reason}")
-
-
-def dial_failure(address: HostPort, reason: str) -> DialError:
-    """Return the error that says why a peer could not be reached."""
-    return DialError(f"cannot reach the node at {address}: {reason}")
+        return connection_ended(self._peer_address, self._end_reason)
