@@ -147,7 +147,8 @@ class EmbeddedCoordinator(Coordinator):
 
         Decisions that a master makes (instances created, deleted or restarted, nodes disconnected) are valid only
         in the cluster and term in which they were proposed; NoMasterError says that another master leads by then.
-        When this node learns of the commit from a snapshot, the index may be a later one.
+        When this node learns of the commit from a snapshot, the index may be a later one. A proposal that was
+        given up while it was already on its way may be committed all the same, once.
         """
         if not events:
             return self.state.index

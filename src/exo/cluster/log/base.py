@@ -18,6 +18,9 @@ class EventLog(ABC):
     def append(self, entries: Sequence[LogEntry]) -> None:
         """Add entries behind the last one. They are durable only after the next `sync`.
 
+        Of entries appended together all survive a crash, or none. One append per sync: of several, a crash may
+        keep the later one without the earlier, which looks like damage.
+
         Raises:
             LogOrderError: The first entry's index is not `last_index + 1`, or the indices have a gap.
             OSError: Writing failed (disk full, read-only); the log takes no more until it is opened again.
