@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from anyio import fail_after
 
+from exo.cluster.board import ImpossibleStateError
 from exo.cluster.discovery.memory import MemoryAir, MemoryDiscovery
 from exo.cluster.log.memory import MemoryLog
 from exo.cluster.options import CoordinatorOptions
@@ -84,7 +84,7 @@ class SimulatedNode:
         try:
             await coordinator.run()
         except Exception as error:
-            self.failure = error
+            self.failure = _innermost(error)
             raise
 
     async def _carry_out(self, command: Command) -> Reply:
@@ -92,6 +92,13 @@ class SimulatedNode:
         assert self.coordinator is not None
         index = await self.coordinator.propose([tagged(self.host, command.command_id)], cause_id="command")
         return Deleted(instance_id=InstanceId(command.command_id), index=index)
+
+
+def _innermost(error: Exception) -> Exception:
+    """Return what went wrong, out of the task groups that it went through."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def tagged(host: str, tag: str) -> Decision:
@@ -156,7 +163,10 @@ class Simulation:
     def check(self) -> None:
         """What has to hold at any moment."""
         for node in self.nodes.values():
-            assert node.failure is None, f"{node.host}: {node.failure!r}"
+            if isinstance(node.failure, ImpossibleStateError):
+                raise AssertionError(f"{node.host}: {node.failure}")
+            if node.failure is not None:
+                raise node.failure
         for watcher in self._watchers:
             if watcher.done() and not watcher.cancelled():
                 watcher.result()
@@ -188,10 +198,11 @@ class Simulation:
 
     async def until(self, condition: Callable[[], bool], *, timeout_s: float) -> None:
         """Wait in virtual time, checking all the way."""
-        with fail_after(timeout_s):
-            while not condition():
-                self.check()
-                await asyncio.sleep(0.01)
+        ends_s = asyncio.get_running_loop().time() + timeout_s
+        while not condition():
+            self.check()
+            assert asyncio.get_running_loop().time() < ends_s, f"it did not become so within {timeout_s:g} s"
+            await asyncio.sleep(0.01)
         self.check()
 
     @property

@@ -13,6 +13,10 @@ from exo.shared.types.ids import NodeId
 from exo.shared.types.state import NodeTelemetry, State
 
 
+class ImpossibleStateError(Exception):
+    """Raised when decisions led to a state that cannot be: a bug, found where invariants are checked."""
+
+
 class Board:
     """The state and those who watch it. `announce` after a change wakes them."""
 
@@ -74,4 +78,4 @@ class Board:
         if self._is_checking_invariants:
             violations = check(self.state)
             if violations:
-                raise RuntimeError(f"at index {self.state.index}: {'; '.join(violations)}")
+                raise ImpossibleStateError(f"at index {self.state.index}: {'; '.join(violations)}")
