@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 
 from exo.api.context import ApiContext, StartInfo
 from exo.api.dashboard_files import DASHBOARD_DIR, add_dashboard
@@ -18,6 +19,8 @@ from exo.api.openai import routes as openai_routes
 from exo.api.routes import cluster, events, instances, service
 from exo.cluster.coordinator import Coordinator
 from exo.settings import Settings
+
+ROUTERS = (openai_routes.router, instances.router, cluster.router, events.router, service.router)
 
 
 def create_app(
@@ -34,7 +37,8 @@ def create_app(
         coordinator=coordinator, generation_client=generation_client, settings=settings, started=started
     )
     app.add_middleware(RequestGuard)
-    add_dashboard(app, dashboard_dir)
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    add_dashboard(app, routes, dashboard_dir)
     return app
 
 
@@ -55,7 +59,7 @@ def routes_only() -> FastAPI:
             {"name": "service", "description": "Health, readiness, metrics."},
         ],
     )
-    for router in (openai_routes.router, instances.router, cluster.router, events.router, service.router):
+    for router in ROUTERS:
         app.include_router(router)
     add_error_handlers(app)
 

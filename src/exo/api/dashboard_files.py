@@ -1,8 +1,10 @@
 """The dashboard's built files at `/`; where they are missing, a page that says how to build them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -35,13 +37,35 @@ _CONTENT_SECURITY_POLICY = (
 
 
 class DashboardFiles(StaticFiles):
-    """Static files in which a path of the page's own router leads to the page."""
+    """Static files in which a path of the page's own router leads to the page.
+
+    Args:
+        directory: Where the files are, or will be.
+        routes: The API's routes. Files lie behind them at every path, so that what comes here at a route's path was
+            asked with another method than it has.
+    """
+
+    def __init__(self, directory: Path, routes: Sequence[APIRoute]) -> None:
+        super().__init__(directory=directory, html=True, check_dir=False)
+        self._routes = routes
 
     async def check_config(self) -> None:
         """Accept a directory that is not there: it may be built while the node runs."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """Return the file; the page itself for what looks like one of its addresses."""
+        """Return the file; the page itself for what looks like one of its addresses.
+
+        Raises:
+            HTTPException: There is no such file, or the path is a route's that was asked with another method.
+        """
+        allowed = {
+            method
+            for route in self._routes
+            if route.path_regex.match(scope["path"])
+            for method in route.methods or ()
+        }
+        if allowed:
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(allowed))})
         try:
             response = await super().get_response(path, scope)
         except HTTPException as error:
@@ -72,6 +96,6 @@ def is_page_address(path: str, scope: Scope) -> bool:
     return "text/html" in Request(scope).headers.get("accept", "")
 
 
-def add_dashboard(app: FastAPI, directory: Path = DASHBOARD_DIR) -> None:
-    """Serve the dashboard at every path that no route has taken. Add it last."""
-    app.mount("/", DashboardFiles(directory=directory, html=True, check_dir=False), name="dashboard")
+def add_dashboard(app: FastAPI, routes: Sequence[APIRoute], directory: Path = DASHBOARD_DIR) -> None:
+    """Serve the dashboard at every path that none of the routes has taken. Add it last."""
+    app.mount("/", DashboardFiles(directory, routes), name="dashboard")

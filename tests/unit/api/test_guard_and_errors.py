@@ -163,8 +163,32 @@ async def test_unknown_paths_and_methods(http: httpx.AsyncClient) -> None:
     assert (own.status_code, Problem.model_validate_json(own.content).code) == (404, "not_found")
     foreign = await http.get("/v1/nowhere")
     assert OpenAIError.model_validate_json(foreign.content).error.code == "not_found"
-    method = await http.delete("/state")
-    assert Problem.model_validate_json(method.content).code == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/state", "GET"),
+        ("PUT", "/instance", "GET, POST"),
+        ("PATCH", "/instance/i", "DELETE, GET"),
+        ("GET", "/v1/chat/completions", "POST"),
+        ("DELETE", "/v1/models/toy", "GET"),
+    ],
+)
+async def test_a_wrong_method_is_told_with_the_right_ones(
+    http: httpx.AsyncClient, method: str, path: str, allowed: str
+) -> None:
+    response = await http.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    if path.startswith("/v1"):
+        assert OpenAIError.model_validate_json(response.content).error.code == "method_not_allowed"
+    else:
+        assert Problem.model_validate_json(response.content).code == "method_not_allowed"
+
+
+async def test_probes_may_ask_for_the_head_only(http: httpx.AsyncClient) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert (await http.head(path)).status_code == 200
 
 
 async def test_a_fault_inside_is_a_500_without_its_innards(world: World, http: httpx.AsyncClient) -> None:

@@ -11,6 +11,7 @@ from exo.api.schemas.service import Health, Readiness
 router = APIRouter(tags=["service"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", operation_id="get_health", response_model=Health)
 async def get_health(context: Context) -> Response:
     """The process answers."""
@@ -25,6 +26,7 @@ async def get_health(context: Context) -> Response:
     )
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", operation_id="get_readiness", response_model=Readiness, responses=problems(503))
 async def get_readiness(context: Context) -> Response:
     """Whether this node is a member of a cluster whose state it knows."""
