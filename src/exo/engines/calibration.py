@@ -17,8 +17,8 @@ _AGAIN_BELOW_S = 5.0
 def measure_prefill_tokens(run: Callable[[int], None], clock: Callable[[], float]) -> int:
     """Return a power of two between `PREFILL_TOKENS_MIN` and `PREFILL_TOKENS_MAX`.
 
-    Runs 4 positions, then twice as many, until they take long enough to reckon with: about a second in all, and
-    more only where even 4 positions take longer.
+    Runs 4 positions, then twice as many, until they take long enough to reckon with: milliseconds on a fast
+    machine, a second or two on a slow one, and more only where even 4 positions take longer.
 
     Args:
         run: Runs so many positions of a new sequence, and returns when they are computed.
