@@ -1,6 +1,5 @@
 """From a model's name to an instance that can serve: one that is ready, one that is loading, or a new one."""
 
-import difflib
 import uuid
 
 import anyio
@@ -9,6 +8,7 @@ from exo.api import present
 from exo.api.context import ApiContext
 from exo.api.errors import ApiError, from_refusal
 from exo.api.readiness import is_on_its_way, settled_instance
+from exo.shared.near_matches import near_matches, unknown_model_sentence
 from exo.shared.serving import are_nodes_connected, instance_status
 from exo.shared.types.commands import Placed, PlaceInstance, Refusal
 from exo.shared.types.ids import CommandId, InstanceId, ModelId
@@ -18,7 +18,6 @@ from exo.shared.types.state import State
 READY_TIMEOUT_S = 600.0
 """A large model takes minutes to load from a slow disk."""
 PLACE_TIMEOUT_S = 30.0
-_NEAR_MATCHES_MAX = 3
 
 
 async def ready_instance(context: ApiContext, model_id: ModelId) -> Instance:
@@ -89,19 +88,12 @@ def _require_known(state: State, model_id: ModelId) -> None:
 
 def unknown_model(model_id: str, known: list[ModelId]) -> ApiError:
     """Return the answer for a model that no node has, naming those that are written nearly the same."""
-    near = difflib.get_close_matches(model_id, known, n=_NEAR_MATCHES_MAX, cutoff=0.5)
-    if near:
-        hint = f"did you mean {' or '.join(near)}?"
-    elif known:
-        hint = f"there {'is' if len(known) == 1 else 'are'} {', '.join(known[:10])}"
-    else:
-        hint = "no node has any; put a model's directory into the models folder"
     return ApiError(
         404,
         "model_not_found",
-        f"there is no model {model_id!r}; {hint}",
+        unknown_model_sentence(model_id, known),
         param="model",
-        extra={"near_matches": near},
+        extra={"near_matches": near_matches(model_id, known)},
     )
 
 

@@ -6,8 +6,9 @@ import msgspec
 import pytest
 
 from exo.api.schemas.openai import ChatCompletion, Completion, OpenAIModel, OpenAIModelList
-from exo.api.schemas.problems import OpenAIError
+from exo.api.schemas.problems import OpenAIError, Problem
 from exo.dataplane.errors import GenerationFailedError, GenerationRejected, StageUnreachableError
+from exo.master.placement.place import place_instance
 from exo.shared.types import events
 from exo.shared.types.commands import Command, Placed, PlaceInstance, Refusal, Reply
 from exo.shared.types.generation import ChatMessage, Sampling
@@ -429,3 +430,21 @@ async def test_a_model_on_no_node_but_in_an_instance_is_known(world: World, http
     world.coordinator.set_state(state)
     models = parse(OpenAIModelList, (await http.get("/v1/models")).content).data
     assert [model.id for model in models] == [ModelId("other"), ModelId("toy")]
+
+
+@pytest.mark.parametrize("name", ["TOI", "toyota-model", "org/brokn", "zzzzzz"])
+async def test_chats_and_placements_say_the_same_of_an_unknown_model(unplaced: World, name: str) -> None:
+    async def place(command: Command) -> Reply:
+        assert isinstance(command, PlaceInstance)
+        answer = place_instance(unplaced.coordinator.state, command.request, should_stop=lambda: False)
+        assert isinstance(answer, Refusal)
+        return answer
+
+    unplaced.coordinator.set_command_handler(place)
+    async with client_of(unplaced.app()) as http:
+        chat = await http.post("/v1/chat/completions", json=CHAT | {"model": name})
+        placing = await http.post("/instance", json={"model_id": name})
+    assert (chat.status_code, placing.status_code) == (404, 404)
+    error = OpenAIError.model_validate_json(chat.content).error
+    problem = Problem.model_validate_json(placing.content)
+    assert (error.message, error.code) == (problem.detail, problem.code)

@@ -9,6 +9,7 @@ from exo.master.placement.evaluate import violations
 from exo.master.placement.explain import explain, gibibytes, refuse_for_memory
 from exo.master.placement.greedy import solve_greedy
 from exo.master.placement.problem import ENGINES_BY_FORMAT, Problem, build_problem, context_length_of
+from exo.shared.near_matches import near_matches, unknown_model_sentence
 from exo.shared.types.commands import Refusal
 from exo.shared.types.ids import ModelId
 from exo.shared.types.instances import PlacementRequest, Plan
@@ -111,17 +112,12 @@ def find_model(state: State, model_id: ModelId) -> ModelCard | Refusal:
 
 def unknown_model(state: State, model_id: ModelId) -> Refusal:
     """The refusal for a model that no node has, with the names that look like it."""
-    known = sorted({card.model_id for node in state.nodes.values() for card in node.identity.models})
-    lowered = {name.lower(): name for name in known}
-    near = tuple(
-        lowered[n] for n in difflib.get_close_matches(model_id.lower(), list(lowered), n=3, cutoff=0.4)
-    )
-    hint = f"Did you mean {' or '.join(near)}?" if near else "`exo models` lists those there are."
+    known = {card.model_id for node in state.nodes.values() for card in node.identity.models}
     return Refusal(
         status=404,
         code="model_not_found",
-        message=f"No node of this cluster has a model {model_id!r}. {hint}",
-        near_matches=near,
+        message=unknown_model_sentence(model_id, known),
+        near_matches=near_matches(model_id, known),
     )
 
 
