@@ -104,3 +104,20 @@ def test_progress_of_deleted_instances_does_not_stay() -> None:
     state = fold(state, e.InstanceDeleted(instance_id=InstanceId("i"), reason="test"))
     frame = e.TelemetryFrame(node_id=NodeId("a"), boot_id="boot-1", seq=6, events=())
     assert apply_telemetry(state, frame).live[NodeId("a")].stages == {}
+
+
+def test_a_ping_does_not_erase_the_bandwidth_that_a_transfer_measured() -> None:
+    state = two_nodes()
+    measured = [
+        e.LinkMeasured(
+            source_node_id=NodeId("a"), dest_node_id=NodeId("b"), link_type="loopback", bandwidth_mbps=900.0
+        ),
+        e.LinkMeasured(
+            source_node_id=NodeId("a"), dest_node_id=NodeId("b"), link_type="loopback", latency_ms=0.2
+        ),
+    ]
+    for seq, event in enumerate(measured):
+        frame = e.TelemetryFrame(node_id=NodeId("a"), boot_id="boot-1", seq=seq, events=(event,))
+        state = apply_telemetry(state, frame)
+    link = state.live[NodeId("a")].links[NodeId("b")]
+    assert (link.bandwidth_mbps, link.latency_ms) == (900.0, 0.2)

@@ -33,12 +33,18 @@ def _fold(live: NodeTelemetry, node_id: NodeId, event: e.Telemetry) -> NodeTelem
         case e.NodeProfileUpdated(profile=profile):
             return replace(live, profile=profile)
         case e.LinkMeasured():
+            before = live.links.get(event.dest_node_id)
             link = Link(
                 source_node_id=node_id,
                 dest_node_id=event.dest_node_id,
                 link_type=event.link_type,
-                latency_ms=event.latency_ms,
-                bandwidth_mbps=event.bandwidth_mbps,
+                # A ping measures no bandwidth: what a transfer measured earlier stays.
+                latency_ms=event.latency_ms
+                if event.latency_ms is not None or before is None
+                else before.latency_ms,
+                bandwidth_mbps=event.bandwidth_mbps
+                if event.bandwidth_mbps is not None or before is None
+                else before.bandwidth_mbps,
                 measurement_count=event.measurement_count,
             )
             return replace(live, links={**live.links, event.dest_node_id: link})

@@ -22,7 +22,6 @@ class CommitPlan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     instance_id: InstanceId
     request: PlacementRequest
     plan: Plan
-    reuse_existing: bool = False
 
 
 class DeleteInstance(msgspec.Struct, frozen=True, kw_only=True, tag=True):
