@@ -1,7 +1,6 @@
 """What a node is told at start: flags, their environment variables, and the data directory."""
 
 import os
-import sys
 from pathlib import Path
 
 import platformdirs
@@ -84,6 +83,3 @@ def require_loopback(host: str) -> None:
             f"cannot listen on {host}: without access keys exo serves this machine only; "
             "reach it from elsewhere through a tunnel, such as: ssh -L 52415:127.0.0.1:52415 HOST"
         )
-
-
-IS_WINDOWS = sys.platform == "win32"
