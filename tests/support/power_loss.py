@@ -7,6 +7,8 @@ class _Inode:
     def __init__(self) -> None:
         self.data = bytearray()
         self.durable = b""
+        self.overwritten: list[tuple[int, bytes]] = []
+        """Of a file that is written in place: what was not synced."""
 
 
 class _OpenFile:
@@ -32,6 +34,22 @@ class _OpenFile:
 
     def close(self) -> None:
         return
+
+
+class FixedFile(_OpenFile):
+    """A file that is written in place; only its own syncs may be made to fail."""
+
+    is_sync_failing = False
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        self._inode.overwritten.append((offset, data))
+        self._inode.data[offset : offset + len(data)] = data
+
+    def sync(self) -> None:
+        if self._disk.is_sync_failing or self.is_sync_failing:
+            raise OSError(errno.EIO, "Input/output error")
+        self._inode.durable = bytes(self._inode.data)
+        self._inode.overwritten.clear()
 
 
 class PowerLossFiles:
@@ -60,6 +78,12 @@ class PowerLossFiles:
     def open_at_end(self, name: str) -> _OpenFile:
         return _OpenFile(self, self._names[name])
 
+    def open_in_place(self, name: str, size_bytes: int) -> FixedFile:
+        inode = self._names.setdefault(name, _Inode())
+        inode.data.extend(bytes(max(0, size_bytes - len(inode.data))))
+        inode.durable = bytes(inode.data)
+        return FixedFile(self, inode)
+
     def truncate(self, name: str, size_bytes: int) -> None:
         del self._names[name].data[size_bytes:]
         self._names[name].durable = bytes(self._names[name].data)
@@ -80,6 +104,13 @@ class PowerLossFiles:
         """Go back to what was synced. Of what was written since, the first `kept_bytes` of each file survive."""
         self._names = dict(self._names if are_names_kept else self._durable_names)
         for inode in self._names.values():
+            if inode.overwritten:
+                inode.data = bytearray(inode.durable)
+                for offset, data in inode.overwritten:
+                    inode.data[offset : offset + len(data[:kept_bytes])] = data[:kept_bytes]
+                inode.durable = bytes(inode.data)
+                inode.overwritten.clear()
+                continue
             survivors = inode.data[len(inode.durable) :][:kept_bytes]
             inode.data = bytearray(inode.durable) + survivors
             inode.durable = bytes(inode.data)

@@ -1,14 +1,16 @@
 """What every EventLog promises, whatever it is kept in."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from exo.cluster.log.base import EventLog
+from exo.cluster.log.files import DiskFiles, Files
 from exo.cluster.log.memory import MemoryLog
 from exo.cluster.log.segments import SegmentLog
-from exo.shared.errors import LogOrderError
+from exo.shared.errors import LogCorruptError, LogOrderError
 from support.entries import entries, entry
 from support.power_loss import PowerLossFiles
 
@@ -18,9 +20,16 @@ SMALL_SEGMENT_BYTES = 600
 class Case:
     """One implementation: how to open it, and how to take its power away."""
 
-    def __init__(self, open_log: Callable[[], EventLog], lose_power: Callable[[EventLog], None]) -> None:
+    def __init__(
+        self,
+        open_log: Callable[[], EventLog],
+        lose_power: Callable[[EventLog], None],
+        cut_off: Callable[[int], None] | None = None,
+    ) -> None:
         self.open = open_log
         self.lose_power = lose_power
+        self.cut_off = cut_off
+        """Takes that many bytes from the end of what is kept; None: it is kept where nothing can be damaged."""
 
 
 @pytest.fixture(params=["memory", "segments on disk", "segments over power loss"])
@@ -31,13 +40,21 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     if request.param == "segments on disk":
         # A real disk keeps what was written, synced or not: losing power is closing here.
         return Case(
-            lambda: SegmentLog(tmp_path / "log", segment_bytes=SMALL_SEGMENT_BYTES), lambda log: log.close()
+            lambda: SegmentLog(tmp_path / "log", segment_bytes=SMALL_SEGMENT_BYTES),
+            lambda log: log.close(),
+            partial(_cut_off, DiskFiles(tmp_path / "log")),
         )
     files = PowerLossFiles()
     return Case(
         lambda: SegmentLog(tmp_path, files=files, segment_bytes=SMALL_SEGMENT_BYTES),
         lambda _: files.lose_power(),
+        partial(_cut_off, files),
     )
+
+
+def _cut_off(files: Files, count: int) -> None:
+    last = max(name for name in files.names() if name.endswith(".log"))
+    files.truncate(last, len(files.read(last)) - count)
 
 
 def test_a_new_log_is_empty(case: Case) -> None:
@@ -99,6 +116,34 @@ def test_what_was_not_synced_is_gone_or_whole(case: Case) -> None:
     assert list(log.read()) in (entries(1, 2), entries(1, 5))
     log.append([entry(log.last_index + 1)])
     log.sync()
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_what_was_synced_and_is_gone_is_refused(case: Case, count: int) -> None:
+    if case.cut_off is None:
+        pytest.skip("kept in memory")
+    log = case.open()
+    for first in range(1, 30, 3):
+        log.append(entries(first, first + 2))
+        log.sync()
+    case.lose_power(log)
+    case.cut_off(count)
+    with pytest.raises(LogCorruptError, match="acknowledged"):
+        case.open()
+
+
+def test_what_was_not_synced_may_be_gone(case: Case) -> None:
+    if case.cut_off is None:
+        pytest.skip("kept in memory")
+    log = case.open()
+    log.append(entries(1, 3))
+    log.sync()
+    log.append(entries(4, 6))
+    log.close()
+    case.cut_off(1)
+    log = case.open()
+    assert list(log.read()) == entries(1, 3)
+    log.close()
 
 
 def test_a_reset_log_is_empty_for_good_and_begins_again(case: Case) -> None:

@@ -16,10 +16,11 @@ from loguru import logger
 
 from exo.cluster.log import format
 from exo.cluster.log.checksum import crc32c
+from exo.cluster.log.mark import MARK_NAME
 from exo.cluster.log.segments import SegmentLog
 from exo.shared.errors import ConfigurationError, LogCorruptError
 from support.entries import entries, entry
-from support.power_loss import PowerLossFiles
+from support.power_loss import FixedFile, PowerLossFiles
 
 HERE = Path("somewhere")
 
@@ -33,14 +34,19 @@ def warnings() -> Iterator[list[str]]:
     logger.remove(handle)
 
 
-def written(*groups: list, segment_bytes: int = 10**6) -> PowerLossFiles:
-    """A disk with one frame per group."""
+def written(*groups: list, segment_bytes: int = 10**6, synced_count: int | None = None) -> PowerLossFiles:
+    """A disk with one frame per group, of which the first `synced_count` (or all) were synced."""
     files = PowerLossFiles()
     log = SegmentLog(HERE, files=files, segment_bytes=segment_bytes)
-    for group in groups:
+    for number, group in enumerate(groups):
         log.append(group)
-        log.sync()
+        if synced_count is None or number < synced_count:
+            log.sync()
     return files
+
+
+def segments(files: PowerLossFiles) -> list[str]:
+    return [name for name in files.names() if name.endswith(".log")]
 
 
 def reopened(files: PowerLossFiles) -> list:
@@ -61,8 +67,19 @@ def test_a_flipped_byte_before_good_frames_is_refused() -> None:
 
 
 @given(st.integers(min_value=0), st.integers(min_value=1, max_value=255))
-def test_any_flipped_byte_is_refused_or_costs_only_the_last_frame(position: int, flip: int) -> None:
+def test_any_flipped_byte_of_what_was_synced_is_refused(position: int, flip: int) -> None:
     files = written(entries(1, 3), entries(4, 6), entries(7, 9))
+    name = files.names()[0]
+    damaged = bytearray(files.read(name))
+    damaged[position % len(damaged)] ^= flip
+    files.overwrite(name, bytes(damaged))
+    with pytest.raises(LogCorruptError):
+        reopened(files)
+
+
+@given(st.integers(min_value=0), st.integers(min_value=1, max_value=255))
+def test_any_flipped_byte_is_refused_or_costs_only_the_unsynced_frame(position: int, flip: int) -> None:
+    files = written(entries(1, 3), entries(4, 6), entries(7, 9), synced_count=2)
     name = files.names()[0]
     damaged = bytearray(files.read(name))
     damaged[position % len(damaged)] ^= flip
@@ -74,13 +91,18 @@ def test_any_flipped_byte_is_refused_or_costs_only_the_last_frame(position: int,
 
 
 @given(st.integers(min_value=0))
-def test_any_cut_keeps_every_whole_frame(cut: int) -> None:
-    files = written(entries(1, 3), entries(4, 6), entries(7, 9))
+def test_any_cut_keeps_every_whole_frame_or_is_refused(cut: int) -> None:
+    files = written(entries(1, 3), entries(4, 6), entries(7, 9), synced_count=1)
     name = files.names()[0]
     whole = files.read(name)
     cut %= len(whole) + 1
     files.overwrite(name, whole[:cut])
     count = sum(frame.entry_count for frame in format.scan(whole) if frame.end <= cut)
+    if count < 3:
+        with pytest.raises(LogCorruptError, match="entries up to 3 were acknowledged"):
+            reopened(files)
+        assert files.read(name) == whole[:cut], "nothing is cut off what may still be mended"
+        return
     log = SegmentLog(HERE, files=files)
     assert list(log.read()) == entries(1, count)
     log.append([entry(count + 1)])
@@ -89,13 +111,83 @@ def test_any_cut_keeps_every_whole_frame(cut: int) -> None:
 
 
 def test_a_torn_tail_is_cut_off_with_a_warning(warnings: list[str]) -> None:
-    files = written(entries(1, 3), entries(4, 6))
+    files = written(entries(1, 3), entries(4, 6), synced_count=1)
     name = files.names()[0]
     files.overwrite(name, files.read(name)[:-5])
     assert reopened(files) == entries(1, 3)
     assert len(warnings) == 1 and "torn tail" in warnings[0] and "behind entry 3" in warnings[0]
     assert reopened(files) == entries(1, 3)
     assert len(warnings) == 1, "it is cut off once"
+
+
+# --- the mark of what was acknowledged ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segment_bytes", [10, 10**6])
+def test_an_acknowledged_end_that_is_gone_is_refused(segment_bytes: int) -> None:
+    """A flipped bit in the last frame, a frame cut off, a whole segment missing."""
+
+    def damage_bit(files: PowerLossFiles, last: str) -> None:
+        data = bytearray(files.read(last))
+        data[-3] ^= 1
+        files.overwrite(last, bytes(data))
+
+    def cut_off(files: PowerLossFiles, last: str) -> None:
+        files.overwrite(last, files.read(last)[:-40])
+
+    def remove(files: PowerLossFiles, last: str) -> None:
+        files.remove(last)
+
+    for damage in (damage_bit, cut_off, remove):
+        files = written(entries(1, 3), entries(4, 6), segment_bytes=segment_bytes)
+        damage(files, segments(files)[-1])
+        with pytest.raises(LogCorruptError, match="entries up to 6 were acknowledged"):
+            reopened(files)
+
+
+def test_a_mark_with_one_bad_slot_still_holds() -> None:
+    for slot in (0, 64):
+        files = written(entries(1, 3), entries(4, 6))
+        mark = bytearray(files.read(MARK_NAME))
+        mark[slot] ^= 1
+        files.overwrite(MARK_NAME, bytes(mark))
+        assert reopened(files) == entries(1, 6)
+
+
+def test_a_mark_that_cannot_be_read_is_refused_and_one_that_is_gone_is_made_anew(warnings: list[str]) -> None:
+    files = written(entries(1, 3))
+    files.overwrite(MARK_NAME, b"x" * len(files.read(MARK_NAME)))
+    with pytest.raises(LogCorruptError, match="delete that file"):
+        reopened(files)
+    files.remove(MARK_NAME)
+    assert reopened(files) == entries(1, 3)
+    assert len(warnings) == 1 and "trusting what is there" in warnings[0]
+    files.remove(segments(files)[0])
+    with pytest.raises(LogCorruptError, match="up to 3 were acknowledged"):
+        reopened(files)
+
+
+@pytest.mark.parametrize("kept_bytes", range(0, 21, 4))
+def test_power_may_go_between_the_entries_and_the_mark(
+    kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = written(entries(1, 3), entries(4, 5))
+    log = SegmentLog(HERE, files=files)
+    log.append([entry(6)])
+    with monkeypatch.context() as patch:
+        patch.setattr(FixedFile, "is_sync_failing", True)
+        with pytest.raises(OSError):
+            log.sync()
+    files.lose_power(kept_bytes=kept_bytes)
+    assert reopened(files) == entries(1, 6)
+
+
+def test_what_was_found_at_the_start_is_synced_before_it_is_acted_on() -> None:
+    """The process died between writing and syncing; the next one serves these entries, and then the power goes."""
+    files = written(entries(1, 3), entries(4, 6), synced_count=1)
+    assert reopened(files) == entries(1, 6)
+    files.lose_power()
+    assert reopened(files) == entries(1, 6)
 
 
 def test_zeros_at_the_end_are_a_torn_tail() -> None:
@@ -106,21 +198,20 @@ def test_zeros_at_the_end_are_a_torn_tail() -> None:
 
 
 def test_a_torn_new_segment_is_dropped() -> None:
-    files = written(entries(1, 3), entries(4, 6), segment_bytes=10)
-    last = files.names()[-1]
+    files = written(entries(1, 3), entries(4, 6), segment_bytes=10, synced_count=1)
+    last = segments(files)[-1]
     for size in (0, 3, format.HEADER_BYTES):
         files.overwrite(last, files.read(last)[:size])
         log = SegmentLog(HERE, files=files, segment_bytes=10)
         assert list(log.read()) == entries(1, 3)
         log.append(entries(4, 6))
-        log.sync()
-        assert reopened(files) == entries(1, 6)
-        last = files.names()[-1]
+        assert list(log.read()) == entries(1, 6)
+        last = segments(files)[-1]
 
 
 def test_a_torn_segment_in_the_middle_and_a_missing_one_are_refused() -> None:
     files = written(entries(1, 3), entries(4, 6), entries(7, 9), segment_bytes=10)
-    first, middle, _ = files.names()
+    first, middle, _ = segments(files)
     whole = files.read(middle)
     files.overwrite(middle, whole[:-1])
     with pytest.raises(LogCorruptError, match="damaged"):

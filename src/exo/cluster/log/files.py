@@ -1,5 +1,6 @@
 """What a log needs of a file system, small enough that a test can stand in for one that loses power."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,20 @@ class WritableFile(Protocol):
 
     def write(self, data: bytes) -> None:
         """Add all of `data` at the end, or raise OSError (part of it may be there then)."""
+        ...
+
+    def sync(self) -> None:
+        """Return when everything written survives a loss of power."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class FixedFile(Protocol):
+    """A small file of a fixed size that is overwritten in place."""
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Overwrite. After a loss of power the old bytes are there, or the new ones, or some of both."""
         ...
 
     def sync(self) -> None:
@@ -41,6 +56,10 @@ class Files(Protocol):
 
     def open_at_end(self, name: str) -> WritableFile: ...
 
+    def open_in_place(self, name: str, size_bytes: int) -> FixedFile:
+        """Open a file of this size; one that is missing or shorter is filled up with zeros, durably but its name."""
+        ...
+
     def truncate(self, name: str, size_bytes: int) -> None:
         """Cut a file off, durably."""
         ...
@@ -66,7 +85,31 @@ class DiskFile:
             rest = rest[os.write(self._descriptor, rest) :]
 
     def sync(self) -> None:
-        sync_descriptor(self._descriptor)
+        sync_data(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class DiskFixedFile:
+    """A FixedFile on a real disk."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(path, flags, 0o600)
+        missing = size_bytes - os.fstat(self._descriptor).st_size
+        if missing > 0:
+            os.lseek(self._descriptor, 0, os.SEEK_END)
+            os.write(self._descriptor, bytes(missing))
+            sync_descriptor(self._descriptor)
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        os.lseek(self._descriptor, offset, os.SEEK_SET)
+        if os.write(self._descriptor, data) != len(data):
+            raise OSError(errno.EIO, "not all of it was written")
+
+    def sync(self) -> None:
+        sync_data(self._descriptor)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -93,6 +136,9 @@ class DiskFiles:
     def open_at_end(self, name: str) -> WritableFile:
         return DiskFile(self.directory / name, 0)
 
+    def open_in_place(self, name: str, size_bytes: int) -> FixedFile:
+        return DiskFixedFile(self.directory / name, size_bytes)
+
     def truncate(self, name: str, size_bytes: int) -> None:
         with (self.directory / name).open("r+b") as file:
             file.truncate(size_bytes)
@@ -117,6 +163,14 @@ def sync_descriptor(descriptor: int) -> None:
         except OSError:
             pass
     os.fsync(descriptor)
+
+
+def sync_data(descriptor: int) -> None:
+    """As `sync_descriptor`, without the times of the file where the system can leave them out."""
+    if sys.platform == "linux":
+        os.fdatasync(descriptor)
+    else:
+        sync_descriptor(descriptor)
 
 
 def sync_directory(directory: Path) -> None:

@@ -11,6 +11,7 @@ from exo.cluster.log import format
 from exo.cluster.log.base import EventLog
 from exo.cluster.log.files import DiskFiles, Files, WritableFile
 from exo.cluster.log.lock import DirectoryLock
+from exo.cluster.log.mark import HighWaterMark
 from exo.cluster.log.order import require_order
 from exo.shared.errors import LogCorruptError
 from exo.shared.types.events import LogEntry
@@ -27,7 +28,7 @@ class _Segment(msgspec.Struct):
 
 
 class SegmentLog(EventLog):
-    """Decisions on disk. A torn tail is cut off at opening; damage before good frames is refused.
+    """Decisions on disk. A torn tail that was never synced is cut off at opening; any other damage is refused.
 
     Args:
         directory: Where the segments lie; created where missing, locked against other processes.
@@ -36,8 +37,8 @@ class SegmentLog(EventLog):
 
     Raises:
         ConfigurationError: Another process uses the directory.
-        LogCorruptError: A frame is damaged and undamaged ones follow, a segment is missing, or a newer release
-            wrote it.
+        LogCorruptError: A frame is damaged and undamaged ones follow, a segment is missing, the log ends before
+            what was synced, or a newer release wrote it.
         OSError: The directory cannot be read or written.
     """
 
@@ -51,6 +52,7 @@ class SegmentLog(EventLog):
         """Held while `_segments` changes: `read` may run beside a writer in another thread."""
         self._segments: list[_Segment] = []
         self._file: WritableFile | None = None
+        self._mark: HighWaterMark | None = None
         self._last_index = 0
         self._has_unsynced_name = False
         self._failure: OSError | None = None
@@ -92,6 +94,9 @@ class SegmentLog(EventLog):
             if self._has_unsynced_name:
                 self._files.sync_names()
                 self._has_unsynced_name = False
+            # Behind the entries, never beside them: a mark that survives without them would claim a loss.
+            if self._mark is not None and self._mark.index != self._last_index:
+                self._mark.write(self._last_index)
         except OSError as error:
             # After a failed sync nobody knows what the disk has; trying again would report success untruly.
             self._failure = error
@@ -136,6 +141,8 @@ class SegmentLog(EventLog):
         if not self._is_closed:
             self._is_closed = True
             self._close_file()
+            if self._mark is not None:
+                self._mark.close()
             if self._lock is not None:
                 self._lock.release()
 
@@ -171,17 +178,32 @@ class SegmentLog(EventLog):
             if name.endswith(_SUFFIX):
                 self._files.remove(name)
         self._files.sync_names()
+        if self._mark is not None:
+            self._mark.write(0)
         self._files.remove(_RESET_MARK)
         self._files.sync_names()
 
     def _recover(self) -> None:
         names = self._files.names()
+        self._mark = HighWaterMark(self._files, self._where)
+        if self._mark.is_new:
+            self._files.sync_names()
         if _RESET_MARK in names:
             self._finish_reset()
             return
         names = sorted(name for name in names if name.endswith(_SUFFIX))
+        if self._mark.is_new and names:
+            logger.warning(
+                "{} holds no mark of how far it was acknowledged: trusting what is there", self._where
+            )
         for position, name in enumerate(names):
             self._recover_segment(name, is_last=position == len(names) - 1)
+        self._require_marked()
+        if self._segments:
+            # What was found is acted on, so it has to stay, synced or not before.
+            self._file = self._files.open_at_end(self._segments[-1].name)
+            self._has_unsynced_name = True
+            self.sync()
 
     def _recover_segment(self, name: str, *, is_last: bool) -> None:
         data = self._files.read(name)
@@ -194,6 +216,8 @@ class SegmentLog(EventLog):
                 end = frame.end
         if end < len(data) and (not is_last or format.has_frame_after(data, end - 1)):
             raise self._damaged(name, end)
+        if end < len(data) or end <= format.HEADER_BYTES:
+            self._require_marked()
         if end <= format.HEADER_BYTES:
             if not is_last:
                 raise self._damaged(name, end)
@@ -217,6 +241,16 @@ class SegmentLog(EventLog):
             raise LogCorruptError(
                 f"the log in {self._where} has a gap: {name} continues at entry {frame.first_index} where "
                 f"{self._last_index + 1} was expected; restore the missing file, or choose another EXO_HOME"
+            )
+
+    def _require_marked(self) -> None:
+        """Called before a tail is cut off, and at the end."""
+        assert self._mark is not None
+        if self._last_index < self._mark.index:
+            raise LogCorruptError(
+                f"the log in {self._where} is damaged: it ends at entry {self._last_index}, and entries up to "
+                f"{self._mark.index} were acknowledged; restore the directory from a copy, or choose another one "
+                "with EXO_HOME"
             )
 
     def _damaged(self, name: str, offset: int) -> LogCorruptError:
