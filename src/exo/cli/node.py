@@ -59,9 +59,8 @@ def start(
     )
     configure_logs(verbosity)
     if wants_cuda(os.environ):
-        advice = cuda_advice()
-        if advice is not None:
-            logger.warning("EXO_USE_CUDA is set, but {}", advice)
+        advice = cuda_advice() or "exo places no layers on GPUs yet: they run on the processor"
+        logger.warning("EXO_USE_CUDA is set, but {}", advice)
     from exo.node import run_node
 
     anyio.run(run_node, settings, backend_options={"use_uvloop": sys.platform != "win32"})
