@@ -61,6 +61,8 @@ class Commanding:
         return answer.reply
 
     async def _send(self, command: Command) -> Answer:
+        options = self._kernel.options
+        without_since_s = self._clock()
         while True:
             leadership = self._kernel.leadership
             if leadership.is_self and self.handler is not None:
@@ -71,10 +73,18 @@ class Commanding:
                     return await future
                 with anyio.move_on_after(held_s):
                     await self._kernel.board.changed.wait()
+                without_since_s = self._clock()
             elif leadership.master_node_id is not None and not leadership.is_self:
                 return await self._kernel.call(command)
             else:
-                await self._kernel.board.changed.wait()
+                left_s = options.master_wait_s - (self._clock() - without_since_s)
+                if left_s < 0.001:
+                    raise NoMasterError(
+                        f"no master could be reached for {options.master_wait_s:g} s; "
+                        "start the node that was the master, or see `exo status`"
+                    )
+                with anyio.move_on_after(left_s):
+                    await self._kernel.board.changed.wait()
 
     def _held_s(self) -> float:
         """Return how long to hold a command back at most, looking again at every change."""

@@ -19,6 +19,8 @@ class CoordinatorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How long a master that has just started waits for its members before it marks them disconnected."""
     orphan_patience_s: float = 10.0
     """How long a follower without instances waits for its master before it joins another cluster it sees."""
+    master_wait_s: float = 5.0
+    """How long a command waits for a master to be there; one that a master has may take its whole time."""
     proposal_timeout_s: float = 60.0
     """How long `propose` waits for a master."""
     telemetry_flush_s: float = 0.025
