@@ -1,6 +1,6 @@
 """What can go wrong while nodes talk and agree."""
 
-from exo.shared.errors import ExoError
+from exo.shared.errors import ExoError, NoMasterError
 from exo.shared.types.nodes import HostPort
 
 
@@ -31,6 +31,10 @@ class NotDiallableError(DialError):
     """Raised when an address is outside what this transport may reach."""
 
     is_final = True
+
+
+class UnsendableError(NoMasterError):
+    """Raised when something cannot be put into a message: a number beyond 64 bits, text that is no UTF-8, too long."""
 
 
 class LogWriteError(ExoError):

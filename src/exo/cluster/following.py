@@ -30,7 +30,7 @@ from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
 
 GiveUpLeading = Callable[[HostPort], Awaitable[None]]
-"""Stops leading before it waits for anything, redirects followers to this address, and forgets the own log, durably."""
+"""Stops leading before it waits for anything, redirects followers to this address, and forgets the own log."""
 
 
 class Following:
@@ -185,8 +185,13 @@ class Following:
             while True:
                 messages = self._kernel.take_uplink()
                 for message in messages:
-                    await connection.send(encode(message))
+                    await connection.send(message)
                 if not messages:
                     await self._kernel.uplink_work.wait()
         except ConnectionLostError:
             return  # The receiving side notices too, and says why.
+        except ValueError as error:
+            # What callers pass in was looked at before it was queued; should that have missed something, a
+            # connection ends and not the node.
+            logger.error("leaving the master: {}", error)
+            connection.close(str(error))

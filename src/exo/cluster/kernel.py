@@ -34,16 +34,17 @@ from exo.cluster.options import CoordinatorOptions
 from exo.cluster.proposals import Proposals
 from exo.cluster.session import Session
 from exo.cluster.signal import Signal
-from exo.cluster.transport.base import Connection
+from exo.cluster.transport.base import MESSAGE_BYTES_MAX, Connection
 from exo.cluster.wire import (
     Answer,
     Call,
     Entries,
     LiveState,
     Propose,
-    Publish,
     Welcome,
     encode,
+    encode_checked,
+    encode_entries,
     encode_snapshot,
 )
 from exo.shared.errors import NoMasterError
@@ -97,10 +98,10 @@ class Kernel:
         self._join_ticket: int | None = None
         self._call_numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Answer]] = {}
-        self._uplink_calls: deque[Call] = deque()
+        self._uplink_calls: deque[bytes] = deque()
         self._catching_up_to: int | None = None
         """The index from which on a follower knows whether it is a member; None: it knows."""
-        self._entries_encoded: dict[tuple[int, int, int], bytes] = {}
+        self._entries_encoded: dict[tuple[int, int, int], list[bytes]] = {}
 
     # --- what is so ---------------------------------------------------------------------------------------------
 
@@ -159,7 +160,11 @@ class Kernel:
     def submit(
         self, events: Sequence[Decision], cause_id: str, *, is_first: bool = False
     ) -> tuple[int, asyncio.Future[int]]:
-        """Put decisions on their way; see Proposals.add."""
+        """Put decisions on their way; see Proposals.add.
+
+        Raises:
+            UnsendableError: They cannot be put into a message.
+        """
         submitted = self.proposals.add(
             events, cause_id, position=(self.core.cluster_id, self.core.term), is_first=is_first
         )
@@ -339,19 +344,22 @@ class Kernel:
             session.needs_live = False
             return encode_snapshot(self.state)
         if entries:
-            return [self._encode_entries(entries)]
+            return self._encode_entries(entries)
         ticks = None if session.needs_live else self.lane.ring.since(session.tick)
         session.tick = self.lane.ring.tick
         session.needs_live = False
-        telemetry = [encode(LiveState(live=self.state.live))] if ticks is None else ticks
-        return [*session.take_answers(), *telemetry]
+        if ticks is None:
+            live = encode(LiveState(live=self.state.live))
+            # Beyond what one message can carry, the whole state goes in pieces.
+            ticks = [live] if len(live) <= MESSAGE_BYTES_MAX else encode_snapshot(self.state)
+        return [*session.take_answers(), *ticks]
 
-    def _encode_entries(self, entries: Sequence[LogEntry]) -> bytes:
+    def _encode_entries(self, entries: Sequence[LogEntry]) -> list[bytes]:
         """Followers that are level get the same bytes: encoded once."""
         key = (self.core.term, entries[0].index, entries[-1].index)
         encoded = self._entries_encoded.get(key)
         if encoded is None:
-            encoded = encode(Entries(term=self.core.term, entries=tuple(entries)))
+            encoded = encode_entries(self.core.term, entries)
             if len(self._entries_encoded) >= 8:
                 del self._entries_encoded[next(iter(self._entries_encoded))]
             self._entries_encoded[key] = encoded
@@ -416,30 +424,37 @@ class Kernel:
                 future.exception()  # Seen: the caller may have given up.
         self.board.announce()
 
-    def take_uplink(self) -> Sequence[Propose | Publish | Call]:
+    def take_uplink(self) -> Sequence[bytes]:
         """Return what to send to the master next."""
         if self._catching_up_to is not None:
             return ()  # What this node proposes first depends on whether it is a member.
         proposals = [
-            Propose(
-                term=self.core.term,
-                first_seq=numbered.first_seq,
-                cause_id=numbered.proposal.cause_id,
-                at=numbered.proposal.at,
-                events=numbered.proposal.events,
+            encode(
+                Propose(
+                    term=self.core.term,
+                    first_seq=numbered.first_seq,
+                    cause_id=numbered.proposal.cause_id,
+                    at=numbered.proposal.at,
+                    events=numbered.proposal.events,
+                )
             )
             for numbered in self.proposals.take()
         ]
         calls = list(self._uplink_calls)
         self._uplink_calls.clear()
-        return [*proposals, *calls, *self.lane.take_uplink()]
+        return [*proposals, *calls, *map(encode, self.lane.take_uplink())]
 
     def call(self, command: Command) -> asyncio.Future[Answer]:
-        """Ask the master. The future fails with NoMasterError when it is lost first."""
+        """Ask the master. The future fails with NoMasterError when it is lost first.
+
+        Raises:
+            UnsendableError: The command cannot be put into a message.
+        """
         number = next(self._call_numbers)
+        data = encode_checked(Call(call_id=number, command=command), "the command")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._calls[number] = future
-        self._uplink_calls.append(Call(call_id=number, command=command))
+        self._uplink_calls.append(data)
         self.uplink_work.fire()
         return future
 

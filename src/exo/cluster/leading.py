@@ -14,6 +14,8 @@ from exo.cluster.kernel import Kernel
 from exo.cluster.session import Session
 from exo.cluster.transport.base import Connection, Listener
 from exo.cluster.wire import (
+    PROPOSAL_BYTES_MAX,
+    TELEMETRY_BYTES_MAX,
     Answer,
     Call,
     Hello,
@@ -30,6 +32,8 @@ from exo.shared.types.commands import Command
 from exo.shared.types.nodes import HostPort
 
 REDIRECT_TIMEOUT_S = 0.5
+_NUMBERS_BYTES_MAX = 64
+"""By how much the term and the number lengthen a proposal that was measured without them."""
 
 Execute = Callable[[Command, Callable[[Answer], None]], None]
 """Starts to carry a command out as the master, and calls back with the answer (of `call_id` 0). It goes on when the
@@ -134,12 +138,21 @@ class Reception:
     async def _receive(self, session: Session) -> str:
         while True:
             try:
-                message = decode_from_dialer(await session.connection.receive())
+                data = await session.connection.receive()
+                message = decode_from_dialer(data)
             except ConnectionLostError as error:
                 return error.reason
             except msgspec.DecodeError as error:
                 return f"it speaks another release of exo ({error})"
             match message:
+                case Propose() if len(data) > PROPOSAL_BYTES_MAX + _NUMBERS_BYTES_MAX:
+                    return (
+                        f"a proposal of {len(data)} bytes; at most {PROPOSAL_BYTES_MAX} can be sent at once"
+                    )
+                case Publish() if len(data) > TELEMETRY_BYTES_MAX:
+                    return (
+                        f"telemetry of {len(data)} bytes; at most {TELEMETRY_BYTES_MAX} can be sent at once"
+                    )
                 case Propose():
                     self._kernel.proposal_received(session, message)
                 case Publish(frame=frame):
@@ -161,6 +174,9 @@ class Reception:
                     await session.wake.wait()
         except ConnectionLostError:
             return  # The receiving side notices too, and says why.
+        except ValueError as error:
+            logger.error("hanging up on {}: {}", session.node_id, error)
+            session.connection.close(str(error))
 
 
 def _answer(session: Session, call_id: int, answer: Answer) -> None:

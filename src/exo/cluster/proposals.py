@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from exo.cluster.outbox import Fence, Numbered, Outbox, Proposal
-from exo.cluster.wire import ProposedEvent
+from exo.cluster.wire import PROPOSAL_BYTES_MAX, Propose, ProposedEvent, encode_checked
 from exo.shared.errors import NoMasterError
 from exo.shared.types.events import (
     ClusterFormed,
@@ -62,13 +62,15 @@ class Proposals:
             cause_id: Id of what led to them.
             position: Present cluster and term: where a master's decision is valid.
             is_first: Before everything that was not sent yet.
+
+        Raises:
+            UnsendableError: They cannot be told to other nodes or written to the log. Nothing was queued.
         """
         ticket = next(self._numbers)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if self._is_closed:
             _fail(future, "the node is stopping")
             return ticket, future
-        self._futures[ticket] = future
         proposal = Proposal(
             ticket=ticket,
             events=tuple(ProposedEvent(event_id=EventId(self._new_id()), event=event) for event in events),
@@ -76,6 +78,11 @@ class Proposals:
             at=self._wall_clock(),
             fence=position if any(isinstance(event, MASTER_DECISIONS) for event in events) else None,
         )
+        trial = Propose(
+            term=0, first_seq=0, cause_id=proposal.cause_id, at=proposal.at, events=proposal.events
+        )
+        encode_checked(trial, "what was proposed", PROPOSAL_BYTES_MAX)
+        self._futures[ticket] = future
         self._outbox.add(proposal, is_first=is_first)
         return ticket, future
 

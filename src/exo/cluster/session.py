@@ -3,9 +3,10 @@
 from collections import deque
 from collections.abc import Sequence
 
+from exo.cluster.errors import UnsendableError
 from exo.cluster.signal import Signal
 from exo.cluster.transport.base import Connection
-from exo.cluster.wire import Answer, encode
+from exo.cluster.wire import Answer, encode, encode_checked
 from exo.shared.types.ids import NodeId
 
 
@@ -19,14 +20,18 @@ class Session:
         self.wake = Signal()
         self.tick = 0
         self.needs_live = True
-        self._answers: deque[Answer] = deque()
+        self._answers: deque[bytes] = deque()
 
     def answer(self, answer: Answer) -> None:
         """Queue the answer to a call; bounded by the calls that the follower has made."""
-        self._answers.append(answer)
+        try:
+            data = encode_checked(answer, "the master's answer")
+        except UnsendableError as error:
+            data = encode(Answer(call_id=answer.call_id, index=answer.index, error=error.message))
+        self._answers.append(data)
         self.wake.fire()
 
     def take_answers(self) -> Sequence[bytes]:
-        taken = [encode(answer) for answer in self._answers]
+        taken = list(self._answers)
         self._answers.clear()
         return taken

@@ -3,7 +3,11 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from exo.cluster.wire import TelemetryTick, encode
+from loguru import logger
+
+from exo.cluster.errors import UnsendableError
+from exo.cluster.transport.base import MESSAGE_BYTES_MAX
+from exo.cluster.wire import Publish, TelemetryTick, encode, encode_checked
 from exo.shared.types.events import (
     DeviceGPUStateUpdated,
     GPUBandwidthMeasured,
@@ -15,6 +19,7 @@ from exo.shared.types.events import (
 )
 from exo.shared.types.ids import InstanceId, NodeId
 
+_EVENT_BYTES_MAX = 64 * 1024
 Key = tuple[str, ...]
 
 
@@ -58,8 +63,21 @@ class OwnTelemetry:
         return bool(self._fresh)
 
     def publish(self, events: Iterable[Telemetry]) -> None:
+        """Keep the last of each subject. What no message can carry is left out, with a warning."""
         for event in events:
+            try:
+                encode_checked(self._frame([event]), "an event of telemetry", _EVENT_BYTES_MAX)
+            except UnsendableError as error:
+                logger.warning("telemetry is left out: {}", error.message)
+                continue
             self._fresh[subject(event)] = event
+
+    def _frame(self, events: Iterable[Telemetry]) -> Publish:
+        return Publish(
+            frame=TelemetryFrame(
+                node_id=self._node_id, boot_id=self._boot_id, seq=max(0, self._seq), events=tuple(events)
+            )
+        )
 
     def refresh_all(self, instances: Iterable[InstanceId]) -> None:
         """Count everything as fresh again; progress of instances that are gone is forgotten."""
@@ -106,7 +124,11 @@ class TickRing:
         frames = tuple(self._gathered.values())
         self._gathered = {}
         self.tick += 1
-        self._encoded.append(encode(TelemetryTick(term=term, tick=self.tick, frames=frames)))
+        data = encode(TelemetryTick(term=term, tick=self.tick, frames=frames))
+        if len(data) > MESSAGE_BYTES_MAX:
+            self._encoded.clear()  # As for one that has fallen behind: the live state comes instead.
+        else:
+            self._encoded.append(data)
         return frames
 
     def since(self, tick: int) -> Sequence[bytes] | None:

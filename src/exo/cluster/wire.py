@@ -3,11 +3,14 @@
 The dialing node says `Hello`; the other answers `Welcome` (it leads, and the dialer now follows it) or `NotNow`.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
+from exo.cluster.errors import UnsendableError
 from exo.cluster.facts import ClusterFacts
+from exo.cluster.transport.base import MESSAGE_BYTES_MAX
 from exo.shared.types.commands import Command, Reply
 from exo.shared.types.events import Decision, LogEntry, TelemetryFrame
 from exo.shared.types.ids import EventId, NodeId
@@ -142,6 +145,59 @@ _state = msgspec.msgpack.Decoder(State)
 
 def encode(message: FromDialer | FromListener) -> bytes:
     return _encoder.encode(message)
+
+
+PROPOSAL_BYTES_MAX = MESSAGE_BYTES_MAX // 2
+"""What is proposed together. Each decision of it has to fit into a message to the followers, with what the log adds."""
+TELEMETRY_BYTES_MAX = 1024 * 1024
+"""What one node publishes at a time."""
+
+
+def encode_checked(
+    message: FromDialer | FromListener, what: str, bytes_max: int = MESSAGE_BYTES_MAX
+) -> bytes:
+    """Encode something that holds what a caller passed in.
+
+    Raises:
+        UnsendableError: It is longer than `bytes_max`, or holds a number beyond 64 bits or text that is no UTF-8.
+    """
+    try:
+        data = _encoder.encode(message)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise UnsendableError(f"{what} cannot be sent to other nodes: {error}") from error
+    if len(data) > bytes_max:
+        raise UnsendableError(
+            f"{what} is {len(data)} bytes long, {len(data) - bytes_max} more than can be sent at once"
+        )
+    return data
+
+
+ENTRIES_BYTES = 1024 * 1024
+"""Where a message with several entries ends."""
+
+
+class _RawEntries(_Message, frozen=True, kw_only=True, tag="Entries"):
+    term: int
+    entries: tuple[msgspec.Raw, ...]
+
+
+def encode_entries(term: int, entries: Sequence[LogEntry]) -> list[bytes]:
+    """Return the messages that carry entries: none is much longer than ENTRIES_BYTES or than its only entry."""
+    whole = encode(Entries(term=term, entries=tuple(entries)))
+    if len(whole) <= ENTRIES_BYTES:
+        return [whole]
+    messages: list[bytes] = []
+    part: list[msgspec.Raw] = []
+    part_bytes = 0
+    for entry in entries:
+        data = _encoder.encode(entry)
+        if part and part_bytes + len(data) > ENTRIES_BYTES:
+            messages.append(_encoder.encode(_RawEntries(term=term, entries=tuple(part))))
+            part, part_bytes = [], 0
+        part.append(msgspec.Raw(data))
+        part_bytes += len(data)
+    messages.append(_encoder.encode(_RawEntries(term=term, entries=tuple(part))))
+    return messages
 
 
 def decode_from_dialer(data: bytes) -> FromDialer:
