@@ -57,15 +57,23 @@ class Coordinator(ABC):
             The index of the last of them, once all are committed, durable and folded into `state` here.
 
         Raises:
-            NoMasterError: No master could be reached for so long that the proposal was given up.
+            NoMasterError: No master could be reached for so long that the proposal was given up, or the node stops.
+                Whether the decisions are committed is unknown then: they may be, or become so later. Whoever
+                proposes again looks at `state` first, or proposes what changes nothing the second time.
+            UnsendableError: A NoMasterError before anything was tried: the decisions cannot be put into a message
+                (too long, a number beyond 64 bits, text that is no UTF-8). They are not committed.
         """
 
     @abstractmethod
     async def send(self, command: Command, *, timeout_s: float) -> Reply:
         """Have the master carry out a command. When the reply says it is done, `state` here contains it.
 
+        Without a master it gives up long before `timeout_s`; a master that has the command gets all of it.
+
         Raises:
-            NoMasterError: No master could be reached, or it was lost before it answered.
+            NoMasterError: No master could be reached, or it was lost before it answered: then the command may have
+                been carried out.
+            UnsendableError: A NoMasterError before anything was tried: the command cannot be put into a message.
         """
 
     @abstractmethod
@@ -84,7 +92,10 @@ class Coordinator(ABC):
     def feed(self, after_index: int | None = None) -> AsyncIterator[LogEntry | TelemetryFrame]:
         """Yield committed entries in order and telemetry as it is folded, from now or from after an index.
 
-        Ends when the consumer falls too far behind; it may come back with the last index it saw.
+        A node that does not lead keeps only the recent entries. Asked for older ones it begins, without a word,
+        with the oldest that it has: whoever needs all of them compares the first index with `after_index + 1`, and
+        asks the master, or reads `state` and goes on from its index. Ends when the consumer falls too far behind;
+        it may come back with the last index it saw.
         """
 
     async def wait_for(self, wanted: Callable[[State], T | None], *, timeout_s: float) -> T:
