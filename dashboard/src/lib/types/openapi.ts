@@ -15,6 +15,8 @@ export interface paths {
          * Stream Events
          * @description Decisions in order, and telemetry as it comes, from now on or from behind an index.
          *
+         *     Only the master keeps all decisions. Another node, asked for older ones than it has, begins with its oldest: look at
+         *     the first `id`. If decisions are missing before it, ask the master, or read `/state` and go on from its index.
          *     Ends when the reader falls too far behind, or the node stops: come back with the last id.
          */
         get: operations["stream_events"];
@@ -1890,7 +1892,7 @@ export interface operations {
     stream_events: {
         parameters: {
             query?: {
-                /** @description The same as a parameter; 0 for all decisions from the first one */
+                /** @description The same as a parameter; 0 for all decisions that this node has */
                 after?: number | null;
             };
             header?: {

@@ -55,12 +55,14 @@ async def stream_events(
     after: Annotated[
         int | None,
         Query(
-            ge=0, le=INDEX_MAX, description="The same as a parameter; 0 for all decisions from the first one"
+            ge=0, le=INDEX_MAX, description="The same as a parameter; 0 for all decisions that this node has"
         ),
     ] = None,
 ) -> Response:
     """Decisions in order, and telemetry as it comes, from now on or from behind an index.
 
+    Only the master keeps all decisions. Another node, asked for older ones than it has, begins with its oldest: look at
+    the first `id`. If decisions are missing before it, ask the master, or read `/state` and go on from its index.
     Ends when the reader falls too far behind, or the node stops: come back with the last id.
     """
     after_index = last_event_id if last_event_id is not None else after
