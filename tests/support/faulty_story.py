@@ -59,6 +59,14 @@ class FaultyStory:
         self._work: dict[asyncio.Task[None], EmbeddedCoordinator] = {}
 
     async def tell(self) -> None:
+        try:
+            await self._tell()
+        finally:
+            for task in self._work:
+                if task.done() and not task.cancelled():
+                    task.exception()  # Seen: the first failure has ended the story.
+
+    async def _tell(self) -> None:
         simulation = self.simulation
         await simulation.start_all()
         await simulation.until(simulation.is_one, timeout_s=10)
