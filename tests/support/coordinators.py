@@ -76,7 +76,7 @@ class Cluster(ABC):
         coordinator = EmbeddedCoordinator(**arguments)  # type: ignore[arg-type]
         task = asyncio.ensure_future(coordinator.run())
         self._tasks[name] = task
-        joined = asyncio.ensure_future(coordinator.wait_for(lambda state: state.index or None, timeout_s=5))
+        joined = asyncio.ensure_future(coordinator.wait_for(lambda state: state.index or None, timeout_s=20))
         await asyncio.wait([task, joined], return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             joined.cancel()
@@ -125,7 +125,7 @@ class Cluster(ABC):
 
         await self.until(is_one)
 
-    async def until(self, condition: Callable[[], bool], *, timeout_s: float = 8.0) -> None:
+    async def until(self, condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
         """Wait for a condition on the coordinators' states, looking again after every change of any."""
         async with asyncio.timeout(timeout_s):
             while not condition():

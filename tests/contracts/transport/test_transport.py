@@ -9,7 +9,14 @@ from contextlib import AsyncExitStack
 import pytest
 
 from exo.cluster.errors import ConnectionLostError, DialError, HandshakeError
-from exo.cluster.transport.base import MESSAGE_BYTES_MAX, QUEUED_BYTES_MAX, Connection, Listener, Transport
+from exo.cluster.transport.base import (
+    MESSAGE_BYTES_MAX,
+    QUEUED_BYTES_MAX,
+    Connection,
+    Heartbeat,
+    Listener,
+    Transport,
+)
 from exo.cluster.transport.memory import MemoryNetwork
 from exo.cluster.transport.tcp import TcpTransport
 from exo.shared.errors import ConfigurationError
@@ -17,7 +24,9 @@ from exo.shared.types.nodes import HostPort
 from support.relay import Relay
 
 SECRET = b"s" * 32
-NOTICED_WITHIN_S = 2.5
+HEARTBEAT = Heartbeat(ping_interval_s=0.05, silence_max_s=0.2)
+"""Short, so that the tests are; nothing here depends on how long it really takes."""
+SAFETY_S = 20
 
 
 class Case(ABC):
@@ -45,7 +54,7 @@ class TcpCase(Case):
         self._stack = stack
 
     def transport(self, host: str = "a", secret: bytes = SECRET) -> Transport:
-        return TcpTransport(secret)
+        return TcpTransport(secret, heartbeat=HEARTBEAT)
 
     async def dial_through_cuttable(self, listener: Listener) -> Connection:
         self._relay = await self._stack.enter_async_context(Relay(listener.address))
@@ -59,7 +68,7 @@ class MemoryCase(Case):
     host = "b"
 
     def __init__(self) -> None:
-        self.network = MemoryNetwork(seed=1, delay_s=(0.0001, 0.001))
+        self.network = MemoryNetwork(seed=1, delay_s=(0.0001, 0.001), heartbeat=HEARTBEAT)
 
     def transport(self, host: str = "a", secret: bytes = SECRET) -> Transport:
         return self.network.transport(host, secret)
@@ -151,15 +160,14 @@ async def test_the_other_end_learns_why_a_connection_was_closed(ends: Ends) -> N
     near.close("again is harmless")
 
 
-async def test_a_waiting_receiver_notices_the_end_at_once(ends: Ends) -> None:
+async def test_a_waiting_receiver_is_told_of_the_end(ends: Ends) -> None:
     near, far = ends
     waiting = asyncio.ensure_future(far.receive())
     await asyncio.sleep(0)
-    started = time.monotonic()
     near.close("gone")
+    # For this reason, and not because of a silence: without waiting for one.
     with pytest.raises(ConnectionLostError, match="gone"):
-        await waiting
-    assert time.monotonic() - started < 0.5
+        await asyncio.wait_for(waiting, SAFETY_S)
 
 
 async def test_a_sender_waits_for_a_slow_receiver_and_loses_nothing(ends: Ends) -> None:
@@ -181,7 +189,7 @@ async def test_a_sender_waits_for_a_slow_receiver_and_loses_nothing(ends: Ends) 
         await asyncio.sleep(0.1)
     assert 0 < sent < count
     # A receiver that does not read is not a lost one, however long it takes.
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(3 * HEARTBEAT.silence_max_s)
     for _ in range(count):
         assert len(await far.receive()) == len(message)
     await sending
@@ -191,15 +199,22 @@ async def test_a_waiting_sender_notices_the_end(ends: Ends) -> None:
     near, far = ends
     message = bytes(256 * 1024)
 
+    sent = 0
+
     async def send_for_ever() -> None:
+        nonlocal sent
         while True:
             await near.send(message)
+            sent += 1
 
     sending = asyncio.ensure_future(send_for_ever())
-    await asyncio.sleep(0.2)
+    previous = -1
+    while sent != previous:  # Until it has come to rest.
+        previous = sent
+        await asyncio.sleep(0.05)
     far.close("enough")
     with pytest.raises(ConnectionLostError):
-        await asyncio.wait_for(sending, 2)
+        await asyncio.wait_for(sending, SAFETY_S)
 
 
 async def test_too_long_a_message_is_refused_and_harms_nothing(ends: Ends) -> None:
@@ -221,19 +236,19 @@ async def test_a_cut_is_noticed_by_both_ends(case: Case, listener: Listener) -> 
     started = time.monotonic()
     for end in (near, far):
         with pytest.raises(ConnectionLostError, match="no sign of life"):
-            await end.receive()
-    assert 1.0 < time.monotonic() - started < NOTICED_WITHIN_S
+            await asyncio.wait_for(end.receive(), SAFETY_S)
+    assert time.monotonic() - started > HEARTBEAT.silence_max_s - 2 * HEARTBEAT.ping_interval_s
 
 
 async def test_a_quiet_connection_stays_and_knows_its_round_trip(case: Case, listener: Listener) -> None:
     near = await case.dial_through_cuttable(listener)
     far = await listener.accept()
-    await asyncio.sleep(2.2)
+    await asyncio.sleep(3 * HEARTBEAT.silence_max_s)
     await near.send(b"still here")
     assert await far.receive() == b"still here"
     for end in (near, far):
         assert end.round_trip_s is not None
-        assert 0 < end.round_trip_s < 0.2
+        assert end.round_trip_s > 0
 
 
 async def test_a_closed_listener_accepts_nobody(case: Case) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exo.cluster.errors import DialError, HandshakeError
-from exo.cluster.transport.base import Listener
+from exo.cluster.transport.base import Heartbeat, Listener
 from exo.cluster.transport.framing import (
     HANDSHAKE_BYTES_MAX,
     FrameError,
@@ -29,13 +29,14 @@ SECRET = b"s" * 32
 
 @pytest.fixture
 async def listener() -> AsyncIterator[Listener]:
-    async with await TcpTransport(SECRET).listen(HostPort("127.0.0.1", 0)) as listener:
+    transport = TcpTransport(SECRET, heartbeat=Heartbeat(ping_interval_s=0.1, silence_max_s=0.4))
+    async with await transport.listen(HostPort("127.0.0.1", 0)) as listener:
         yield listener
 
 
 async def still_works(listener: Listener) -> None:
     connection = await TcpTransport(SECRET).dial(listener.address, timeout_s=2)
-    accepted = await asyncio.wait_for(listener.accept(), 2)
+    accepted = await asyncio.wait_for(listener.accept(), 20)
     await connection.send(b"hello")
     assert await accepted.receive() == b"hello"
     connection.close("done")
@@ -58,7 +59,7 @@ async def still_works(listener: Listener) -> None:
 async def test_garbage_is_hung_up_on_and_harms_nobody(listener: Listener, garbage: bytes) -> None:
     reader, writer = await asyncio.open_connection(listener.address.host, listener.address.port)
     writer.write(garbage)
-    answer = await asyncio.wait_for(reader.read(), 2)
+    answer = await asyncio.wait_for(reader.read(), 20)
     assert b"CHALLENGE" not in answer and len(answer) < 500
     writer.close()
     await still_works(listener)
@@ -66,7 +67,7 @@ async def test_garbage_is_hung_up_on_and_harms_nobody(listener: Listener, garbag
 
 async def test_who_says_nothing_is_hung_up_on(listener: Listener) -> None:
     reader, writer = await asyncio.open_connection(listener.address.host, listener.address.port)
-    assert b"no sign of life" not in await asyncio.wait_for(reader.read(), 4)
+    assert b"no sign of life" not in await asyncio.wait_for(reader.read(), 20)
     writer.close()
 
 
@@ -75,7 +76,7 @@ async def test_a_flood_of_strangers_leaves_room(listener: Listener) -> None:
     strangers = [await asyncio.open_connection(address.host, address.port) for _ in range(70)]
     turned_away = 0
     for reader, _ in strangers[64:]:
-        turned_away += b"too many" in await asyncio.wait_for(reader.read(), 2)
+        turned_away += b"too many" in await asyncio.wait_for(reader.read(), 20)
     assert turned_away == 6
     for _, writer in strangers:
         writer.close()

@@ -4,21 +4,28 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from exo.shared.types.nodes import HostPort
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 QUEUED_BYTES_MAX = 1024 * 1024
 """Bound of each queue of a connection; beyond it, `send` waits."""
-PING_INTERVAL_S = 0.5
-SILENCE_MAX_S = 1.5
-"""A peer that gives no sign of life for this long is lost; noticed at the next check, PING_INTERVAL_S later."""
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """How the loss of a peer is noticed. Both ends of a connection should have the same."""
+
+    ping_interval_s: float = 0.5
+    silence_max_s: float = 1.5
+    """A peer that gives no sign of life for this long is lost; noticed at the next check, one interval later."""
 
 
 class Connection(ABC):
     """One connection to a peer that has proved that it belongs here. Messages arrive whole, in order, or not at all.
 
     A peer that ended, was cut off or was stopped is noticed: at once where the operating system says so, and
-    within about two seconds otherwise.
+    otherwise within the longest silence and one interval of the heartbeat, by default two seconds.
     """
 
     @property

@@ -9,10 +9,9 @@ import msgspec
 from exo.cluster.errors import ConnectionLostError, HandshakeError, connection_ended, dial_failure
 from exo.cluster.transport.base import (
     MESSAGE_BYTES_MAX,
-    PING_INTERVAL_S,
     QUEUED_BYTES_MAX,
-    SILENCE_MAX_S,
     Connection,
+    Heartbeat,
     Listener,
     Transport,
 )
@@ -27,11 +26,18 @@ class MemoryNetwork:
         seed: Of the delays and of the connections that break by chance.
         delay_s: Shortest and longest way of a message from end to end.
         break_chance: How likely each message breaks its connection.
+        heartbeat: When the ends of a cut connection notice.
     """
 
     def __init__(
-        self, *, seed: int = 0, delay_s: tuple[float, float] = (0.0, 0.0), break_chance: float = 0.0
+        self,
+        *,
+        seed: int = 0,
+        delay_s: tuple[float, float] = (0.0, 0.0),
+        break_chance: float = 0.0,
+        heartbeat: Heartbeat = Heartbeat(),
     ) -> None:
+        self.heartbeat = heartbeat
         self.random = random.Random(seed)
         self.delay_s = delay_s
         self.break_chance = break_chance
@@ -58,7 +64,8 @@ class MemoryNetwork:
         self.faults["cut"] += 1
         loop = asyncio.get_running_loop()
         for end in self._between(one, other):
-            loop.call_later(SILENCE_MAX_S + PING_INTERVAL_S / 2, end.give_up_if_cut)
+            silence_s = self.heartbeat.silence_max_s + self.heartbeat.ping_interval_s / 2
+            loop.call_later(silence_s, end.give_up_if_cut)
 
     def isolate(self, host: str, others: list[str]) -> None:
         """Cut one host off from all the others."""
@@ -178,7 +185,7 @@ class MemoryConnection(Connection):
 
     def give_up_if_cut(self) -> None:
         if self._network.is_cut(self.host, self.other.host):
-            self.end(f"no sign of life for {SILENCE_MAX_S:.1f} s")
+            self.end(f"no sign of life for {self._network.heartbeat.silence_max_s:.1f} s")
 
     def deliver_held(self) -> None:
         while self._held_count:

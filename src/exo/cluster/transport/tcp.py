@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from exo.cluster.errors import ConnectionLostError, HandshakeError, NotDiallableError, dial_failure
-from exo.cluster.transport.base import Connection, Listener, Transport
+from exo.cluster.transport.base import Connection, Heartbeat, Listener, Transport
 from exo.cluster.transport.greeting import Greeting
 from exo.cluster.transport.tcp_connection import TcpConnection
 from exo.shared.errors import ConfigurationError
@@ -35,11 +35,19 @@ class TcpTransport(Transport):
     Args:
         secret: The host secret, which both ends must know.
         random_bytes: Source of the handshake's nonces.
+        heartbeat: How the loss of a peer is noticed.
     """
 
-    def __init__(self, secret: bytes, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
+    def __init__(
+        self,
+        secret: bytes,
+        *,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        heartbeat: Heartbeat = Heartbeat(),
+    ) -> None:
         self._secret = secret
         self._random_bytes = random_bytes
+        self._heartbeat = heartbeat
 
     async def listen(self, address: HostPort) -> Listener:
         if not is_loopback(address.host):
@@ -47,7 +55,7 @@ class TcpTransport(Transport):
                 f"cannot listen for other nodes on {address.host}: without node certificates they are admitted on "
                 "this host only; use 127.0.0.1"
             )
-        listener = _TcpListener(self._secret, self._random_bytes)
+        listener = _TcpListener(self._secret, self._random_bytes, self._heartbeat)
         try:
             await listener.open(address)
         except OSError as error:
@@ -84,7 +92,11 @@ class TcpTransport(Transport):
             async with asyncio.timeout(timeout_s):
                 _, made = await loop.create_connection(
                     lambda: TcpConnection(
-                        greeting, peer_address=address, on_greeted=on_greeted, on_ended=on_ended
+                        greeting,
+                        peer_address=address,
+                        heartbeat=self._heartbeat,
+                        on_greeted=on_greeted,
+                        on_ended=on_ended,
                     ),
                     address.host,
                     address.port,
@@ -103,9 +115,10 @@ class TcpTransport(Transport):
 
 
 class _TcpListener(Listener):
-    def __init__(self, secret: bytes, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, secret: bytes, random_bytes: Callable[[int], bytes], heartbeat: Heartbeat) -> None:
         self._secret = secret
         self._random_bytes = random_bytes
+        self._heartbeat = heartbeat
         self._server: asyncio.Server | None = None
         self._address = HostPort("", 0)
         self._strangers: dict[TcpConnection, asyncio.TimerHandle] = {}
@@ -147,7 +160,11 @@ class _TcpListener(Listener):
             self._secret, side="listener", nonce=self._random_bytes(NONCE_BYTES), peer="the dialing node"
         )
         connection = TcpConnection(
-            greeting, peer_address=None, on_greeted=self._on_greeted, on_ended=self._on_ended
+            greeting,
+            peer_address=None,
+            heartbeat=self._heartbeat,
+            on_greeted=self._on_greeted,
+            on_ended=self._on_ended,
         )
         loop = asyncio.get_running_loop()
         timer = loop.call_later(HANDSHAKE_TIMEOUT_S, connection.close, "the handshake took too long")

@@ -10,10 +10,9 @@ from typing import cast
 from exo.cluster.errors import ConnectionLostError, HandshakeError, connection_ended
 from exo.cluster.transport.base import (
     MESSAGE_BYTES_MAX,
-    PING_INTERVAL_S,
     QUEUED_BYTES_MAX,
-    SILENCE_MAX_S,
     Connection,
+    Heartbeat,
 )
 from exo.cluster.transport.framing import FrameError, FrameSplitter, Kind, encode_frame
 from exo.cluster.transport.greeting import Greeting
@@ -29,6 +28,7 @@ class TcpConnection(asyncio.Protocol, Connection):
     Args:
         greeting: This side's part of the handshake.
         peer_address: The address that was dialled; None on the listener's side, which reads it from the socket.
+        heartbeat: How the loss of the peer is noticed.
         on_greeted: Called once, when the peer has proved itself.
         on_ended: Called once, when the connection is over.
     """
@@ -38,10 +38,12 @@ class TcpConnection(asyncio.Protocol, Connection):
         greeting: Greeting,
         *,
         peer_address: HostPort | None,
+        heartbeat: Heartbeat,
         on_greeted: Callable[["TcpConnection"], None],
         on_ended: Callable[["TcpConnection", HandshakeError | None], None],
     ) -> None:
         self._greeting = greeting
+        self._heartbeat = heartbeat
         self._peer_address = peer_address
         self._is_dialer = peer_address is not None
         self._on_greeted = on_greeted
@@ -125,7 +127,7 @@ class TcpConnection(asyncio.Protocol, Connection):
             self._transport.write(encode_frame(Kind.GOODBYE, self._end_reason.encode()))
             self._transport.close()
             return
-        self._timer = self._loop.call_later(PING_INTERVAL_S, self._check)
+        self._timer = self._loop.call_later(self._heartbeat.ping_interval_s, self._check)
         opening = self._greeting.opening()
         if opening is not None:
             self._write(*opening)
@@ -207,17 +209,17 @@ class TcpConnection(asyncio.Protocol, Connection):
 
     def _check(self) -> None:
         now = self._loop.time()
-        if now - self._last_check_s > 2 * PING_INTERVAL_S:
+        if now - self._last_check_s > 2 * self._heartbeat.ping_interval_s:
             # This process stood still itself (stopped, suspended): what the peer sent meanwhile is not read yet.
             self._last_heard_s = now
         self._last_check_s = now
-        if not self._is_reading_paused and now - self._last_heard_s >= SILENCE_MAX_S:
+        if not self._is_reading_paused and now - self._last_heard_s >= self._heartbeat.silence_max_s:
             self._end(f"no sign of life for {now - self._last_heard_s:.1f} s")
             return
         if self._greeting.is_done and (self._is_dialer or self._is_reading_paused):
             # While this side does not read it cannot answer pings, so it shows by its own that it lives.
             self._ping()
-        self._timer = self._loop.call_later(PING_INTERVAL_S, self._check)
+        self._timer = self._loop.call_later(self._heartbeat.ping_interval_s, self._check)
 
     def _ping(self) -> None:
         number = next(self._ping_numbers) & 0xFFFFFFFF
