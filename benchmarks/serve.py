@@ -59,7 +59,7 @@ def run(*, quick: bool) -> list[Result]:
     """Measure both models and the idle node."""
     cases = [
         Case(model=TINY, tokens=256, rounds=3 if quick else 15, speed_bar=0.8),
-        Case(model=LARGE, tokens=64 if quick else 256, rounds=1 if quick else 3, speed_bar=0.95),
+        Case(model=LARGE, tokens=64 if quick else 256, rounds=1 if quick else 5, speed_bar=0.95),
     ]
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="exo-benchmark-") as folder:
