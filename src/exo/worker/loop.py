@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 from loguru import logger
 
 from exo.cluster.coordinator import Coordinator
+from exo.cluster.errors import UnsendableError
 from exo.shared.errors import NoMasterError
 from exo.shared.types.events import Decision, NodeModelsChanged, StageChanged, StageProgressed
 from exo.shared.types.ids import ModelId
@@ -265,6 +266,9 @@ class Worker:
                 ]
                 try:
                     await self._coordinator.propose(batch, cause_id=cause)
+                except UnsendableError as error:
+                    logger.error("a report is too large to be told, and is dropped: {}", error.message)
+                    del self._reports[: len(batch)]
                 except NoMasterError:
                     # Given up for now. Should it be committed after all, saying it again changes nothing.
                     await anyio.sleep(1)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import anyio
 
-from exo.shared.types.events import InstanceDeleted, InstanceRestarted, LogEntry
+from exo.cluster.errors import UnsendableError
+from exo.shared.types.events import Decision, InstanceDeleted, InstanceRestarted, LogEntry
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.instances import StagePhase
 from exo.shared.types.nodes import HostPort
@@ -200,3 +201,22 @@ async def test_every_report_names_the_command_that_led_to_it(tmp_path: Path) -> 
         created_by = story.coordinator.state.instances[InstanceId("i")].created_by
         causes = [entry.cause_id for entry in story.coordinator.history if isinstance(entry, LogEntry)]
         assert causes == [created_by]
+
+
+async def test_a_report_that_can_never_be_sent_does_not_hold_up_those_behind_it(tmp_path: Path) -> None:
+    async with worker(tmp_path) as story:
+        runner = await story.runner(0)
+        await story.phase("starting")
+        propose, refused = story.coordinator.propose, anyio.Event()
+
+        async def too_large(events: Sequence[Decision], *, cause_id: str) -> int:
+            story.coordinator.propose = propose
+            refused.set()
+            raise UnsendableError("it has 20 MiB")
+
+        story.coordinator.propose = too_large
+        runner.say(LoadProgressed(loaded_layers=0, total_layers=6))
+        with anyio.fail_after(5):
+            await refused.wait()
+        runner.say(RunnerLoaded(address=ADDRESS))
+        await story.phase("loaded")
