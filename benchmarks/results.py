@@ -19,9 +19,15 @@ class Result:
     calibration: dict[str, float] | None = None
     """What this machine did in the same run, beside figures that have no baseline."""
 
+    paired_ratio: float | None = None
+    """The median of the ratios of rounds in which both sides ran one after the other: a drift of the machine
+    cancels out. Where it is not given, the ratio is that of value and baseline."""
+
     @property
     def ratio(self) -> float | None:
         """Value over baseline."""
+        if self.paired_ratio is not None:
+            return self.paired_ratio
         return self.value / self.baseline if self.baseline else None
 
     @property
@@ -36,6 +42,7 @@ class Result:
         """The figure as plain values; `calibration` only where it counts."""
         fields = asdict(self)
         fields["limit"] = "at least" if fields.pop("at_least") else "at most"
+        del fields["paired_ratio"]
         if fields["calibration"] is None:
             del fields["calibration"]
         return {**fields, "ratio": self.ratio, "holds": self.holds}

@@ -59,7 +59,7 @@ def run(*, quick: bool) -> list[Result]:
     """Measure both models and the idle node."""
     cases = [
         Case(model=TINY, tokens=256, rounds=3 if quick else 15, speed_bar=0.8),
-        Case(model=LARGE, tokens=64 if quick else 256, rounds=1 if quick else 5, speed_bar=0.95),
+        Case(model=LARGE, tokens=64 if quick else 256, rounds=1 if quick else 9, speed_bar=0.95),
     ]
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="exo-benchmark-") as folder:
@@ -89,9 +89,11 @@ def _case(node: NodeProcess, case: Case, models: Path) -> list[Result]:
         # Once each before anything counts: compiled kernels, warm caches, open connections.
         stream_chat(node.url, model=case.model, prompt=PROMPT, tokens=16)
         ask(PROMPT, 16)
-        for _ in range(case.rounds):
-            reference = ask(PROMPT, case.tokens)
+        for number in range(case.rounds):
+            # In turn, and either first every other time, so that neither always runs on the warmer machine.
+            reference = ask(PROMPT, case.tokens) if number % 2 else None
             stream = stream_chat(node.url, model=case.model, prompt=PROMPT, tokens=case.tokens)
+            reference = reference or ask(PROMPT, case.tokens)
             assert len(stream.times_s) == case.tokens, (
                 f"{len(stream.times_s)} chunks for {case.tokens} tokens"
             )
@@ -120,8 +122,10 @@ def _case(node: NodeProcess, case: Case, models: Path) -> list[Result]:
 def _paired(
     name: str, unit: str, served: list[Timing], bare: list[Timing], field: str, bar: float, *, at_least: bool
 ) -> Result:
-    """Medians over the rounds; both sides ran in turn, so a drift of the machine hits both."""
+    """Medians over the rounds, and of the ratios round by round."""
+    pairs = zip(served, bare, strict=True)
     return Result(
+        paired_ratio=statistics.median(getattr(one, field) / getattr(other, field) for one, other in pairs),
         name=name,
         value=statistics.median(getattr(one, field) for one in served),
         unit=unit,
