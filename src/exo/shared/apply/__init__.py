@@ -12,9 +12,13 @@ from exo.shared.types.state import State
 
 _DECISIONS: dict[type, Callable[[State, Any], State]] = {
     e.ClusterFormed: nodes.cluster_formed,
+    e.ClusterDissolved: nodes.cluster_dissolved,
+    e.VotersChanged: nodes.voters_changed,
+    e.HistoryForced: nodes.history_forced,
     e.TermOpened: nodes.term_opened,
     e.NodeJoined: nodes.node_joined,
     e.NodeDisconnected: nodes.node_disconnected,
+    e.NodeRemoved: nodes.node_removed,
     e.NodeModelsChanged: nodes.node_models_changed,
     e.DeviceAppeared: devices.device_appeared,
     e.DeviceLost: devices.device_lost,

@@ -11,6 +11,7 @@ from exo.shared.types.ids import ClusterId, DeviceId, EventId, InstanceId, NodeI
 from exo.shared.types.instances import Instance, StagePhase, StageProgress
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import HostPort, LinkType, NodeIdentity
+from exo.shared.types.voters import Voters
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
@@ -25,6 +26,33 @@ class ClusterFormed(_Event, frozen=True, kw_only=True):
 
     cluster_id: ClusterId
     namespace: str
+    voters: Voters = Voters()
+    """Of the first term. Empty in logs of the release that kept a single log: whoever has that log is the voter."""
+
+
+class ClusterDissolved(_Event, frozen=True, kw_only=True):
+    """The last event of a cluster that had nothing to lose: its members join another one."""
+
+    into_cluster_id: ClusterId
+    address: HostPort
+
+
+class VotersChanged(_Event, frozen=True, kw_only=True):
+    """Who has to agree from here on: one voter more or fewer, or one replica. Counts as soon as it is in a log."""
+
+    voters: Voters
+    reason: str
+
+
+class HistoryForced(_Event, frozen=True, kw_only=True):
+    """An operator gave up the voters that are gone: this node's log is the history from here on.
+
+    What only the others had is lost. They rejoin as newcomers: their incarnation is a lower one.
+    """
+
+    incarnation: int
+    forgotten: tuple[NodeId, ...]
+    voters: Voters
 
 
 class TermOpened(_Event, frozen=True, kw_only=True):
@@ -41,6 +69,13 @@ class NodeJoined(_Event, frozen=True, kw_only=True):
 
 class NodeDisconnected(_Event, frozen=True, kw_only=True):
     """A member is not reachable. It stays a member, and what is placed on it stays placed."""
+
+    node_id: NodeId
+    reason: str
+
+
+class NodeRemoved(_Event, frozen=True, kw_only=True):
+    """A node is no member any more, and may not come back unasked. What is placed on it fails."""
 
     node_id: NodeId
     reason: str
@@ -97,9 +132,13 @@ class StageChanged(_Event, frozen=True, kw_only=True):
 
 Decision = (
     ClusterFormed
+    | ClusterDissolved
+    | VotersChanged
+    | HistoryForced
     | TermOpened
     | NodeJoined
     | NodeDisconnected
+    | NodeRemoved
     | NodeModelsChanged
     | DeviceAppeared
     | DeviceLost

@@ -6,6 +6,7 @@ from exo.shared.types.devices import DeviceGPUState, NodePerformanceProfile
 from exo.shared.types.ids import ClusterId, DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, StageProgress
 from exo.shared.types.nodes import Link, Node
+from exo.shared.types.voters import Voters
 
 
 class NodeTelemetry(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,8 +28,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = ""
     index: int = 0
     """Of the last decision folded in."""
+    incarnation: int = 1
+    """How often an operator has begun the history anew, without voters that were lost, plus 1."""
     term: int = 0
     master_node_id: NodeId | None = None
+    voters: Voters = Voters()
+    dissolved_into: ClusterId | None = None
+    """This cluster is no more; its members join that one."""
     nodes: dict[NodeId, Node] = {}
     instances: dict[InstanceId, Instance] = {}
     last_seq: dict[NodeId, int] = {}
