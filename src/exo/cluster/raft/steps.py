@@ -96,16 +96,7 @@ class ForceHistory(_Step, frozen=True, kw_only=True):
 
 
 Input = (
-    Tick
-    | Received
-    | Propose
-    | Written
-    | PeerLost
-    | HandOver
-    | ConfirmRead
-    | Follow
-    | Campaign
-    | ForceHistory
+    Tick | Received | Propose | Written | PeerLost | HandOver | ConfirmRead | Follow | Campaign | ForceHistory
 )
 
 

@@ -1,0 +1,70 @@
+"""Exactly once: a leader admits an origin's proposal only when it is the next one of that origin. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+from exo.cluster.raft.steps import Propose
+from exo.shared.types.events import LogEntry
+from exo.shared.types.ids import NodeId
+
+
+class Admission:
+    """Numbers of the last proposals, as committed and, on a leader, as admitted to its log.
+
+    Args:
+        last_seq: Per origin, as of where the log begins.
+    """
+
+    def __init__(self, last_seq: Mapping[NodeId, int]) -> None:
+        self._committed = dict(last_seq)
+        self._admitted: dict[NodeId, int] = {}
+
+    def begin(self, uncommitted: Sequence[LogEntry]) -> None:
+        """A term begins with these entries in the log that are not known to be committed."""
+        self._admitted = dict(self._committed)
+        for entry in uncommitted:
+            self.admitted(entry)
+
+    def end(self) -> None:
+        """This node leads no longer: what it admitted and nobody agreed on may be gone."""
+        self._admitted = {}
+
+    def admitted(self, entry: LogEntry) -> None:
+        self._admitted[entry.origin] = entry.seq
+
+    def committed(self, entries: Sequence[LogEntry]) -> None:
+        for entry in entries:
+            self._committed[entry.origin] = entry.seq
+
+    def last_seq(self, origin: NodeId) -> int:
+        """Return the number of the origin's last admitted event."""
+        return max(self._admitted.get(origin, 0), self._committed.get(origin, 0))
+
+    def admit(self, message: Propose, *, index: int) -> Sequence[LogEntry] | str:
+        """Return the entries for a proposal's events, none if they were admitted before, or why they cannot be.
+
+        Args:
+            message: The proposal, for the present term.
+            index: Of the next entry.
+        """
+        expected = self.last_seq(message.origin) + 1
+        last = message.first_seq + len(message.events) - 1
+        if last < expected:
+            return ()  # Admitted before; it shows in the stream.
+        if message.first_seq != expected:
+            return f"proposal {message.first_seq} where {expected} was expected"
+        entries = tuple(
+            LogEntry(
+                index=index + position,
+                term=message.term,
+                event_id=proposed.event_id,
+                cause_id=message.cause_id,
+                origin=message.origin,
+                seq=message.first_seq + position,
+                at=message.at,
+                event=proposed.event,
+            )
+            for position, proposed in enumerate(message.events)
+        )
+        for entry in entries:
+            self.admitted(entry)
+        return entries
