@@ -53,7 +53,7 @@ from exo.cluster.raft.steps import (
     Write,
     Written,
 )
-from exo.shared.types.events import HistoryForced, LogEntry, TermOpened, VotersChanged
+from exo.shared.types.events import ClusterDissolved, HistoryForced, LogEntry, TermOpened, VotersChanged
 from exo.shared.types.ids import EventId, NodeId
 from exo.shared.types.voters import Voters
 
@@ -84,6 +84,7 @@ class Core:
         entries: Its log behind the snapshot, committed or not.
         options: Times in ticks and bounds.
         random: A number from 0 to 1: keeps nodes from standing for election at the same time.
+        commit_index: As far as is known to be committed; 0 where that is not known.
         may_vote: False for a node that has lost its log: what it voted and acknowledged is forgotten.
     """
 
@@ -97,6 +98,7 @@ class Core:
         entries: Sequence[LogEntry],
         options: CoreOptions,
         random: Callable[[], float],
+        commit_index: int = 0,
         may_vote: bool = True,
     ) -> None:
         self.node_id = node_id
@@ -108,9 +110,10 @@ class Core:
         self.role: Role = "follower"
         self.leader_id: NodeId | None = None
         self.log = LogWindow(snapshot.index, snapshot.term, snapshot.voters, entries)
-        self.commit_index = snapshot.index
+        self.commit_index = max(snapshot.index, min(commit_index, self.log.last_index))
         self.durable_index = self.log.last_index
         self.admission = Admission(snapshot.last_seq)
+        self.admission.committed(self.log.between(snapshot.index, self.commit_index))
         self._random = random
         self._hard = msgspec.structs.replace(hard_state, term=max(hard_state.term, self.log.last_term))
         self._leading: Leader | None = None
@@ -130,6 +133,7 @@ class Core:
         self._snapshot: Snapshot | None = None
         self._truncate_after: int | None = None
         self._appended: list[LogEntry] = []
+        self._has_to_send = False
 
     # --- what is so ---------------------------------------------------------------------------------------------
 
@@ -150,7 +154,8 @@ class Core:
     @property
     def is_admitting(self) -> bool:
         """Proposals are taken: this node leads and is not about to hand over."""
-        return self._leading is not None and self._leading.hand_over_to is None
+        leading = self._leading
+        return leading is not None and leading.hand_over_to is None and not leading.is_dissolving
 
     @property
     def is_term_committed(self) -> bool:
@@ -189,8 +194,16 @@ class Core:
 
     # --- stepping -----------------------------------------------------------------------------------------------
 
-    def step(self, message: Input) -> list[Effect]:
-        """Take in what happened and return what is to be done about it, in order."""
+    def step(self, *messages: Input) -> list[Effect]:
+        """Take in what happened and return what is to be done about it, in order.
+
+        Several proposals in one step are one write, and one message to each follower.
+        """
+        for message in messages:
+            self._take(message)
+        return self._finish()
+
+    def _take(self, message: Input) -> None:
         match message:
             case Tick():
                 self._tick()
@@ -213,9 +226,12 @@ class Core:
                     self._stand(is_trial=not self._is_only_voter)
             case ForceHistory():
                 self._force_history(message)
-        return self._finish()
 
     def _finish(self) -> list[Effect]:
+        if self._has_to_send:
+            self._has_to_send = False
+            for node_id in self._leading.peers if self._leading is not None else ():
+                self._send_entries(node_id)
         effects, self._effects = self._effects, []
         then, self._then = self._then, []
         appended, self._appended = self._appended, []
@@ -556,6 +572,8 @@ class Core:
     def _proposal_fault(self, message: Propose, leading: Leader) -> str | None:
         if message.term != self.term:
             return f"it is for term {message.term}, this is term {self.term}"
+        if leading.is_dissolving:
+            return "this cluster is about to join another one"
         events = [proposed.event for proposed in message.events]
         if self.log.last_index < leading.first_index and not any(isinstance(e, TermOpened) for e in events):
             return f"term {self.term} is not opened yet"
@@ -573,8 +591,10 @@ class Core:
         self._appended.extend(entries)
         if self.log.voters.index != changed:
             leading.reconcile()
-        for node_id in leading.peers:
-            self._send_entries(node_id)
+        leading.is_dissolving = leading.is_dissolving or any(
+            isinstance(entry.event, ClusterDissolved) for entry in entries
+        )
+        self._has_to_send = True
 
     def _send_append(self, to: NodeId, *, may_be_empty: bool) -> bool:
         """Send what a follower lacks next; say whether anything was sent."""

@@ -39,6 +39,8 @@ class Leader:
         self.ticks = 0
         self.hand_over_to: NodeId | None = None
         self.hand_over_ticks = 0
+        self.is_dissolving = False
+        """The log ends with ClusterDissolved: nothing may follow it."""
         self._reads: list[_Read] = []
         self._snapshot_ticks: dict[NodeId, int] = {}
         self.reconcile()

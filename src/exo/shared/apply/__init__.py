@@ -1,16 +1,19 @@
-"""State x event -> state. Pure: no clock, no randomness, no environment; what is needed is in the event."""
+"""State x events -> state. Pure: no clock, no randomness, no environment; what is needed is in the events.
 
-from collections.abc import Callable
+A batch costs one copy of each dictionary that it changes, however many events it has: copying one of 1,000 nodes for
+each event would be most of the work.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from exo.shared.apply import devices, instances, nodes, telemetry
+from exo.shared.apply.draft import Draft
 from exo.shared.errors import LogOrderError
 from exo.shared.types import events as e
 from exo.shared.types.state import State
 
-_DECISIONS: dict[type, Callable[[State, Any], State]] = {
+_DECISIONS: dict[type, Callable[[Draft, Any], None]] = {
     e.ClusterFormed: nodes.cluster_formed,
     e.ClusterDissolved: nodes.cluster_dissolved,
     e.VotersChanged: nodes.voters_changed,
@@ -29,23 +32,45 @@ _DECISIONS: dict[type, Callable[[State, Any], State]] = {
 }
 
 
+def apply_entries(state: State, entries: Sequence[e.LogEntry]) -> State:
+    """Fold decisions in, in their order; without any, return the state itself.
+
+    Raises:
+        LogOrderError: An entry is not the one that follows the one before it, or the state's index.
+    """
+    if not entries:
+        return state
+    draft = Draft(state)
+    for entry in entries:
+        if entry.index != draft.index + 1:
+            raise LogOrderError(expected_index=draft.index + 1, got_index=entry.index)
+        _DECISIONS[type(entry.event)](draft, entry.event)
+        draft.index = entry.index
+        draft.term = entry.term
+        draft.put_last_seq(entry.origin, entry.seq)
+    return draft.finish()
+
+
 def apply_entry(state: State, entry: e.LogEntry) -> State:
-    """Fold one decision in.
+    """Fold one decision in; `apply_entries` costs less where there are several.
 
     Raises:
         LogOrderError: The entry is not the one that follows the state's index.
     """
-    if entry.index != state.index + 1:
-        raise LogOrderError(expected_index=state.index + 1, got_index=entry.index)
-    changed = _DECISIONS[type(entry.event)](state, entry.event)
-    return msgspec.structs.replace(
-        changed,
-        index=entry.index,
-        term=entry.term,
-        last_seq={**changed.last_seq, entry.origin: entry.seq},
-    )
+    return apply_entries(state, (entry,))
+
+
+def apply_frames(
+    state: State, frames: Sequence[e.TelemetryFrame]
+) -> tuple[State, Sequence[e.TelemetryFrame]]:
+    """Fold telemetry in, in its order, and return with the new state those of the frames that were news.
+
+    A frame that is older than what is known of its node, or is of a node or a boot that is no member, changes
+    nothing; without any news the state itself is returned.
+    """
+    return telemetry.frames_received(state, frames)
 
 
 def apply_telemetry(state: State, frame: e.TelemetryFrame) -> State:
     """Fold one node's latest telemetry in; an older frame, or one of an unknown node, changes nothing."""
-    return telemetry.frame_received(state, frame)
+    return telemetry.frames_received(state, (frame,))[0]

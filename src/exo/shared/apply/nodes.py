@@ -1,90 +1,75 @@
 """How membership changes the state."""
 
+from collections.abc import Callable
+
 from msgspec.structs import replace
 
+from exo.shared.apply.draft import Draft
 from exo.shared.types import events as e
+from exo.shared.types.ids import NodeId
 from exo.shared.types.instances import StageState
 from exo.shared.types.nodes import Node
-from exo.shared.types.state import State
 
 
-def cluster_formed(state: State, event: e.ClusterFormed) -> State:
-    return replace(state, cluster_id=event.cluster_id, namespace=event.namespace, voters=event.voters)
+def cluster_formed(draft: Draft, event: e.ClusterFormed) -> None:
+    draft.cluster_id = event.cluster_id
+    draft.namespace = event.namespace
+    draft.voters = event.voters
 
 
-def cluster_dissolved(state: State, event: e.ClusterDissolved) -> State:
-    return replace(state, dissolved_into=event.into_cluster_id)
+def cluster_dissolved(draft: Draft, event: e.ClusterDissolved) -> None:
+    draft.dissolved_into = event.into_cluster_id
 
 
-def voters_changed(state: State, event: e.VotersChanged) -> State:
-    return replace(state, voters=event.voters)
+def voters_changed(draft: Draft, event: e.VotersChanged) -> None:
+    draft.voters = event.voters
 
 
-def history_forced(state: State, event: e.HistoryForced) -> State:
-    return replace(state, voters=event.voters, incarnation=event.incarnation)
+def history_forced(draft: Draft, event: e.HistoryForced) -> None:
+    draft.voters = event.voters
+    draft.incarnation = event.incarnation
 
 
-def term_opened(state: State, event: e.TermOpened) -> State:
-    return replace(state, master_node_id=event.master_node_id)
+def term_opened(draft: Draft, event: e.TermOpened) -> None:
+    draft.master_node_id = event.master_node_id
 
 
-def node_joined(state: State, event: e.NodeJoined) -> State:
+def node_joined(draft: Draft, event: e.NodeJoined) -> None:
     """Admit the node; where it comes back with a new boot, its stages are pending again."""
     node_id = event.identity.node_id
-    before = state.nodes.get(node_id)
-    nodes = {**state.nodes, node_id: Node(identity=event.identity)}
-    if before is None or before.identity.boot_id == event.identity.boot_id:
-        return replace(state, nodes=nodes)
-    instances = {
-        instance_id: replace(
-            instance,
-            stages=tuple(
-                StageState() if plan.node_id == node_id and not stage.is_permanent else stage
-                for plan, stage in zip(instance.plan.stages, instance.stages, strict=True)
-            ),
-        )
-        if any(plan.node_id == node_id for plan in instance.plan.stages)
-        else instance
-        for instance_id, instance in state.instances.items()
-    }
-    live = {key: value for key, value in state.live.items() if key != node_id}
-    return replace(state, nodes=nodes, instances=instances, live=live)
+    before = draft.nodes.get(node_id)
+    draft.put_node(Node(identity=event.identity))
+    if before is not None and before.identity.boot_id != event.identity.boot_id:
+        _change_stages(draft, node_id, lambda stage: stage if stage.is_permanent else StageState())
+        draft.drop_live(node_id)
 
 
-def node_disconnected(state: State, event: e.NodeDisconnected) -> State:
-    node = state.nodes.get(event.node_id)
-    if node is None:
-        return state
-    gone = replace(node, is_connected=False, left_reason=event.reason)
-    return replace(state, nodes={**state.nodes, event.node_id: gone})
+def node_disconnected(draft: Draft, event: e.NodeDisconnected) -> None:
+    node = draft.nodes.get(event.node_id)
+    if node is not None:
+        draft.put_node(replace(node, is_connected=False, left_reason=event.reason))
 
 
-def node_removed(state: State, event: e.NodeRemoved) -> State:
+def node_removed(draft: Draft, event: e.NodeRemoved) -> None:
     """Forget the node; the stages that it ran have failed for good."""
-    if event.node_id not in state.nodes:
-        return state
-    nodes = {key: node for key, node in state.nodes.items() if key != event.node_id}
-    live = {key: latest for key, latest in state.live.items() if key != event.node_id}
-    instances = {
-        instance_id: replace(
-            instance,
-            stages=tuple(
-                StageState(phase="failed", reason=f"its node was removed: {event.reason}", is_permanent=True)
-                if plan.node_id == event.node_id
-                else stage
-                for plan, stage in zip(instance.plan.stages, instance.stages, strict=True)
-            ),
-        )
-        if any(plan.node_id == event.node_id for plan in instance.plan.stages)
-        else instance
-        for instance_id, instance in state.instances.items()
-    }
-    return replace(state, nodes=nodes, instances=instances, live=live)
+    if event.node_id not in draft.nodes:
+        return
+    failed = StageState(phase="failed", reason=f"its node was removed: {event.reason}", is_permanent=True)
+    _change_stages(draft, event.node_id, lambda _: failed)
+    draft.drop_node(event.node_id)
+    draft.drop_live(event.node_id)
 
 
-def node_models_changed(state: State, event: e.NodeModelsChanged) -> State:
-    node = state.nodes.get(event.node_id)
-    if node is None:
-        return state
-    identity = replace(node.identity, models=event.models)
-    return replace(state, nodes={**state.nodes, event.node_id: replace(node, identity=identity)})
+def node_models_changed(draft: Draft, event: e.NodeModelsChanged) -> None:
+    node = draft.nodes.get(event.node_id)
+    if node is not None:
+        draft.put_node(replace(node, identity=replace(node.identity, models=event.models)))
+
+
+def _change_stages(draft: Draft, node_id: NodeId, change: Callable[[StageState], StageState]) -> None:
+    """Replace the stages that are on a node, in every instance that has one there."""
+    for instance in tuple(draft.instances.values()):
+        if any(plan.node_id == node_id for plan in instance.plan.stages):
+            pairs = zip(instance.plan.stages, instance.stages, strict=True)
+            stages = tuple(change(stage) if plan.node_id == node_id else stage for plan, stage in pairs)
+            draft.put_instance(replace(instance, stages=stages))
