@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from exo.shared.apply import access
 from exo.shared.errors import LogOrderError
 from exo.shared.types import events as e
 from exo.shared.types.devices import GPUDevice
@@ -65,8 +66,13 @@ def node_disconnected(state: State, event: e.NodeDisconnected) -> State:
     return replace(state, nodes={**state.nodes, event.node_id: gone})
 
 
+def about_access(state: State, event: e.Decision) -> State:
+    return replace(state, access=access.fold(state.access, event))
+
+
 def node_removed(state: State, event: e.NodeRemoved) -> State:
     """Forget the node; the stages that it ran have failed for good."""
+    state = about_access(state, event)
     if event.node_id not in state.nodes:
         return state
     nodes = {key: node for key, node in state.nodes.items() if key != event.node_id}
@@ -220,6 +226,7 @@ def _fold(live: NodeTelemetry, node_id: NodeId, event: e.Telemetry) -> NodeTelem
 
 
 DECISIONS: dict[type, Callable[[State, Any], State]] = {
+    **dict.fromkeys(access.CHANGES, about_access),
     e.ClusterFormed: cluster_formed,
     e.ClusterDissolved: cluster_dissolved,
     e.VotersChanged: voters_changed,

@@ -7,13 +7,24 @@ each event would be most of the work.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from exo.shared.apply import devices, instances, nodes, telemetry
+from exo.shared.apply import access, devices, instances, nodes, telemetry
 from exo.shared.apply.draft import Draft
 from exo.shared.errors import LogOrderError
 from exo.shared.types import events as e
 from exo.shared.types.state import State
 
+
+def _about_access(draft: Draft, event: Any) -> None:
+    draft.access = access.fold(draft.access, event)
+
+
+def _node_removed(draft: Draft, event: e.NodeRemoved) -> None:
+    nodes.node_removed(draft, event)
+    _about_access(draft, event)
+
+
 _DECISIONS: dict[type, Callable[[Draft, Any], None]] = {
+    **dict.fromkeys(access.CHANGES, _about_access),
     e.ClusterFormed: nodes.cluster_formed,
     e.ClusterDissolved: nodes.cluster_dissolved,
     e.VotersChanged: nodes.voters_changed,
@@ -21,7 +32,7 @@ _DECISIONS: dict[type, Callable[[Draft, Any], None]] = {
     e.TermOpened: nodes.term_opened,
     e.NodeJoined: nodes.node_joined,
     e.NodeDisconnected: nodes.node_disconnected,
-    e.NodeRemoved: nodes.node_removed,
+    e.NodeRemoved: _node_removed,
     e.NodeModelsChanged: nodes.node_models_changed,
     e.DeviceAppeared: devices.device_appeared,
     e.DeviceLost: devices.device_lost,

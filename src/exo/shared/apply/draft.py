@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
+from exo.shared.types.access import Access
 from exo.shared.types.ids import ClusterId, InstanceId, NodeId
 from exo.shared.types.instances import Instance
 from exo.shared.types.nodes import Node
@@ -27,6 +28,7 @@ class Draft:
         self.incarnation: int = state.incarnation
         self.master_node_id: NodeId | None = state.master_node_id
         self.voters: Voters = state.voters
+        self.access: Access = state.access
         self.dissolved_into: ClusterId | None = state.dissolved_into
         self._nodes = state.nodes
         self._instances = state.instances
@@ -97,6 +99,7 @@ class Draft:
             term=self.term,
             master_node_id=self.master_node_id,
             voters=self.voters,
+            access=self.access,
             dissolved_into=self.dissolved_into,
             nodes=self._nodes,
             instances=self._instances,

@@ -6,6 +6,7 @@ a new meaning needs a new event, because old logs replay for ever.
 
 import msgspec
 
+from exo.shared.types.access import KeyId, Scope, TokenId
 from exo.shared.types.devices import DeviceGPUState, GPUDevice, NodePerformanceProfile
 from exo.shared.types.ids import ClusterId, DeviceId, EventId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, StagePhase, StageProgress
@@ -75,7 +76,10 @@ class NodeDisconnected(_Event, frozen=True, kw_only=True):
 
 
 class NodeRemoved(_Event, frozen=True, kw_only=True):
-    """A node is no member any more, and may not come back unasked. What is placed on it fails."""
+    """A node is no member any more, its certificates are revoked, and it may not come back unasked.
+
+    What is placed on it fails.
+    """
 
     node_id: NodeId
     reason: str
@@ -130,6 +134,98 @@ class StageChanged(_Event, frozen=True, kw_only=True):
     is_permanent: bool = False
 
 
+class AuthorityCreated(_Event, frozen=True, kw_only=True):
+    """The cluster has an authority, which signs its nodes' certificates."""
+
+    certificate_pem: str
+
+
+class TokenCreated(_Event, frozen=True, kw_only=True):
+    token_id: TokenId
+    verifier: str
+    created_at_s: float
+    expires_at_s: float
+    uses: int
+    created_by: str
+
+
+class TokenUsed(_Event, frozen=True, kw_only=True):
+    """A node proved that it has the token."""
+
+    token_id: TokenId
+    node_id: NodeId
+    fingerprint: str
+
+
+class TokenGuessed(_Event, frozen=True, kw_only=True):
+    """A node named the token and could not prove that it has it. Five of these lock the token."""
+
+    token_id: TokenId
+    node_id: NodeId
+    address: str
+
+
+class TokenDeleted(_Event, frozen=True, kw_only=True):
+    token_id: TokenId
+
+
+class KeyCreated(_Event, frozen=True, kw_only=True):
+    key_id: KeyId
+    hash: str
+    name: str
+    scopes: tuple[Scope, ...]
+    created_at_s: float
+    expires_at_s: float | None
+    created_by: str
+
+
+class KeyDeleted(_Event, frozen=True, kw_only=True):
+    key_id: KeyId
+
+
+class JoinWished(_Event, frozen=True, kw_only=True):
+    """A node asks to join, and waits until somebody approves or declines."""
+
+    node_id: NodeId
+    name: str
+    address: str
+    fingerprint: str
+    asked_at_s: float
+
+
+class JoinDeclined(_Event, frozen=True, kw_only=True):
+    node_id: NodeId
+    fingerprint: str
+    declined_at_s: float
+    reason: str
+
+
+class NodeApproved(_Event, frozen=True, kw_only=True):
+    """The node with this key may join; it collects its certificate when it asks again."""
+
+    node_id: NodeId
+    fingerprint: str
+    approved_at_s: float
+    approved_by: str
+
+
+class CertificateIssued(_Event, frozen=True, kw_only=True):
+    """The authority signed a certificate: the node may come in with it until it runs out or is revoked."""
+
+    node_id: NodeId
+    serial: str
+    fingerprint: str
+    issued_at_s: float
+    not_after_s: float
+    certificate_pem: str
+
+
+class CertificateRevoked(_Event, frozen=True, kw_only=True):
+    node_id: NodeId
+    serial: str
+    reason: str
+
+
 Decision = (
     ClusterFormed
     | ClusterDissolved
@@ -146,6 +242,18 @@ Decision = (
     | InstanceDeleted
     | InstanceRestarted
     | StageChanged
+    | AuthorityCreated
+    | TokenCreated
+    | TokenUsed
+    | TokenGuessed
+    | TokenDeleted
+    | KeyCreated
+    | KeyDeleted
+    | JoinWished
+    | JoinDeclined
+    | NodeApproved
+    | CertificateIssued
+    | CertificateRevoked
 )
 
 

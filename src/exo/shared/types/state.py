@@ -2,6 +2,7 @@
 
 import msgspec
 
+from exo.shared.types.access import Access
 from exo.shared.types.devices import DeviceGPUState, NodePerformanceProfile
 from exo.shared.types.ids import ClusterId, DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, StageProgress
@@ -33,6 +34,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     term: int = 0
     master_node_id: NodeId | None = None
     voters: Voters = Voters()
+    access: Access = Access()
+    """Who may come in. Never presented as it is: it has what guesses of tokens and keys are checked against."""
     dissolved_into: ClusterId | None = None
     """This cluster is no more; its members join that one."""
     nodes: dict[NodeId, Node] = {}
