@@ -6,7 +6,7 @@ import msgspec
 
 from exo.cluster.signal import Signal
 from exo.cluster.watching import Feeds
-from exo.shared.apply import apply_entry, apply_telemetry
+from exo.shared.apply import apply_entries, apply_frames
 from exo.shared.invariants import check
 from exo.shared.types.events import LogEntry, TelemetryFrame
 from exo.shared.types.ids import NodeId
@@ -34,19 +34,16 @@ class Board:
         self.changed.fire()
 
     def fold(self, entries: Sequence[LogEntry]) -> None:
-        for entry in entries:
-            self.state = apply_entry(self.state, entry)
-            self.feeds.push(entry)
+        """Fold decisions in, together. Telemetry that waited for them is the lane's: see `Lane.released`."""
+        self.state = apply_entries(self.state, entries)
+        self.feeds.push(entries)
         self._check()
 
-    def fold_frame(self, frame: TelemetryFrame) -> bool:
-        """Say whether it was news: not old, and of a member."""
-        state = apply_telemetry(self.state, frame)
-        if state is self.state:
-            return False
-        self.state = state
-        self.feeds.push(frame)
-        return True
+    def fold_frames(self, frames: Sequence[TelemetryFrame]) -> Sequence[TelemetryFrame]:
+        """Fold telemetry in, together, and return what of it was news: not old, and of members."""
+        self.state, news = apply_frames(self.state, frames)
+        self.feeds.push(news)
+        return news
 
     def replace(self, state: State) -> None:
         """Go on from another state. Feeds end: what lies between cannot be told."""
@@ -56,7 +53,12 @@ class Board:
 
     def replace_live(self, live: dict[NodeId, NodeTelemetry]) -> None:
         """Go on from other telemetry; this node knows its own best."""
-        members = {node_id: latest for node_id, latest in live.items() if node_id in self.state.nodes}
+        nodes = self.state.nodes
+        members = {
+            node_id: latest
+            for node_id, latest in live.items()
+            if node_id in nodes and nodes[node_id].identity.boot_id == latest.boot_id
+        }
         self.state = self._with_own(self.state, members)
 
     def _with_own(self, state: State, live: dict[NodeId, NodeTelemetry]) -> State:

@@ -99,6 +99,46 @@ class OwnTelemetry:
         return frame
 
 
+class HeldFrames:
+    """A follower's side: frames made on decisions that it has not folded yet wait here for them.
+
+    Folded before their node is known they would be lost. Of each node at most two frames wait: those of the first
+    index that is waited for, and in one the rest, so that an index which keeps growing holds nothing back for ever.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def hold(self, index: int, frames: Iterable[TelemetryFrame]) -> None:
+        """Keep frames until `index` is folded; of several of one node the last values."""
+        if not self._first:
+            self._first_index = index
+            held = self._first
+        elif not self._rest and index <= self._first_index:
+            held = self._first
+        else:
+            # Behind the others, whatever its index: frames of one node have to stay in their order.
+            self._rest_index = max(self._rest_index, index)
+            held = self._rest
+        for frame in frames:
+            held[frame.node_id] = merge_frames(held.get(frame.node_id), frame)
+
+    def release(self, index: int) -> Sequence[TelemetryFrame]:
+        """Return the frames that a state at `index` can take, in the order in which to fold them; they are gone then."""
+        released: list[TelemetryFrame] = []
+        while self._first and index >= self._first_index:
+            released += self._first.values()
+            self._first_index, self._first = self._rest_index, self._rest
+            self._rest_index, self._rest = 0, {}
+        return released
+
+    def clear(self) -> None:
+        """All there is comes anew, or from a history in which indices mean something else."""
+        self._first_index = self._rest_index = 0
+        self._first: dict[NodeId, TelemetryFrame] = {}
+        self._rest: dict[NodeId, TelemetryFrame] = {}
+
+
 class TickRing:
     """The master's side: frames gathered into numbered ticks, each encoded once for all followers.
 
@@ -119,12 +159,17 @@ class TickRing:
         """Add a frame that was folded here; later values replace earlier ones."""
         self._gathered[frame.node_id] = merge_frames(self._gathered.get(frame.node_id), frame)
 
-    def close_tick(self, term: int) -> tuple[TelemetryFrame, ...]:
-        """End the tick: what was gathered can be sent. Returns its frames."""
+    def close_tick(self, term: int, index: int = 0) -> tuple[TelemetryFrame, ...]:
+        """End the tick: what was gathered can be sent. Returns its frames.
+
+        Args:
+            term: In which this node leads.
+            index: Of the state that they were folded into here.
+        """
         frames = tuple(self._gathered.values())
         self._gathered = {}
         self.tick += 1
-        data = encode(TelemetryTick(term=term, tick=self.tick, frames=frames))
+        data = encode(TelemetryTick(term=term, tick=self.tick, index=index, frames=frames))
         if len(data) > MESSAGE_BYTES_MAX:
             self._encoded.clear()  # As for one that has fallen behind: the live state comes instead.
         else:

@@ -1,7 +1,7 @@
 """Bounded feeds of what is folded, for those who watch. A slow consumer loses its feed, never a part of it."""
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Self
 from weakref import WeakSet
 
@@ -20,13 +20,16 @@ class Feed(AsyncIterator[Item]):
         self._is_ended = False
         self._signal = Signal()
 
-    def push(self, item: Item) -> None:
-        if self._is_ended:
+    def push(self, items: Sequence[Item]) -> None:
+        """Add what comes next. Where that is more than there is room for, the first of it, and then the end."""
+        if self._is_ended or not items:
             return
-        if len(self._items) >= self._backlog_max:
+        room = self._backlog_max - len(self._items)
+        if room < len(items):
+            self._items.extend(items[: max(0, room)])
             self.end()
             return
-        self._items.append(item)
+        self._items.extend(items)
         self._signal.fire()
 
     def end(self) -> None:
@@ -58,9 +61,10 @@ class Feeds:
         self._feeds.add(feed)
         return feed
 
-    def push(self, item: Item) -> None:
+    def push(self, items: Sequence[Item]) -> None:
+        """Pass on what was folded, to each feed at once."""
         for feed in self._now():
-            feed.push(item)
+            feed.push(items)
 
     def end_all(self) -> None:
         for feed in self._now():

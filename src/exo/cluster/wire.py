@@ -109,6 +109,8 @@ class LiveState(_Message, frozen=True, kw_only=True):
     """Master: all telemetry there is, for a follower that missed some."""
 
     live: dict[NodeId, NodeTelemetry]
+    index: int = 0
+    """Of the decided state that it belongs to: whoever is not there yet may not know these nodes."""
 
 
 class TelemetryTick(_Message, frozen=True, kw_only=True):
@@ -117,6 +119,8 @@ class TelemetryTick(_Message, frozen=True, kw_only=True):
     term: int
     tick: int
     frames: tuple[TelemetryFrame, ...]
+    index: int = 0
+    """Of the decided state that it was folded into: whoever is not there yet may not know these nodes."""
 
 
 class Answer(_Message, frozen=True, kw_only=True):

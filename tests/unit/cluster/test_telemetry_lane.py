@@ -1,17 +1,28 @@
 """Telemetry on its way: the last value wins, and nothing that is still true is forgotten."""
 
-from exo.cluster.telemetry import OwnTelemetry, TickRing, merge_frames
-from exo.cluster.wire import TelemetryTick, decode_from_listener
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exo.cluster.board import Board
+from exo.cluster.lane import Lane
+from exo.cluster.telemetry import HeldFrames, OwnTelemetry, TickRing, merge_frames
+from exo.cluster.wire import LiveState, TelemetryTick, decode_from_listener
+from exo.shared.apply import apply_frames
 from exo.shared.types.devices import DeviceGPUState
 from exo.shared.types.events import (
     DeviceGPUStateUpdated,
     GPUBandwidthMeasured,
     LinkMeasured,
+    LogEntry,
+    NodeJoined,
     StageProgressed,
+    Telemetry,
     TelemetryFrame,
 )
-from exo.shared.types.ids import DeviceId, InstanceId, NodeId
+from exo.shared.types.ids import DeviceId, EventId, InstanceId, NodeId
 from exo.shared.types.instances import StageProgress
+from exo.shared.types.state import NodeTelemetry
+from support.states import cluster, identity
 
 A, B = NodeId("a"), NodeId("b")
 
@@ -95,14 +106,143 @@ def test_followers_get_each_tick_once_or_learn_that_they_missed_some() -> None:
         ring.gather(TelemetryFrame(node_id=A, boot_id="1", seq=number, events=(device("x", number),)))
         ring.gather(TelemetryFrame(node_id=B, boot_id="1", seq=number, events=()))
         assert ring.has_gathered
-        assert {frame.node_id for frame in ring.close_tick(term=4)} == {A, B}
+        assert {frame.node_id for frame in ring.close_tick(term=4, index=7)} == {A, B}
         assert not ring.has_gathered
     ticks = ring.since(2)
     assert ticks is not None
     decoded = [decode_from_listener(tick) for tick in ticks]
     assert [tick.tick for tick in decoded if isinstance(tick, TelemetryTick)] == [3, 4, 5]
-    assert all(isinstance(tick, TelemetryTick) and tick.term == 4 for tick in decoded)
+    assert all(isinstance(tick, TelemetryTick) and (tick.term, tick.index) == (4, 7) for tick in decoded)
     assert ring.since(1) is None
     assert list(ring.since(5) or ()) == []
     ring.clear()
     assert ring.since(4) is None and ring.tick == 5
+
+
+def frame(node_id: NodeId, seq: int, *events: Telemetry, boot_id: str = "boot-1") -> TelemetryFrame:
+    return TelemetryFrame(node_id=node_id, boot_id=boot_id, seq=seq, events=events)
+
+
+def test_frames_wait_for_the_decisions_that_they_were_folded_into() -> None:
+    held = HeldFrames()
+    held.hold(5, [frame(A, 1, device("a/0", 1)), frame(B, 1)])
+    held.hold(5, [frame(A, 2, device("a/1", 2))])
+    assert list(held.release(4)) == []
+    assert list(held.release(5)) == [frame(A, 2, device("a/0", 1), device("a/1", 2)), frame(B, 1)]
+    assert list(held.release(9)) == []
+
+
+def test_an_index_that_keeps_growing_holds_nothing_back_for_ever() -> None:
+    held = HeldFrames()
+    for number in range(1, 9):
+        held.hold(10 * number, [frame(A, number, device(f"a/{number}", number))])
+    assert [one.seq for one in held.release(10)] == [1]
+    assert [one.seq for one in held.release(70)] == []
+    held.hold(90, [frame(A, 9)])
+    (rest,) = held.release(80)
+    assert rest.seq == 8 and len(rest.events) == 7
+    held.clear()
+    assert list(held.release(1000)) == []
+
+
+ticks = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.lists(st.tuples(st.sampled_from([A, B]), st.sampled_from("xyz")), max_size=4),
+        st.integers(0, 4),
+    ),
+    max_size=20,
+)
+
+
+@given(ticks)
+def test_what_was_held_leads_to_the_same_telemetry_whenever_it_is_let_go(
+    story: list[tuple[int, list[tuple[NodeId, str]], int]],
+) -> None:
+    """Each step: how far the master's index went on, what it sent, and how far the follower came."""
+    held = HeldFrames()
+    direct = later = cluster(identity("a"), identity("b"))
+    here = there = 0
+    seqs = {A: 0, B: 0}
+    needed: dict[tuple[NodeId, int], int] = {}
+    for further, said, caught_up in story:
+        there += further
+        sent: dict[NodeId, TelemetryFrame] = {}
+        for node_id, name in said:
+            seqs[node_id] += 1
+            sent[node_id] = merge_frames(
+                sent.get(node_id), frame(node_id, seqs[node_id], device(name, seqs[node_id]))
+            )
+            needed[node_id, seqs[node_id]] = there
+        direct, _ = apply_frames(direct, list(sent.values()))
+        held.hold(there, sent.values())
+        here = min(there, here + caught_up)
+        released = held.release(here)
+        assert all(needed[one.node_id, one.seq] <= here for one in released)
+        later, news = apply_frames(later, released)
+        assert list(news) == list(released)
+        if here == there:
+            assert later == direct
+    later, _ = apply_frames(later, held.release(there))
+    assert later == direct
+
+
+def follower() -> tuple[Board, Lane]:
+    """A follower of a master `a` at index 3; its own id is `c`."""
+    board = Board(NodeId("c"), feed_backlog=100, is_checking_invariants=True)
+    board.state = cluster(identity("a"))
+    assert board.state.index == 3
+    return board, Lane(board, NodeId("c"), "boot-1")
+
+
+def joins(index: int, node_id: str) -> LogEntry:
+    return LogEntry(
+        index=index,
+        term=1,
+        event_id=EventId(""),
+        cause_id="",
+        origin=A,
+        seq=index,
+        at="",
+        event=NodeJoined(identity=identity(node_id)),
+    )
+
+
+def test_telemetry_of_a_node_that_is_not_known_yet_is_folded_when_it_is() -> None:
+    board, lane = follower()
+    lane.tick_received(TelemetryTick(term=1, tick=1, index=3, frames=(frame(A, 1, device("a/0", 1)),)))
+    version = board.version
+    assert set(board.state.live) == {A} and version == 1
+    lane.tick_received(
+        TelemetryTick(term=1, tick=2, index=4, frames=(frame(A, 2), frame(B, 1, device("b/0", 7))))
+    )
+    assert board.version == version and board.state.live[A].seq == 1
+    board.fold([joins(4, "b")])
+    assert lane.released(board.state.index)
+    assert board.state.live[B].devices[DeviceId("b/0")].memory_used_bytes == 7
+    assert board.state.live[A].seq == 2
+    assert not lane.released(board.state.index)
+
+
+def test_all_telemetry_at_once_waits_too_and_what_comes_later_is_folded_on_top() -> None:
+    board, lane = follower()
+    lane.tick_received(TelemetryTick(term=1, tick=1, index=9, frames=(frame(A, 1, device("a/9", 1)),)))
+    live = {node_id: NodeTelemetry(boot_id="boot-1", seq=4) for node_id in (A, B)}
+    lane.live_received(LiveState(live=live, index=4))
+    lane.tick_received(TelemetryTick(term=1, tick=3, index=4, frames=(frame(B, 5, device("b/0", 7)),)))
+    assert board.state.live == {} and board.version == 0
+    board.fold([joins(4, "b")])
+    assert lane.released(4)
+    assert (board.state.live[A].seq, board.state.live[B].seq) == (4, 5)
+    assert list(board.state.live[B].devices) == ["b/0"]
+    # All there is says nothing of an earlier boot's telemetry that is still on its way.
+    lane.live_received(LiveState(live={A: NodeTelemetry(boot_id="boot-0", seq=9)}, index=4))
+    assert board.state.live == {}
+
+
+def test_what_waits_is_dropped_with_the_master() -> None:
+    board, lane = follower()
+    lane.live_received(LiveState(live={A: NodeTelemetry(boot_id="boot-1", seq=4)}, index=9))
+    lane.tick_received(TelemetryTick(term=1, tick=3, index=9, frames=(frame(A, 5),)))
+    lane.drop_uplink()
+    assert not lane.released(100) and board.state.live == {}
