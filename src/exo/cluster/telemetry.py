@@ -124,7 +124,7 @@ class HeldFrames:
             held[frame.node_id] = merge_frames(held.get(frame.node_id), frame)
 
     def release(self, index: int) -> Sequence[TelemetryFrame]:
-        """Return the frames that a state at `index` can take, in the order in which to fold them; they are gone then."""
+        """Return the frames that a state at `index` can take, in the order in which to fold them; they go."""
         released: list[TelemetryFrame] = []
         while self._first and index >= self._first_index:
             released += self._first.values()

@@ -145,6 +145,15 @@ def test_an_index_that_keeps_growing_holds_nothing_back_for_ever() -> None:
     assert list(held.release(1000)) == []
 
 
+def test_frames_of_a_node_stay_in_their_order_whatever_their_indices_are() -> None:
+    held = HeldFrames()
+    for seq, index in enumerate((10, 20, 5)):
+        held.hold(index, [frame(A, seq, device(f"a/{seq}", seq))])
+    assert [one.seq for one in held.release(10)] == [0]
+    (rest,) = held.release(20)
+    assert rest.seq == 2 and len(rest.events) == 2
+
+
 ticks = st.lists(
     st.tuples(
         st.integers(0, 3),
