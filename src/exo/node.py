@@ -210,7 +210,7 @@ async def _stop_on_signal(server: ApiServer) -> None:
 def _discoveries(settings: Settings, secret: bytes) -> list[Discovery]:
     found: list[Discovery] = []
     if settings.is_discovery_enabled:
-        found.append(MulticastDiscovery(secret, port=settings.discovery_port))
+        found.append(MulticastDiscovery(lambda: (secret,), port=settings.discovery_port))
     if settings.peers:
         found.append(StaticDiscovery(settings.peers))
     return found

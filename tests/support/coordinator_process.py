@@ -88,7 +88,7 @@ async def main(home: Path, secret_file: Path, port: int) -> None:
         log=SegmentLog(home / "log"),
         transport=transport,
         listener=listener,
-        discoveries=[MulticastDiscovery(secret, port=port)],
+        discoveries=[MulticastDiscovery(lambda: (secret,), port=port)],
         is_checking_invariants=True,
     )
     async with anyio.create_task_group() as tasks:

@@ -231,7 +231,7 @@ def check_ports() -> list[Finding]:
 
 def check_multicast() -> list[Finding]:
     """Whether datagrams to a multicast group arrive on this machine: that is how nodes find each other."""
-    from exo.cluster.discovery.multicast import GROUP
+    from exo.cluster.discovery.groups import GROUP_V4
 
     step = "name the other nodes: exo --peer HOST:PORT"
     try:
@@ -240,13 +240,13 @@ def check_multicast() -> list[Finding]:
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
         ):
             receiver.bind(("", 0))
-            membership = struct.pack("4s4s", socket.inet_aton(GROUP), socket.inet_aton("127.0.0.1"))
+            membership = struct.pack("4s4s", socket.inet_aton(GROUP_V4), socket.inet_aton("127.0.0.1"))
             receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
             receiver.settimeout(_MULTICAST_TIMEOUT_S)
             sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
             sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
             word = os.urandom(16)
-            sender.sendto(word, (GROUP, receiver.getsockname()[1]))
+            sender.sendto(word, (GROUP_V4, receiver.getsockname()[1]))
             heard = receiver.recv(64)
     except TimeoutError:
         return [Finding("multicast", "note", "no datagram came back: nodes do not find each other", step)]

@@ -55,7 +55,7 @@ class EmbeddedCoordinator(Coordinator):
             log=SegmentLog(home / "log"),
             transport=transport,
             listener=listener,
-            discoveries=[MulticastDiscovery(secret, port=settings.discovery_port), StaticDiscovery(peers)],
+            discoveries=[MulticastDiscovery(lambda: (secret,), port=52416), StaticDiscovery(peers)],
         )
         await task_group.start(coordinator.run)
 

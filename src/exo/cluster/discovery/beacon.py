@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 
 from exo.cluster.facts import ClusterFacts
-from exo.shared.types.ids import ClusterId, NodeId
 from exo.shared.types.nodes import HostPort
 
 MAGIC = b"EXOB"
@@ -30,7 +29,7 @@ KEYS_MAX = 4
 
 _FIXED = len(MAGIC) + 2
 _CODE_BYTES = 16
-_Id = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
+_Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 
 
 class BeaconHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +40,7 @@ class BeaconHead(msgspec.Struct, frozen=True, kw_only=True):
     name: Annotated[str, msgspec.Meta(max_length=NAME_LENGTH_MAX)]
     cluster_address: HostPort
     cluster_id: _Id | None
-    exo_version: Annotated[str, msgspec.Meta(max_length=64)]
+    exo_version: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.+!_-]{1,64}\Z")]
     sent_at_s: float
     """The sender's wall clock, in seconds since 1970: for finding clocks that are wrong."""
 
@@ -124,32 +123,3 @@ def _code(key: bytes, version: int, payload: bytes) -> bytes:
     # The prefix keeps a beacon's code from being of use anywhere else that the key is used.
     text = b"exo\0beacon\0" + bytes([version]) + payload
     return hmac.digest(key, text, hashlib.sha256)[:_CODE_BYTES]
-
-
-def facts_at(facts: ClusterFacts, host: str) -> ClusterFacts:
-    """Return facts whose unspecified addresses (0.0.0.0, ::) are replaced by the host that they were heard from.
-
-    A master elsewhere that is known by such an address only cannot be found by it: its address is left out.
-    """
-    master_address = facts.master_address
-    if master_address is not None and is_unspecified(master_address.host):
-        is_own = facts.master_node_id == facts.node_id
-        master_address = HostPort(host, master_address.port) if is_own else None
-    return msgspec.structs.replace(
-        facts, cluster_address=address_at(facts.cluster_address, host), master_address=master_address
-    )
-
-
-def address_at(announced: HostPort, host: str) -> HostPort:
-    """Return the address that was announced, with the host that it was heard from where it names none."""
-    return HostPort(host, announced.port) if is_unspecified(announced.host) else announced
-
-
-def is_unspecified(host: str) -> bool:
-    """Say whether the host means all addresses of whoever says it."""
-    return host in ("0.0.0.0", "::", "")
-
-
-def stranger_ids(head: BeaconHead) -> tuple[NodeId, ClusterId | None]:
-    """Return the ids that a stranger claims."""
-    return NodeId(head.node_id), ClusterId(head.cluster_id) if head.cluster_id is not None else None

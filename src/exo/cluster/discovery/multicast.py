@@ -3,185 +3,168 @@
 import asyncio
 import random
 import socket
-import struct
-import sys
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from loguru import logger
 
 from exo.cluster.discovery.base import Discovery, FactsSource, Report
-from exo.cluster.discovery.beacon import BEACON_BYTES_MAX, BeaconFault, decode_beacon, encode_beacon
-from exo.cluster.facts import PeerSeen, Sighting
+from exo.cluster.discovery.beacon import BEACON_BYTES_MAX, encode_beacon
+from exo.cluster.discovery.groups import GROUP_V4, GROUP_V6, Group, Heard
+from exo.cluster.discovery.hearing import Hearing
+from exo.cluster.discovery.interfaces import Interface, read_interfaces
 from exo.cluster.transport.tcp import is_loopback
 from exo.shared.types.nodes import HostPort
 
-GROUP = "239.255.101.120"
 INTERVAL_S = 1.0
+INTERVAL_MAX_S = 4.0
+"""Where many nodes speak, each speaks more seldom; still often enough for a sighting to stay fresh."""
+CROWD = 250
+"""Nodes within hearing from which on each speaks more seldom."""
 NUDGE_PAUSE_S = 0.05
-"""Least time between two beacons, however often the facts change."""
-SOURCES_MAX = 256
+"""Least time between two beacons, however often the facts change; longer among more than NUDGE_CROWD nodes."""
+NUDGE_CROWD = 20
+REREAD_S = 10.0
+"""How often the interfaces are read again, and a closed port is tried again."""
 
-_DETAILS: dict[BeaconFault, str] = {
-    "malformed": "something that is no beacon of exo was sent to the discovery port",
-    "other_version": "it runs another release of exo, with another beacon",
-    "other_secret": "it has another host secret: it belongs to another user or host, or has another "
-    "EXO_HOST_SECRET_FILE",
-}
+GroupMaker = Callable[[Heard], list[Group]]
 
 
 class MulticastDiscovery(Discovery):
-    """Beacons in both directions. What is heard is a hint; the connection's handshake decides.
+    """Beacons in both directions, on IPv4 and IPv6. What is heard is a hint; the connection's handshake decides.
 
     A node that can only be reached on this host (a loopback address) speaks on the loopback interface alone.
 
     Args:
-        secret: The host secret, under which beacons are made.
+        keys: Returns the keys that this node has now: beacons are made with all of them, and believed when they are
+            made with any. Without keys the node only listens.
         port: UDP port that all nodes share.
-        group: IPv4 multicast group.
         jitter: Returns a number from 0 to 1; keeps nodes from speaking in step.
+        wall_clock: Seconds since 1970, told to others so that people find clocks that are wrong.
+        interfaces: Returns this host's interfaces as they are now.
+        make_groups: Makes the groups to take part in, given whom to call with what is heard.
     """
 
     def __init__(
         self,
-        secret: bytes,
+        keys: Callable[[], Sequence[bytes]],
         *,
         port: int,
-        group: str = GROUP,
         interval_s: float = INTERVAL_S,
+        reread_s: float = REREAD_S,
         jitter: Callable[[], float] = random.random,
+        wall_clock: Callable[[], float] = time.time,
+        interfaces: Callable[[], Sequence[Interface]] = read_interfaces,
+        make_groups: GroupMaker | None = None,
     ) -> None:
-        self._secret = secret
+        self._keys = keys
         self._port = port
-        self._group = group
         self._interval_s = interval_s
+        self._reread_s = reread_s
         self._jitter = jitter
+        self._wall_clock = wall_clock
+        self._interfaces = interfaces
+        self._make_groups = make_groups or self._both_groups
         self._wake = asyncio.Event()
-        self._known_boots: dict[str, None] = {}
-        self.counts: Counter[str] = Counter()
+        self._hearing = Hearing(keys, via="multicast")
+        self._said: set[str] = set()
+
+    @property
+    def counts(self) -> Counter[str]:
         """Beacons heard, by what became of them: `heard`, `malformed`, `other_secret`, `other_version`."""
+        return self._hearing.counts
 
     def nudge(self) -> None:
         self._wake.set()
 
     async def run(self, facts: FactsSource, report: Report) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            receiver = _open_receiver(self._group, self._port)
-        except OSError as error:
-            logger.info("nodes are not found by multicast here ({}); name them with --peer", error)
-            await asyncio.Event().wait()
-            return
-        try:
-            transport, _ = await loop.create_datagram_endpoint(
-                lambda: _Receiver(lambda data, source: self._heard(data, source, report)), sock=receiver
-            )
-        except BaseException:
-            receiver.close()
-            raise
-        senders = _open_senders(facts().cluster_address)
-        try:
-            await self._speak(facts, senders)
-        finally:
-            transport.close()
-            for sender in senders:
-                sender.close()
 
-    async def _speak(self, facts: FactsSource, senders: list[socket.socket]) -> None:
-        has_failed = False
-        while True:
-            beacon = encode_beacon(self._secret, facts())
-            failures = 0
-            for sender in senders:
-                try:
-                    sender.sendto(beacon, (self._group, self._port))
-                except OSError as error:
-                    failures += 1
-                    if failures == len(senders) and not has_failed:
-                        has_failed = True
-                        logger.info("beacons cannot be sent here ({}); name peers with --peer", error)
-            await asyncio.sleep(NUDGE_PAUSE_S)
+        def heard(data: bytes, source: HostPort) -> None:
+            news = self._hearing.hear(data, source, facts(), loop.time())
+            if news is not None:
+                if news.is_new:
+                    # Answer at once, so that the new one does not have to wait for the next regular beacon.
+                    self.nudge()
+                report(news.item)
+
+        groups = self._make_groups(heard)
+        try:
+            while True:
+                await self._look_around(groups)
+                self._hearing.forget(loop.time())
+                await self._speak(groups, facts, loop.time() + self._reread_s)
+        finally:
+            for group in groups:
+                group.close()
+
+    def _both_groups(self, heard: Heard) -> list[Group]:
+        return [
+            Group(socket.AF_INET, GROUP_V4, self._port, heard),
+            Group(socket.AF_INET6, GROUP_V6, self._port, heard),
+        ]
+
+    async def _look_around(self, groups: list[Group]) -> None:
+        """Open what is not open, and take the interfaces as they are now."""
+        interfaces = self._interfaces()
+        problems: list[str] = []
+        for group in groups:
             try:
-                async with asyncio.timeout(self._interval_s * (0.85 + 0.2 * self._jitter())):
+                if not group.is_open:
+                    await group.open()
+                if not group.use(interfaces):
+                    problems.append(
+                        f"{group.family_name}: {group.join_problem or 'no interface has an address'}"
+                    )
+            except OSError as error:
+                problems.append(f"{group.family_name}: {error.strerror or error}")
+        if len(problems) == len(groups):
+            self._say_once(
+                "hear",
+                f"nodes are not found by multicast here ({'; '.join(problems)}); name them with --peer",
+            )
+        elif problems:
+            self._say_once("family", f"nodes are found by multicast, but not on {problems[0]}")
+
+    async def _speak(self, groups: list[Group], facts: FactsSource, until_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() < until_s:
+            self._wake.clear()
+            keys = self._keys()
+            if keys:
+                self._send(groups, encode_beacon(keys, facts(), now_s=self._wall_clock()), facts)
+            pause_s, interval_s = pace(self._hearing.node_count, self._interval_s)
+            await asyncio.sleep(pause_s)
+            try:
+                async with asyncio.timeout(interval_s * (0.85 + 0.2 * self._jitter())):
                     await self._wake.wait()
             except TimeoutError:
                 pass
-            self._wake.clear()
 
-    def _heard(self, data: bytes, source: tuple[str, int], report: Report) -> None:
-        if len(data) > BEACON_BYTES_MAX:
-            data = b""
-        found = decode_beacon(self._secret, data)
-        if isinstance(found, str):
-            self.counts[found] += 1
-            address = HostPort(source[0], source[1])
-            report(
-                PeerSeen(address=address, via="multicast", status=found, detail=_DETAILS[found], age_s=0.0)
+    def _send(self, groups: list[Group], beacon: bytes, facts: FactsSource) -> None:
+        if len(beacon) > BEACON_BYTES_MAX:
+            self._say_once(
+                "long",
+                f"a beacon of {len(beacon)} bytes is too long to be sent; choose a shorter --namespace",
             )
             return
-        self.counts["heard"] += 1
-        if found.boot_id not in self._known_boots:
-            # Somebody new: answer at once, so that it does not have to wait for the next regular beacon.
-            self._known_boots[found.boot_id] = None
-            if len(self._known_boots) > SOURCES_MAX:
-                del self._known_boots[next(iter(self._known_boots))]
-            self.nudge()
-        report(Sighting(address=found.cluster_address, facts=found, via="multicast"))
+        is_near = is_loopback(facts().cluster_address.host)
+        problems = [group.send(beacon, is_loopback_only=is_near) for group in groups if group.is_open]
+        if problems and all(problem is not None for problem in problems):
+            self._say_once("send", f"beacons cannot be sent here ({problems[0]}); name peers with --peer")
+
+    def _say_once(self, what: str, text: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            logger.info("{}", text)
 
 
-class _Receiver(asyncio.DatagramProtocol):
-    def __init__(self, heard: Callable[[bytes, tuple[str, int]], None]) -> None:
-        self._heard = heard
+def pace(node_count: int, interval_s: float) -> tuple[float, float]:
+    """Return the least pause after a beacon and the usual time to the next one, in seconds, among so many nodes. Pure.
 
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self._heard(data, (addr[0], addr[1]))
-
-
-def _open_receiver(group: str, port: int) -> socket.socket:
-    """Return a socket that hears the group on the loopback and the default interface.
-
-    Raises:
-        OSError: The port cannot be shared, or neither interface takes the membership.
+    So a thousand nodes send 250 beacons a second, and 400 when all of them have news at once.
     """
-    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
-    try:
-        # Several nodes of one host hear the same port.
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "SO_REUSEPORT"):
-            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # Bound to the group, the socket hears nothing but the group; Windows has no such binding.
-        receiver.bind(("" if sys.platform == "win32" else group, port))
-        failure: OSError | None = None
-        joined = 0
-        for interface in ("127.0.0.1", "0.0.0.0"):
-            membership = struct.pack("4s4s", socket.inet_aton(group), socket.inet_aton(interface))
-            try:
-                receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
-                joined += 1
-            except OSError as error:
-                failure = error
-        if not joined and failure is not None:
-            raise failure
-        receiver.setblocking(False)
-    except BaseException:
-        receiver.close()
-        raise
-    return receiver
-
-
-def _open_senders(cluster_address: HostPort) -> list[socket.socket]:
-    """Return a socket for each interface on which the address can be reached."""
-    interfaces = ["127.0.0.1"] if is_loopback(cluster_address.host) else ["127.0.0.1", "0.0.0.0"]
-    senders: list[socket.socket] = []
-    for interface in interfaces:
-        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
-        try:
-            sender.setblocking(False)
-            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
-            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
-            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(interface))
-        except OSError:
-            sender.close()
-            continue
-        senders.append(sender)
-    return senders
+    pause_s = NUDGE_PAUSE_S * max(1.0, node_count / NUDGE_CROWD)
+    longest_s = max(interval_s, INTERVAL_MAX_S)
+    return pause_s, min(longest_s, interval_s * max(1.0, node_count / CROWD))
