@@ -101,6 +101,16 @@ decisions: st.SearchStrategy[e.Decision] = st.one_of(
         reasons,
     ),
     st.builds(e.InstanceCreated, instance=instances),
+    st.builds(e.AuthorityCreated, certificate_pem=reasons),
+    st.builds(
+        e.CertificateIssued,
+        node_id=nodes,
+        serial=reasons,
+        fingerprint=reasons,
+        issued_at_s=st.sampled_from([1.0, 5.0]),
+        not_after_s=st.sampled_from([4.0, 9.0]),
+        certificate_pem=reasons,
+    ),
     st.builds(e.InstanceDeleted, instance_id=instance_ids, reason=reasons),
     st.builds(e.InstanceRestarted, instance_id=instance_ids, generation=small, reason=reasons),
     st.builds(
