@@ -1,11 +1,14 @@
 """The thin loop of the master: takes commands, has them solved aside, re-checks, commits; mends what broke."""
 
+import time
 from collections.abc import Callable
 
 import anyio
 from loguru import logger
 
 from exo.cluster.coordinator import Coordinator
+from exo.master.admission import Admission
+from exo.master.authority import Authority
 from exo.master.decide import PLAN_OUTDATED, decide, existing_instance
 from exo.master.recovery import restarts
 from exo.master.solver import Solver
@@ -32,13 +35,30 @@ _RESTART_DELAY_MAX_S = 8.0
 
 
 class Master:
-    """Runs on every node; does something only where the coordinator says that this node leads."""
+    """Runs on every node; does something only where the coordinator says that this node leads.
 
-    def __init__(self, coordinator: Coordinator, solver: Solver, new_id: Callable[[], str]) -> None:
+    Args:
+        coordinator: Where decisions are committed.
+        solver: Places models.
+        new_id: Ids of instances.
+        authority: Signs the certificates of nodes; None where all nodes are of one host.
+        now_s: The time in Unix seconds: tokens and keys run out.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        solver: Solver,
+        new_id: Callable[[], str],
+        *,
+        authority: Authority | None = None,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
         self._coordinator = coordinator
         self._solver = solver
         self._new_id = new_id
         self._deciding = anyio.Lock()
+        self._admission = Admission(coordinator, self._deciding, authority, now_s)
         coordinator.set_command_handler(self.handle)
 
     async def run(self) -> None:
@@ -64,6 +84,8 @@ class Master:
             case PreviewPlacements():
                 previews = await self._solver.preview(self._coordinator.state, command.request)
                 return Previews(previews=previews)
+            case _:
+                return await self._admission.handle(command)
 
     async def _place(self, command: PlaceInstance) -> Reply:
         refusal: Refusal | None = None

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from exo.shared.types import events as e
 from exo.shared.types.access import (
+    WISH_LIFETIME_S,
     Access,
     ApiKey,
     Approval,
@@ -25,7 +26,7 @@ DECLINED_MAX = 256
 """How many declined wishes are remembered; the oldest are forgotten first."""
 
 
-def fold(access: Access, event: Any) -> Access:
+def fold(access: Access, event: e.Decision) -> Access:
     """Return what is decided about access after one more event; one that is not about access changes nothing."""
     change = CHANGES.get(type(event))
     return access if change is None else change(access, event)
@@ -86,12 +87,16 @@ def key_deleted(access: Access, event: e.KeyDeleted) -> Access:
 
 
 def join_wished(access: Access, event: e.JoinWished) -> Access:
+    """Note the wish; those that nobody answered for long are forgotten, so that they do not gather."""
     wish = JoinWish(
         name=event.name, address=event.address, fingerprint=event.fingerprint, asked_at_s=event.asked_at_s
     )
+    fresh = {
+        key: one for key, one in access.wishes.items() if event.asked_at_s - one.asked_at_s <= WISH_LIFETIME_S
+    }
     return replace(
         access,
-        wishes={**access.wishes, event.node_id: wish},
+        wishes={**fresh, event.node_id: wish},
         declined=_without(access.declined, event.node_id),
         approvals=_without(access.approvals, event.node_id),
     )

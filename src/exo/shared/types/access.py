@@ -31,6 +31,9 @@ INCLUDED_SCOPES: dict[Scope, frozenset[Scope]] = {
 WRONG_TRIES_MAX = 5
 """So many wrong tries lock a token."""
 
+WISH_LIFETIME_S = 7 * 86400.0
+"""How long a wish to join is kept that nobody answers."""
+
 
 class JoinToken(msgspec.Struct, frozen=True, kw_only=True):
     """What lets a node join without being asked."""

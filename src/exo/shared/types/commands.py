@@ -1,7 +1,10 @@
 """Commands: what someone wants of the master. Each gets one reply: what was decided, or a refusal that says why."""
 
+from typing import Literal
+
 import msgspec
 
+from exo.shared.types.access import KeyId, Scope, TokenId
 from exo.shared.types.ids import CommandId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, PlacementRequest, Plan
 
@@ -38,7 +41,111 @@ class PreviewPlacements(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     request: PlacementRequest
 
 
-Command = PlaceInstance | DeleteInstance | PreviewPlacements
+class CreateToken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Let nodes join with a token. Its secret stays where it was made: only the verifier travels."""
+
+    command_id: CommandId
+    token_id: TokenId
+    verifier: str
+    """Hexadecimal; see `exo.cluster.trust.token.token_verifier`."""
+    lifetime_s: float
+    uses: int
+    created_by: str
+
+
+class DeleteToken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    command_id: CommandId
+    token_id: TokenId
+
+
+class CreateKey(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Let programs use the API with a key. Its secret stays where it was made: only the hash travels."""
+
+    command_id: CommandId
+    key_id: KeyId
+    hash: str
+    """SHA-256 of the secret, hexadecimal."""
+    name: str
+    scopes: tuple[Scope, ...]
+    lifetime_s: float | None
+    """None: until it is deleted."""
+    created_by: str
+
+
+class DeleteKey(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    command_id: CommandId
+    key_id: KeyId
+
+
+EnrolmentProof = Literal["none", "token", "host_secret", "certificate"]
+"""What the node offers: nothing, a join token, its user's secret of a host they share, or its present certificate."""
+
+
+class EnrolNode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A node asks for a certificate. Sent by the member that it reached, which has checked the proof."""
+
+    command_id: CommandId
+    node_id: NodeId
+    name: str
+    request_der: bytes
+    """The request for a certificate (CSR)."""
+    fingerprint: str
+    """SHA-256 of the public key in the request (its SubjectPublicKeyInfo in DER), hexadecimal."""
+    address: str
+    """Where it asks from."""
+    proof: EnrolmentProof = "none"
+    is_proven: bool = False
+    """The proof that it offers is right."""
+    token_id: TokenId | None = None
+
+
+class ApproveNode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Let a node join that wishes to."""
+
+    command_id: CommandId
+    node_id: NodeId
+    fingerprint: str | None = None
+    """The key that was looked at; None: whichever asks under this id."""
+    approved_by: str
+
+
+class DeclineNode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    command_id: CommandId
+    node_id: NodeId
+    reason: str
+
+
+class RemoveNode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """End a node's membership and revoke its certificates."""
+
+    command_id: CommandId
+    node_id: NodeId
+    reason: str
+
+
+class ForgetNode(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Give up voters that are lost for good, and with them what only they had.
+
+    Carried out by the node that is asked: there is no master to send it to.
+    """
+
+    command_id: CommandId
+    node_ids: tuple[NodeId, ...]
+
+
+AccessCommand = (
+    CreateToken
+    | DeleteToken
+    | CreateKey
+    | DeleteKey
+    | EnrolNode
+    | ApproveNode
+    | DeclineNode
+    | RemoveNode
+    | ForgetNode
+)
+
+Command = PlaceInstance | DeleteInstance | PreviewPlacements | AccessCommand
 
 
 class NodeMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,4 +197,25 @@ class Previews(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     previews: tuple[Preview, ...]
 
 
-Reply = Placed | Deleted | Previews | Refusal
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """It is decided, at this index; what came of it is in the state."""
+
+    index: int
+
+
+class Enrolled(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The node is let in with this certificate."""
+
+    certificate_pem: str
+    authority_pem: str
+    index: int
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The node's wish is noted; it asks again until somebody has approved or declined it."""
+
+    message: str
+    index: int
+
+
+Reply = Placed | Deleted | Previews | Done | Enrolled | Waiting | Refusal
