@@ -7,13 +7,12 @@ import anyio
 import msgspec
 from fastapi import Depends, Request
 
-from exo.api import present
 from exo.api.generation import TokenClient
 from exo.api.metrics import ServiceMetrics
+from exo.api.present_state import StateCache
 from exo.cluster.coordinator import Coordinator
 from exo.settings import Settings
 from exo.shared.types.ids import InstanceId, NodeId
-from exo.shared.types.state import State
 
 
 class StartInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,28 +22,6 @@ class StartInfo(msgspec.Struct, frozen=True, kw_only=True):
     exo_version: str
     started_at: str
     """ISO 8601, UTC."""
-
-
-class StateCache:
-    """The newest state as bytes: encoded once per state, however many ask for it."""
-
-    def __init__(self, node_id: NodeId) -> None:
-        self._node_id = node_id
-        self._state: State | None = None
-        self._master: NodeId | None = None
-        self._encoded = b""
-
-    def encode(self, state: State, master: NodeId | None) -> bytes:
-        """Return the JSON of `GET /state`. States are immutable, so the same object has the same bytes.
-
-        Args:
-            state: The newest state.
-            master: Who leads, as far as this node can reach anyone; None without a master.
-        """
-        if state is not self._state or master != self._master:
-            self._encoded = msgspec.json.encode(present.cluster_state(state, self._node_id, master))
-            self._state, self._master = state, master
-        return self._encoded
 
 
 class ApiContext:

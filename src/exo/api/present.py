@@ -6,11 +6,10 @@ The results are dictionaries that hold msgspec structs wherever a shape has a st
 
 from typing import Any
 
-from exo.shared import topology
 from exo.shared.serving import instance_status
 from exo.shared.types.commands import Preview
-from exo.shared.types.devices import DeviceGPUState, GPUDevice
-from exo.shared.types.ids import DeviceId, ModelId, NodeId
+from exo.shared.types.devices import DeviceGPUState, GPUDevice, NodePerformanceProfile
+from exo.shared.types.ids import DeviceId, ModelId
 from exo.shared.types.instances import Instance, StagePlan
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import Node
@@ -19,32 +18,9 @@ from exo.shared.types.state import State
 View = dict[str, Any]
 
 
-def cluster_state(state: State, node_id: NodeId, master: NodeId | None) -> View:
-    """Return the shape `ClusterStateView`, with the master that `node_id` can reach."""
-    return {
-        "cluster_id": state.cluster_id,
-        "namespace": state.namespace,
-        "node_id": node_id,
-        "index": state.index,
-        "term": state.term,
-        "master_node_id": master,
-        "topology": {
-            "nodes": [_node(state, node) for _, node in sorted(state.nodes.items())],
-            "links": topology.links(state),
-            "metrics": topology.metrics(state),
-        },
-        "instances": {key: instance(state, value) for key, value in sorted(state.instances.items())},
-        "gpu_device_state": {
-            key: device
-            for _, live in sorted(state.live.items())
-            for key, device in sorted(live.devices.items())
-        },
-    }
-
-
-def _node(state: State, node: Node) -> View:
-    identity = node.identity
-    live = state.live.get(identity.node_id)
+def node(value: Node, profile: NodePerformanceProfile | None) -> View:
+    """Return the shape `NodeView`."""
+    identity = value.identity
     return {
         "node_id": identity.node_id,
         "name": identity.name,
@@ -53,13 +29,13 @@ def _node(state: State, node: Node) -> View:
         "platform": identity.platform,
         "exo_version": identity.exo_version,
         "is_worker": identity.is_worker,
-        "is_connected": node.is_connected,
-        "left_reason": node.left_reason,
+        "is_connected": value.is_connected,
+        "left_reason": value.left_reason,
         "api_address": identity.api_address,
         "cluster_address": identity.cluster_address,
         "data_address": identity.data_address,
         "engines": identity.engines,
-        "node_profile": live.profile if live is not None else None,
+        "node_profile": profile,
         "devices": identity.devices,
         "models": [
             {"model_id": card.model_id, "total_bytes": card.total_bytes, "problem": card.problem}

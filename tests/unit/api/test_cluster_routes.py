@@ -1,10 +1,7 @@
 """Reading the cluster: the answers have the documented shapes, and say what the state says."""
 
 import httpx
-import pytest
 
-from exo.api import context as context_module
-from exo.api.context import StateCache
 from exo.api.schemas.cluster import ClusterStateView, GpuInfoView, PeerList
 from exo.api.schemas.models import ModelList
 from exo.cluster.facts import PeerSeen
@@ -81,26 +78,6 @@ async def test_state_says_what_is_known(world: World, http: httpx.AsyncClient) -
     instance = state.instances["i"]
     assert (instance.status, instance.model_id, instance.loaded_layers) == ("ready", "toy", 6)
     assert instance.stages[0].address == "127.0.0.1:7"
-
-
-async def test_state_is_encoded_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
-    encoded: list[int] = []
-    arrange = context_module.present.cluster_state
-
-    def counting(*arguments: object) -> object:
-        encoded.append(1)
-        return arrange(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(context_module.present, "cluster_state", counting)
-    cache = StateCache(NodeId("a"))
-    state = world.coordinator.state
-    master = NodeId("a")
-    assert cache.encode(state, master) is cache.encode(state, master)
-    assert len(encoded) == 1
-    measure(world)
-    assert cache.encode(world.coordinator.state, master) != cache.encode(state, master)
-    assert len(encoded) == 3
-    assert b'"master_node_id":null' in cache.encode(state, None)
 
 
 async def test_peers_that_are_no_members_are_listed_with_the_reason(
