@@ -105,7 +105,7 @@ class StateCache:
         nodes, links = self._linked
         links_now = [latest.links for latest in state.live.values()]
         is_same = state.nodes is nodes and len(links) == len(links_now) and all(map(is_, links, links_now))
-        if not is_same or self._state is None:
+        if not is_same:
             self._linked = (state.nodes, links_now)
             self._links, self._metrics = _raw(topology.links(state)), _raw(topology.metrics(state))
 
