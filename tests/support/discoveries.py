@@ -58,7 +58,7 @@ class Ear:
     async def until(self, condition: Callable[[], bool], *, timeout_s: float = 10) -> None:
         """Wait until a condition holds that only a report can make true."""
         async with asyncio.timeout(timeout_s):
-            while not condition():
+            while not condition():  # noqa: ASYNC110, what is waited for has no event of its own
                 self._changed.clear()
                 await self._changed.wait()
 
@@ -67,6 +67,13 @@ class Ear:
 
     def addresses(self) -> set[str]:
         return {str(sighting.address) for sighting in self.sightings}
+
+
+async def eventually(condition: Callable[[], bool], *, timeout_s: float = 10) -> None:
+    """Wait until a condition holds that nobody tells of."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110, what is waited for has no event of its own
+            await asyncio.sleep(0.01)
 
 
 async def with_nodes(

@@ -20,7 +20,7 @@ from exo.cluster.discovery.peers_file import (
 )
 from exo.shared.errors import ConfigurationError
 from exo.shared.types.nodes import HostPort
-from support.discoveries import Ear, with_nodes
+from support.discoveries import Ear, eventually, with_nodes
 
 
 @pytest.fixture
@@ -126,15 +126,11 @@ async def test_a_change_is_noticed_and_a_bad_file_changes_nothing(tmp_path: Path
         replace('["cellar:8"]')
         await ear.until(lambda: "cellar:8" in ear.addresses())
         replace('["cellar:8", ')
-        async with asyncio.timeout(5):
-            while not lines:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: bool(lines))
         await until_reported_again()
         assert ear.addresses() == {"cellar:8"}
         path.unlink()
-        async with asyncio.timeout(5):
-            while len(lines) < 2:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(lines) == 2)
         await until_reported_again()
         assert ear.addresses() == {"cellar:8"}
         replace('["garden:9"]')
@@ -154,9 +150,7 @@ async def test_a_file_that_comes_later_is_read_then(tmp_path: Path, lines: list[
     ear = Ear()
 
     async def story() -> None:
-        async with asyncio.timeout(5):
-            while not lines:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: bool(lines))
         path.write_text('peers = ["attic"]')
         await ear.until(lambda: ear.addresses() == {"attic:52416"})
 
