@@ -57,7 +57,7 @@ class Leader:
     def reconcile(self) -> None:
         """The voters or learners changed: follow those who count, and nobody else."""
         wanted = {*self.voters.members, *self.learners} - {self._node_id}
-        for node_id in wanted - self.progress.keys():
+        for node_id in sorted(wanted - self.progress.keys()):  # In an order that a replay repeats.
             progress = Progress(self._log.last_index + 1, inflight_max=self._options.inflight_max)
             progress.is_active = True  # It gets a full timeout to answer for the first time.
             self.progress[node_id] = progress
