@@ -1,6 +1,7 @@
 """How entries lie in a segment file. Pure: bytes in, frames and findings out.
 
-A segment is a header and frames. A frame holds what one group commit wrote: all of it or nothing of it is there.
+A segment is a header, frames, and zeros up to its end. A frame holds what one group commit wrote: all of it or nothing
+of it is there. Format 1 is the same; its release knows neither compressed segments nor logs that begin later.
 
     header: magic "EXOLOG" (6), version (u16), CRC32C of both (u32)
     frame:  marker (4), payload length (u32), first index (u64), entry count (u32),
@@ -16,7 +17,7 @@ from exo.cluster.log.checksum import crc32c
 from exo.shared.errors import LogCorruptError
 from exo.shared.types.events import LogEntry
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"EXOLOG"
 MARKER = b"\xf1exo"
 
@@ -36,6 +37,14 @@ class Frame(msgspec.Struct, frozen=True):
     entry_count: int
     payload_start: int
     end: int
+
+    @property
+    def start(self) -> int:
+        return self.payload_start - _FRAME.size
+
+    @property
+    def last_index(self) -> int:
+        return self.first_index + self.entry_count - 1
 
 
 def encode_header() -> bytes:
@@ -62,6 +71,11 @@ def is_header(data: bytes, name: str) -> bool:
     return True
 
 
+def version_of(data: bytes) -> int:
+    """Return the version in a whole header."""
+    return int(_HEADER.unpack_from(data)[1])
+
+
 def encode_frame(entries: Sequence[LogEntry]) -> bytes:
     payload = _encoder.encode(entries)
     checked = _CHECKED.pack(len(payload), entries[0].index, len(entries))
@@ -75,7 +89,7 @@ def frame_at(data: bytes, offset: int) -> Frame | None:
     if start > len(data):
         return None
     marker, length, first_index, entry_count, checksum = _FRAME.unpack_from(data, offset)
-    if marker != MARKER or start + length > len(data):
+    if marker != MARKER or entry_count == 0 or start + length > len(data):
         return None
     checked = data[offset + 4 : offset + 4 + _CHECKED.size]
     if crc32c(data[start : start + length], crc32c(checked)) != checksum:
@@ -91,26 +105,65 @@ def scan(data: bytes) -> Iterator[Frame]:
         offset = frame.end
 
 
+def is_blank(data: bytes, offset: int) -> bool:
+    """Say whether nothing was ever written from here on."""
+    return not data[offset:].strip(b"\0")
+
+
+_SEARCH_FACTOR = 16
+"""How many times its own length `has_frame_after` reads at most: what looks like a frame may claim any length."""
+
+
 def has_frame_after(data: bytes, offset: int) -> bool:
-    """Say whether an undamaged frame lies anywhere behind a damaged place: then it is no torn tail."""
+    """Say whether an undamaged frame lies anywhere behind a damaged place: then it is no torn tail.
+
+    Data that is full of what looks like frames counts as holding one.
+    """
+    budget = _SEARCH_FACTOR * len(data)
     found = data.find(MARKER, offset + 1)
     while found >= 0:
         if frame_at(data, found) is not None:
             return True
+        length = int.from_bytes(data[found + 4 : found + 8], "big")
+        budget -= length if found + _FRAME.size + length <= len(data) else 0
+        if budget < 0:
+            return True
         found = data.find(MARKER, found + 1)
     return False
+
+
+def cut(data: bytes, index: int, name: str) -> bytes:
+    """Return a segment without the entries behind `index`.
+
+    Raises:
+        LogCorruptError: See `decode_frame`.
+    """
+    for frame in scan(data):
+        if frame.last_index > index:
+            kept = decode_frame(data, frame, name)[: max(0, index - frame.first_index + 1)]
+            return data[: frame.start] + (encode_frame(kept) if kept else b"")
+    return data
 
 
 def decode_frame(data: bytes, frame: Frame, name: str) -> tuple[LogEntry, ...]:
     """Return a frame's entries.
 
     Raises:
-        LogCorruptError: They are whole (the checksum held) and this release does not know them.
+        LogCorruptError: They are whole (the checksum held), and this release does not know them, or they are not
+            those that the frame says it holds.
     """
     try:
-        return _decoder.decode(memoryview(data)[frame.payload_start : frame.end])
-    except msgspec.DecodeError as error:
+        entries = _decoder.decode(memoryview(data)[frame.payload_start : frame.end])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LogCorruptError(
             f"the log file {name} was written by a newer release of exo (entries from {frame.first_index}: "
             f"{error}); start that release, or choose another data directory with EXO_HOME"
         ) from error
+    if len(entries) != frame.entry_count or any(
+        entry.index != index for index, entry in enumerate(entries, start=frame.first_index)
+    ):
+        raise LogCorruptError(
+            f"the log file {name} is damaged: what should be entries {frame.first_index} to {frame.last_index} is "
+            "something else; restore the directory from a copy, or choose another one with EXO_HOME"
+        )
+    return entries
