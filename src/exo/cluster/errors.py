@@ -5,11 +5,16 @@ from exo.shared.types.nodes import HostPort
 
 
 class ConnectionLostError(ExoError):
-    """Raised when a connection between two nodes has ended; `reason` says why in a few words."""
+    """Raised when a connection between two nodes has ended; `reason` says why in a few words.
 
-    def __init__(self, message: str, *, reason: str | None = None) -> None:
+    `is_ended`: one of the two ends is known to have ended it (closed, reset, goodbye). False: the other end fell
+    silent or out of reach, and may live on believing in the connection.
+    """
+
+    def __init__(self, message: str, *, reason: str | None = None, is_ended: bool = True) -> None:
         super().__init__(message)
         self.reason = reason if reason is not None else message
+        self.is_ended = is_ended
 
 
 class DialError(ExoError):
@@ -20,11 +25,15 @@ class DialError(ExoError):
 
 
 class HandshakeError(DialError):
-    """Raised when the other side could not prove that it knows the host secret, or speaks another protocol."""
+    """Raised when one side could not prove to the other that it belongs there, or speaks another protocol.
 
-    def __init__(self, message: str, *, is_secret_wrong: bool) -> None:
+    `code` is one of `transport.refusals.CODES`, for programs.
+    """
+
+    def __init__(self, message: str, *, is_secret_wrong: bool = False, code: str | None = None) -> None:
         super().__init__(message)
         self.is_secret_wrong = is_secret_wrong
+        self.code = code or ("other_secret" if is_secret_wrong else "other_protocol")
 
 
 class NotDiallableError(DialError):
@@ -48,6 +57,10 @@ def dial_failure(address: HostPort, reason: str) -> DialError:
     return DialError(f"cannot reach the node at {address}: {reason}")
 
 
-def connection_ended(address: HostPort | None, reason: str | None) -> ConnectionLostError:
+def connection_ended(
+    address: HostPort | None, reason: str | None, *, is_ended: bool = True
+) -> ConnectionLostError:
     """Return the error that says why a connection is over."""
-    return ConnectionLostError(f"the connection to {address} ended: {reason}", reason=reason)
+    return ConnectionLostError(
+        f"the connection to {address} ended: {reason}", reason=reason, is_ended=is_ended
+    )

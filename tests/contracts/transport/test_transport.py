@@ -3,8 +3,9 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,9 @@ from exo.cluster.transport.base import (
 from exo.cluster.transport.memory import MemoryNetwork
 from exo.cluster.transport.tcp import TcpTransport
 from exo.shared.errors import ConfigurationError
+from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import HostPort
+from support.memberships import Membership
 from support.relay import Relay
 
 SECRET = b"s" * 32
@@ -33,10 +36,17 @@ class Case(ABC):
     """One implementation, and how to break it."""
 
     host: str
+    stranger_code = "other_secret"
+    """Why a stranger is refused."""
+    has_node_ids = False
 
     @abstractmethod
-    def transport(self, host: str = "a", secret: bytes = SECRET) -> Transport:
-        """Return the transport of a host."""
+    def transport(self, host: str = "a") -> Transport:
+        """Return the transport of a host's node, which has the same id."""
+
+    @abstractmethod
+    def stranger(self) -> Transport:
+        """Return the transport of somebody who does not belong here."""
 
     @abstractmethod
     async def dial_through_cuttable(self, listener: Listener) -> Connection:
@@ -53,15 +63,41 @@ class TcpCase(Case):
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
 
-    def transport(self, host: str = "a", secret: bytes = SECRET) -> Transport:
-        return TcpTransport(secret, heartbeat=HEARTBEAT)
+    def transport(self, host: str = "a") -> Transport:
+        return TcpTransport(SECRET, heartbeat=HEARTBEAT)
+
+    def stranger(self) -> Transport:
+        return TcpTransport(b"t" * 32, heartbeat=HEARTBEAT)
 
     async def dial_through_cuttable(self, listener: Listener) -> Connection:
         self._relay = await self._stack.enter_async_context(Relay(listener.address))
-        return await self.transport().dial(self._relay.address, timeout_s=2)
+        return await self.transport().dial(self._relay.address, timeout_s=SAFETY_S)
 
     async def cut(self) -> None:
         self._relay.is_cut = True
+
+
+class TlsCase(TcpCase):
+    """As if everybody were on another host, so that only certificates count."""
+
+    stranger_code = "foreign_certificate"
+    has_node_ids = True
+
+    def __init__(self, stack: AsyncExitStack, directory: Path) -> None:
+        super().__init__(stack)
+        self._membership = Membership(directory, "ours")
+        self._others = Membership(directory, "theirs")
+
+    def transport(self, host: str = "a") -> Transport:
+        return self._with(self._membership, host)
+
+    def stranger(self) -> Transport:
+        return self._with(self._others, "a")
+
+    def _with(self, membership: Membership, node_id: str) -> Transport:
+        transport = TcpTransport(SECRET, heartbeat=HEARTBEAT, is_local=lambda host: False)
+        transport.set_identity(membership.identity(node_id))
+        return transport
 
 
 class MemoryCase(Case):
@@ -70,8 +106,11 @@ class MemoryCase(Case):
     def __init__(self) -> None:
         self.network = MemoryNetwork(seed=1, delay_s=(0.0001, 0.001), heartbeat=HEARTBEAT)
 
-    def transport(self, host: str = "a", secret: bytes = SECRET) -> Transport:
-        return self.network.transport(host, secret)
+    def transport(self, host: str = "a") -> Transport:
+        return self.network.transport(host, SECRET)
+
+    def stranger(self) -> Transport:
+        return self.network.transport("a", b"t" * 32)
 
     async def dial_through_cuttable(self, listener: Listener) -> Connection:
         return await self.transport("a").dial(listener.address, timeout_s=2)
@@ -80,10 +119,23 @@ class MemoryCase(Case):
         self.network.cut("a", "b")
 
 
-@pytest.fixture(params=["tcp", "memory"])
-async def case(request: pytest.FixtureRequest) -> AsyncIterator[Case]:
+class MemoryWithIdsCase(MemoryCase):
+    has_node_ids = True
+
+    def transport(self, host: str = "a") -> Transport:
+        return self.network.transport(host, SECRET, NodeId(host))
+
+
+@pytest.fixture(params=["tcp", "tls", "memory", "memory with ids"])
+async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Case]:
     async with AsyncExitStack() as stack:
-        yield TcpCase(stack) if request.param == "tcp" else MemoryCase()
+        cases: dict[str, Callable[[], Case]] = {
+            "tcp": lambda: TcpCase(stack),
+            "tls": lambda: TlsCase(stack, tmp_path),
+            "memory": MemoryCase,
+            "memory with ids": MemoryWithIdsCase,
+        }
+        yield cases[request.param]()
 
 
 @pytest.fixture
@@ -92,16 +144,16 @@ async def listener(case: Case) -> AsyncIterator[Listener]:
         yield listener
 
 
+Ends = tuple[Connection, Connection]
+
+
 @pytest.fixture
-async def ends(case: Case, listener: Listener) -> AsyncIterator[tuple[Connection, Connection]]:
+async def ends(case: Case, listener: Listener) -> AsyncIterator[Ends]:
     near = await case.transport("a").dial(listener.address, timeout_s=2)
     far = await listener.accept()
     yield near, far
     near.close("the test is over")
     far.close("the test is over")
-
-
-Ends = tuple[Connection, Connection]
 
 
 async def test_messages_arrive_whole_and_in_order_both_ways(ends: Ends) -> None:
@@ -127,15 +179,21 @@ async def test_a_port_in_use_is_a_clear_sentence(case: Case, listener: Listener)
         await case.transport("b").listen(listener.address)
 
 
-async def test_a_peer_with_another_secret_is_refused(case: Case, listener: Listener) -> None:
-    with pytest.raises(HandshakeError, match="host secret") as refused:
-        await case.transport("a", secret=b"t" * 32).dial(listener.address, timeout_s=2)
-    assert refused.value.is_secret_wrong
+async def test_a_stranger_is_refused_and_harms_nobody(case: Case, listener: Listener) -> None:
+    with pytest.raises(HandshakeError) as refused:
+        await case.stranger().dial(listener.address, timeout_s=2)
+    assert refused.value.code == case.stranger_code
+    assert refused.value.is_secret_wrong == (case.stranger_code == "other_secret")
     good = await case.transport("a").dial(listener.address, timeout_s=2)
     far = await listener.accept()
     await good.send(b"only the good one is accepted")
     assert await far.receive() == b"only the good one is accepted"
     good.close("done")
+
+
+async def test_each_end_knows_who_the_other_is_where_there_are_certificates(case: Case, ends: Ends) -> None:
+    near, far = ends
+    assert (near.peer_node_id, far.peer_node_id) == (("b", "a") if case.has_node_ids else (None, None))
 
 
 async def test_nobody_there_is_said_at_once(case: Case) -> None:
@@ -151,8 +209,9 @@ async def test_the_other_end_learns_why_a_connection_was_closed(ends: Ends) -> N
     await near.send(b"last words")
     near.close("the node is stopping")
     assert await far.receive() == b"last words"
-    with pytest.raises(ConnectionLostError, match="the node is stopping"):
+    with pytest.raises(ConnectionLostError, match="the node is stopping") as told:
         await far.receive()
+    assert told.value.is_ended
     with pytest.raises(ConnectionLostError):
         await near.send(b"more")
     with pytest.raises(ConnectionLostError):
@@ -235,8 +294,10 @@ async def test_a_cut_is_noticed_by_both_ends(case: Case, listener: Listener) -> 
     await case.cut()
     started = time.monotonic()
     for end in (near, far):
-        with pytest.raises(ConnectionLostError, match="no sign of life"):
+        with pytest.raises(ConnectionLostError, match="no sign of life") as noticed:
             await asyncio.wait_for(end.receive(), SAFETY_S)
+        # The other end may be well, and believe in the connection.
+        assert not noticed.value.is_ended
     assert time.monotonic() - started > HEARTBEAT.silence_max_s - 2 * HEARTBEAT.ping_interval_s
 
 

@@ -6,6 +6,7 @@ from typing import Self
 
 import msgspec
 
+from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import HostPort
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
@@ -35,6 +36,11 @@ class Connection(ABC):
 
     @property
     @abstractmethod
+    def peer_node_id(self) -> NodeId | None:
+        """Who the peer is, by its certificate. None: one of this user's nodes on this host, which names itself."""
+
+    @property
+    @abstractmethod
     def round_trip_s(self) -> float | None:
         """The shortest of the last few measured round trips; None before the first one."""
 
@@ -43,7 +49,8 @@ class Connection(ABC):
         """Queue a message; waits while the queue is full.
 
         Raises:
-            ConnectionLostError: The connection ended. Whether earlier messages arrived is unknown.
+            ConnectionLostError: The connection ended. Whether earlier messages arrived is unknown. Its `is_ended`
+                tells an end that is known from a mere silence.
             ValueError: The message is longer than MESSAGE_BYTES_MAX.
         """
 
@@ -77,6 +84,16 @@ class Listener(ABC):
         """
 
     @abstractmethod
+    async def widen(self, host: str) -> None:
+        """Listen on another address of this node (`0.0.0.0`, `::` for IPv6 and IPv4) and the same port from now on.
+
+        Connections stay. One that is being made in this very moment may be reset.
+
+        Raises:
+            ConfigurationError: That is not possible; it listens where it did before.
+        """
+
+    @abstractmethod
     async def close(self) -> None:
         """Stop listening, and end connections that nobody has accepted."""
 
@@ -105,6 +122,6 @@ class Transport(ABC):
         """Connect to a peer and prove to each other that both belong here.
 
         Raises:
-            HandshakeError: The peer knows another secret or speaks another protocol.
+            HandshakeError: One of the two cannot prove that it belongs to the other, or speaks another protocol.
             DialError: The peer could not be reached within the time.
         """

@@ -22,6 +22,10 @@ class Kind(IntEnum):
     PING = 6
     PONG = 7
     GOODBYE = 8
+    WELCOME = 9
+
+
+_KINDS: dict[int, Kind] = {int(kind): kind for kind in Kind}
 
 
 class FrameError(Exception):
@@ -39,9 +43,9 @@ class FrameSplitter:
         self._buffer = bytearray()
         self.payload_bytes_max = HANDSHAKE_BYTES_MAX
 
-    def trust(self) -> None:
-        """The peer has proved itself: its frames may be as long as a message."""
-        self.payload_bytes_max = MESSAGE_BYTES_MAX
+    def trust(self, payload_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
+        """The peer has proved itself: its frames may be longer."""
+        self.payload_bytes_max = payload_bytes_max
 
     def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
         """Yield the frames that `data` completes.
@@ -49,22 +53,29 @@ class FrameSplitter:
         Raises:
             FrameError: A frame is too long, empty or of an unknown kind.
         """
-        self._buffer += data
+        # What arrives whole, as nearly everything does, is not copied into the buffer first.
+        kept = self._buffer
+        if kept:
+            kept += data
+        source = kept or data
+        size = len(source)
         offset = 0
         try:
-            while len(self._buffer) - offset >= _HEAD.size:
-                length, kind = _HEAD.unpack_from(self._buffer, offset)
+            while size - offset >= _HEAD.size:
+                length, kind = _HEAD.unpack_from(source, offset)
                 if not 1 <= length <= self.payload_bytes_max + 1:
                     raise FrameError(f"a frame of {length} bytes")
                 end = offset + 4 + length
-                if end > len(self._buffer):
+                if end > size:
                     break
-                payload = bytes(memoryview(self._buffer)[offset + _HEAD.size : end])
+                payload = bytes(memoryview(source)[offset + _HEAD.size : end])
                 offset = end
-                try:
-                    known = Kind(kind)
-                except ValueError:
-                    raise FrameError(f"a frame of kind {kind}") from None
+                known = _KINDS.get(kind)
+                if known is None:
+                    raise FrameError(f"a frame of kind {kind}")
                 yield known, payload
         finally:
-            del self._buffer[:offset]
+            if source is kept:
+                del kept[:offset]
+            elif offset < size:
+                kept += memoryview(data)[offset:]

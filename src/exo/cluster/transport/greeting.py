@@ -12,6 +12,7 @@ from typing import Literal
 
 from exo.cluster.errors import HandshakeError
 from exo.cluster.transport.framing import Kind
+from exo.cluster.transport.refusals import read_refusal
 from exo.shared.handshake import NONCE_BYTES, prove, verify
 
 MAGIC = b"EXOC"
@@ -47,7 +48,7 @@ class Greeting:
             HandshakeError: The other side did not prove itself; the message may be sent to it as REFUSED.
         """
         if kind is Kind.REFUSED:
-            raise self._error(f"{self._peer} refused: {payload.decode(errors='replace')}")
+            raise read_refusal(payload, self._peer)
         if self._side == "dialer" and kind is Kind.CHALLENGE and len(payload) == 2 * NONCE_BYTES:
             self._peer_nonce, proof = payload[:NONCE_BYTES], payload[NONCE_BYTES:]
             self._require_proof(proof, "listener")

@@ -16,6 +16,7 @@ from exo.cluster.transport.base import (
     Transport,
 )
 from exo.shared.errors import ConfigurationError
+from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import HostPort
 
 
@@ -48,9 +49,11 @@ class MemoryNetwork:
         self._cuts: set[frozenset[str]] = set()
         self._next_port = 1
 
-    def transport(self, host: str, secret: bytes = b"secret") -> "MemoryTransport":
-        """Return the transport of one host."""
-        return MemoryTransport(self, host, secret)
+    def transport(
+        self, host: str, secret: bytes = b"secret", node_id: NodeId | None = None
+    ) -> "MemoryTransport":
+        """Return the transport of one host; with a node id it is as if its node had a certificate of that id."""
+        return MemoryTransport(self, host, secret, node_id)
 
     def is_cut(self, one: str, other: str) -> bool:
         """Say whether nothing gets from one host to the other now."""
@@ -121,8 +124,11 @@ class MemoryConnection(Connection):
 
     other: "MemoryConnection"
 
-    def __init__(self, network: MemoryNetwork, host: str, peer_address: HostPort) -> None:
+    def __init__(
+        self, network: MemoryNetwork, host: str, peer_address: HostPort, peer_node_id: NodeId | None
+    ) -> None:
         self.host = host
+        self._peer_node_id = peer_node_id
         self._network = network
         self._peer_address = peer_address
         self._received: deque[bytes] = deque()
@@ -134,11 +140,16 @@ class MemoryConnection(Connection):
         """Sent to this end and not yet received by its owner."""
         self._arrives_s = 0.0
         self._end_reason: str | None = None
+        self._is_end_known = True
         self._changed = asyncio.Event()
 
     @property
     def peer_address(self) -> HostPort:
         return self._peer_address
+
+    @property
+    def peer_node_id(self) -> NodeId | None:
+        return self._peer_node_id
 
     @property
     def round_trip_s(self) -> float | None:
@@ -176,16 +187,18 @@ class MemoryConnection(Connection):
             self.end(f"closed here: {reason}")
             self.other._schedule(_Goodbye(reason))
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, *, is_known: bool = True) -> None:
         """Nothing is sent from here any more, and nothing more arrives."""
         if self._end_reason is None:
             self._end_reason = reason
+            self._is_end_known = is_known
             self._network.remove(self)
             self._changed.set()
 
     def give_up_if_cut(self) -> None:
         if self._network.is_cut(self.host, self.other.host):
-            self.end(f"no sign of life for {self._network.heartbeat.silence_max_s:.1f} s")
+            silence_max_s = self._network.heartbeat.silence_max_s
+            self.end(f"no sign of life for {silence_max_s:.1f} s", is_known=False)
 
     def deliver_held(self) -> None:
         while self._held_count:
@@ -212,16 +225,19 @@ class MemoryConnection(Connection):
         self._changed.set()
 
     def _lost(self) -> ConnectionLostError:
-        return connection_ended(self._peer_address, self._end_reason)
+        return connection_ended(self._peer_address, self._end_reason, is_ended=self._is_end_known)
 
 
 class MemoryListener(Listener):
     """Where a host of the network can be reached."""
 
-    def __init__(self, network: MemoryNetwork, address: HostPort, secret: bytes) -> None:
+    def __init__(
+        self, network: MemoryNetwork, address: HostPort, secret: bytes, node_id: NodeId | None
+    ) -> None:
         self._network = network
         self._address = address
         self.secret = secret
+        self.node_id = node_id
         self._waiting: deque[MemoryConnection] = deque()
         self._changed = asyncio.Event()
         self._is_closed = False
@@ -247,6 +263,9 @@ class MemoryListener(Listener):
         self._waiting.clear()
         self._changed.set()
 
+    async def widen(self, host: str) -> None:
+        """Nothing to do: here a host is reached from everywhere under its one name."""
+
     def offer(self, end: MemoryConnection) -> None:
         self._waiting.append(end)
         self._changed.set()
@@ -255,16 +274,17 @@ class MemoryListener(Listener):
 class MemoryTransport(Transport):
     """One host's way into a MemoryNetwork."""
 
-    def __init__(self, network: MemoryNetwork, host: str, secret: bytes) -> None:
+    def __init__(self, network: MemoryNetwork, host: str, secret: bytes, node_id: NodeId | None) -> None:
         self._network = network
         self._host = host
         self._secret = secret
+        self._node_id = node_id
 
     async def listen(self, address: HostPort) -> Listener:
         address = HostPort(self._host, address.port or self._network.take_port())
         if address in self._network.listeners:
             raise ConfigurationError(f"cannot listen for other nodes on {address}: it is in use")
-        listener = MemoryListener(self._network, address, self._secret)
+        listener = MemoryListener(self._network, address, self._secret, self._node_id)
         self._network.listeners[address] = listener
         return listener
 
@@ -280,8 +300,8 @@ class MemoryTransport(Transport):
             raise dial_failure(address, "connection refused")
         if listener.secret != self._secret:
             raise HandshakeError(f"the node at {address} has another host secret", is_secret_wrong=True)
-        near = MemoryConnection(self._network, self._host, address)
-        far = MemoryConnection(self._network, address.host, HostPort(self._host, 0))
+        near = MemoryConnection(self._network, self._host, address, listener.node_id)
+        far = MemoryConnection(self._network, address.host, HostPort(self._host, 0), self._node_id)
         near.other, far.other = far, near
         self._network.add(near)
         self._network.add(far)

@@ -1,41 +1,44 @@
-"""Nodes of one host over plain TCP on loopback, admitted by the host secret. A network needs more: not this one."""
+"""Nodes over TCP: plain among the nodes of one user on one host, TLS 1.3 with certificates on both ends otherwise."""
 
 import asyncio
-import ipaddress
 import secrets
-from collections import deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 
-from exo.cluster.errors import ConnectionLostError, HandshakeError, NotDiallableError, dial_failure
-from exo.cluster.transport.base import Connection, Heartbeat, Listener, Transport
-from exo.cluster.transport.greeting import Greeting
+from exo.cluster.errors import HandshakeError, NotDiallableError
+from exo.cluster.transport.addresses import is_loopback
+from exo.cluster.transport.base import Connection, Heartbeat, Transport
+from exo.cluster.transport.channel import Channel
+from exo.cluster.transport.dialling import Dialling
+from exo.cluster.transport.gate import Gate
 from exo.cluster.transport.tcp_connection import TcpConnection
+from exo.cluster.transport.tcp_listener import TcpListener
+from exo.cluster.trust.certificates import NodeCertificate
+from exo.cluster.trust.enrolment_server import EnrolmentLimits
+from exo.cluster.trust.identity import TlsIdentity
+from exo.cluster.trust.messages import Enrol
 from exo.shared.errors import ConfigurationError
-from exo.shared.handshake import NONCE_BYTES
+from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import HostPort
 
-HANDSHAKE_TIMEOUT_S = 5.0
-_STRANGERS_MAX = 64
-"""Connections that have not proved themselves yet; more are turned away."""
+__all__ = ["TcpTransport", "is_loopback"]
 
 
-def is_loopback(host: str) -> bool:
-    """Say whether only this host can be meant."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class TcpTransport(Transport):
-    """Plain TCP between the nodes of one user on one host.
+    """One port, two ways in: the host secret on loopback, a certificate of the cluster's authority from anywhere.
 
     Args:
-        secret: The host secret, which both ends must know.
-        random_bytes: Source of the handshake's nonces.
+        secret: The host secret, which both ends of a plain connection must know.
+        random_bytes: Source of the plain handshake's nonces.
         heartbeat: How the loss of a peer is noticed.
+        now: The time, aware of its zone.
+        is_local: Says of a host whether it is this one, so that plain connections may be made to and from it.
+        limits: How much strangers that ask to join may use.
     """
 
     def __init__(
@@ -44,18 +47,52 @@ class TcpTransport(Transport):
         *,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
         heartbeat: Heartbeat = Heartbeat(),
+        now: Callable[[], datetime] = _utc_now,
+        is_local: Callable[[str], bool] = is_loopback,
+        limits: EnrolmentLimits = EnrolmentLimits(),
     ) -> None:
-        self._secret = secret
-        self._random_bytes = random_bytes
+        self._gate = Gate(secret, random_bytes=random_bytes, now=now, is_local=is_local)
         self._heartbeat = heartbeat
+        self._limits = limits
+        self._open: set[TcpConnection] = set()
 
-    async def listen(self, address: HostPort) -> Listener:
-        if not is_loopback(address.host):
-            raise ConfigurationError(
-                f"cannot listen for other nodes on {address.host}: without node certificates they are admitted on "
-                "this host only; use 127.0.0.1"
-            )
-        listener = _TcpListener(self._secret, self._random_bytes, self._heartbeat)
+    # --- what may change at any time ----------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What was let in and refused since the start; the keys are constant, see `refusals.COUNTED`."""
+        return self._gate.counts
+
+    def set_identity(self, identity: TlsIdentity | None) -> None:
+        """Show this certificate from now on. Under another authority, or none, TLS connections end; else they stay.
+
+        Raises:
+            ConfigurationError: The certificate or its key cannot be used; the one before stays.
+        """
+        if self._gate.set_identity(identity):
+            for connection in list(self._open):
+                if connection.certificate is not None or connection.is_enrolment:
+                    self._gate.counts["ended_identity_changed"] += 1
+                    connection.close("this node is now a member of another cluster, or of none")
+
+    def set_revoked(self, *, node_ids: Collection[NodeId] = (), serials: Collection[str] = ()) -> None:
+        """Let these nodes, and these certificates (serials in hexadecimal), in no more, and end their connections."""
+        self._gate.set_revoked(node_ids, serials)
+        for connection in list(self._open):
+            certificate = connection.certificate
+            reason = self._gate.reason_to_end(certificate) if certificate is not None else None
+            if reason is not None:
+                connection.close(reason)
+
+    def set_enrol(self, enrol: Enrol | None) -> None:
+        """Let this function decide about nodes that ask to join; None: they are sent away."""
+        self._gate.enrol = enrol
+
+    # --- Transport ----------------------------------------------------------------------------------------------
+
+    async def listen(self, address: HostPort) -> TcpListener:
+        self._gate.require_listenable(address.host)
+        listener = TcpListener(self._gate, heartbeat=self._heartbeat, track=self._track, limits=self._limits)
         try:
             await listener.open(address)
         except OSError as error:
@@ -66,122 +103,61 @@ class TcpTransport(Transport):
         return listener
 
     async def dial(self, address: HostPort, *, timeout_s: float) -> Connection:
-        if not is_loopback(address.host):
-            raise NotDiallableError(
-                f"cannot join the node at {address}: without node certificates only nodes of this host are admitted"
-            )
-        loop = asyncio.get_running_loop()
-        greeted: asyncio.Future[TcpConnection] = loop.create_future()
-
-        def on_greeted(connection: TcpConnection) -> None:
-            if not greeted.done():
-                greeted.set_result(connection)
-
-        def on_ended(connection: TcpConnection, error: HandshakeError | None) -> None:
-            if not greeted.done():
-                greeted.set_exception(
-                    error or dial_failure(address, "it hung up before it had proved itself")
+        if not self._gate.is_local(address.host):
+            if not self._gate.has_identity:
+                raise NotDiallableError(
+                    f"cannot join the node at {address}: without node certificates only nodes of this host are "
+                    "admitted; ask to be taken in first: exo join"
                 )
-
-        greeting = Greeting(
-            self._secret, side="dialer", nonce=self._random_bytes(NONCE_BYTES), peer=f"the node at {address}"
-        )
-        made: TcpConnection | None = None
-        is_open = False
+            return await self._open_one(self._gate.tls_dialer(address), address, timeout_s)
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                _, made = await loop.create_connection(
-                    lambda: TcpConnection(
-                        greeting,
-                        peer_address=address,
-                        heartbeat=self._heartbeat,
-                        on_greeted=on_greeted,
-                        on_ended=on_ended,
-                    ),
-                    address.host,
-                    address.port,
-                )
-                connection = await greeted
-            is_open = True
-            return connection
-        except TimeoutError as error:
-            raise dial_failure(address, f"no answer within {timeout_s:g} s") from error
-        except OSError as error:
-            raise dial_failure(address, error.strerror or str(error)) from error
-        finally:
-            greeted.cancel()
-            if made is not None and not is_open:
-                made.close("the dialer gave up")
+            return await self._open_one(self._gate.plain_dialer(address), address, timeout_s)
+        except HandshakeError as plain:
+            if not self._gate.has_identity:
+                raise
+            try:
+                # Another user's node of this host, which may belong to the same cluster all the same.
+                rest_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
+                return await self._open_one(self._gate.tls_dialer(address), address, rest_s)
+            except HandshakeError as error:
+                raise HandshakeError(
+                    f"{plain.message}; and with certificates: {error.message}",
+                    is_secret_wrong=plain.is_secret_wrong,
+                    code=error.code,
+                ) from error
+
+    async def _open_one(self, channel: Channel, address: HostPort, timeout_s: float) -> TcpConnection:
+        try:
+            return await _Dialling(self._gate, self._track, address).open(
+                channel, heartbeat=self._heartbeat, timeout_s=timeout_s
+            )
+        except HandshakeError as error:
+            self._gate.count_refused(error, address, is_dialer=True)
+            raise
+
+    def _track(self, connection: TcpConnection, is_open: bool) -> None:
+        if is_open:
+            self._open.add(connection)
+        else:
+            self._open.discard(connection)
 
 
-class _TcpListener(Listener):
-    def __init__(self, secret: bytes, random_bytes: Callable[[int], bytes], heartbeat: Heartbeat) -> None:
-        self._secret = secret
-        self._random_bytes = random_bytes
-        self._heartbeat = heartbeat
-        self._server: asyncio.Server | None = None
-        self._address = HostPort("", 0)
-        self._strangers: dict[TcpConnection, asyncio.TimerHandle] = {}
-        self._waiting: deque[TcpConnection] = deque()
-        self._changed = asyncio.Event()
-        self._is_closed = False
+class _Dialling(Dialling):
+    """A connection to a member."""
 
-    async def open(self, address: HostPort) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._make_connection, address.host, address.port)
-        host, port = self._server.sockets[0].getsockname()[:2]
-        self._address = HostPort(host, port)
+    def __init__(self, gate: Gate, track: Callable[[TcpConnection, bool], None], address: HostPort) -> None:
+        super().__init__(address)
+        self._gate = gate
+        self._track = track
 
-    @property
-    def address(self) -> HostPort:
-        return self._address
+    def greeted(self, connection: TcpConnection) -> None:
+        self._track(connection, True)
+        super().greeted(connection)
 
-    async def accept(self) -> Connection:
-        while not self._waiting:
-            if self._is_closed:
-                raise ConnectionLostError(f"no longer listening on {self._address}")
-            self._changed.clear()
-            await self._changed.wait()
-        return self._waiting.popleft()
+    def ended(self, connection: TcpConnection, error: HandshakeError | None) -> None:
+        self._track(connection, False)
+        super().ended(connection, error)
 
-    async def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        if self._server is not None:
-            self._server.close()
-        for connection in [*self._strangers, *self._waiting]:
-            connection.close("the node is stopping")
-        self._waiting.clear()
-        self._changed.set()
-
-    def _make_connection(self) -> TcpConnection:
-        greeting = Greeting(
-            self._secret, side="listener", nonce=self._random_bytes(NONCE_BYTES), peer="the dialing node"
-        )
-        connection = TcpConnection(
-            greeting,
-            peer_address=None,
-            heartbeat=self._heartbeat,
-            on_greeted=self._on_greeted,
-            on_ended=self._on_ended,
-        )
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(HANDSHAKE_TIMEOUT_S, connection.close, "the handshake took too long")
-        self._strangers[connection] = timer
-        if len(self._strangers) > _STRANGERS_MAX or self._is_closed:
-            loop.call_soon(connection.close, "too many connections at once; try again")
-        return connection
-
-    def _on_greeted(self, connection: TcpConnection) -> None:
-        self._strangers.pop(connection).cancel()
-        if self._is_closed:
-            connection.close("the node is stopping")
-            return
-        self._waiting.append(connection)
-        self._changed.set()
-
-    def _on_ended(self, connection: TcpConnection, error: HandshakeError | None) -> None:
-        timer = self._strangers.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
+    def reason_to_end(self, certificate: NodeCertificate) -> str | None:
+        return self._gate.reason_to_end(certificate)

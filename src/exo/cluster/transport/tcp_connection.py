@@ -1,53 +1,90 @@
 """One TCP connection: frames, bounded queues, pings, and the end of it. No task of its own, one timer."""
 
 import asyncio
-import itertools
+import socket
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from exo.cluster.errors import ConnectionLostError, HandshakeError, connection_ended
+from exo.cluster.transport.addresses import plain_address
 from exo.cluster.transport.base import (
     MESSAGE_BYTES_MAX,
     QUEUED_BYTES_MAX,
     Connection,
     Heartbeat,
 )
+from exo.cluster.transport.channel import Channel
 from exo.cluster.transport.framing import FrameError, FrameSplitter, Kind, encode_frame
-from exo.cluster.transport.greeting import Greeting
+from exo.cluster.transport.pulse import Pulse
+from exo.cluster.transport.refusals import ACCESS_DENIED_ALERT, encode_refusal
+from exo.cluster.transport.tls_channel import TLS_FIRST_BYTE
+from exo.cluster.trust.certificates import NodeCertificate
+from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import HostPort
 
 _LINGER_S = 1.0
 """How long the last bytes may take to leave after `close`."""
+_UNREAD_TIMEOUT_MS = 10_000
+"""How long the system may go without an acknowledgement while this side does not read (and so hears no pings).
+
+Not set otherwise: the kernel counts a peer that has no room as one that is gone, and pings are quicker.
+"""
+_TCP_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+
+
+class ConnectionOwner(ABC):
+    """Who made a connection, and is told what becomes of it."""
+
+    def made(self, connection: "TcpConnection") -> None:  # noqa: B027 - nothing to do for a dialer
+        """The socket is connected."""
+
+    @abstractmethod
+    def choose_channel(self, first_byte: int, peer: HostPort) -> Channel:
+        """Return how to go on with a connection that was accepted.
+
+        Raises:
+            HandshakeError: Not at all.
+        """
+
+    @abstractmethod
+    def greeted(self, connection: "TcpConnection") -> None:
+        """The peer has proved itself. Called once at most."""
+
+    @abstractmethod
+    def ended(self, connection: "TcpConnection", error: HandshakeError | None) -> None:
+        """The connection is over; `error` says why its handshake failed, if it did. Called once."""
+
+    @abstractmethod
+    def reason_to_end(self, certificate: NodeCertificate) -> str | None:
+        """Return why a peer that was let in is not welcome any more, if so. Asked at every interval."""
 
 
 class TcpConnection(asyncio.Protocol, Connection):
-    """Both ends of a connection are this class; only the dialer measures round trips and tells the other end.
+    """Both ends of a connection are this class.
 
     Args:
-        greeting: This side's part of the handshake.
+        owner: Who is told.
+        channel: How the bytes go; None on the listener's side, where the first byte decides.
         peer_address: The address that was dialled; None on the listener's side, which reads it from the socket.
         heartbeat: How the loss of the peer is noticed.
-        on_greeted: Called once, when the peer has proved itself.
-        on_ended: Called once, when the connection is over.
     """
 
     def __init__(
         self,
-        greeting: Greeting,
+        owner: ConnectionOwner,
         *,
+        channel: Channel | None,
         peer_address: HostPort | None,
         heartbeat: Heartbeat,
-        on_greeted: Callable[["TcpConnection"], None],
-        on_ended: Callable[["TcpConnection", HandshakeError | None], None],
     ) -> None:
-        self._greeting = greeting
+        self._owner = owner
+        self._channel = channel
         self._heartbeat = heartbeat
         self._peer_address = peer_address
         self._is_dialer = peer_address is not None
-        self._on_greeted = on_greeted
-        self._on_ended = on_ended
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._splitter = FrameSplitter()
@@ -60,14 +97,15 @@ class TcpConnection(asyncio.Protocol, Connection):
         self._is_writing_paused = False
         self._waiting_senders: deque[asyncio.Future[None]] = deque()
         self._waiting_receiver: asyncio.Future[None] | None = None
+        self._is_greeted = False
         self._end_reason: str | None = None
+        self._is_end_known = True
         self._handshake_error: HandshakeError | None = None
         self._timer: asyncio.TimerHandle | None = None
         """The next check; after the end: when what is left is thrown away."""
-        self._last_heard_s = self._last_check_s = self._loop.time()
-        self._ping_numbers = itertools.count()
-        self._pings: dict[int, float] = {}
-        self._round_trips: deque[float] = deque(maxlen=8)
+        self._pulse = Pulse(
+            heartbeat, is_dialer=self._is_dialer, now_s=self._loop.time, precise_s=time.perf_counter
+        )
 
     # --- Connection ---------------------------------------------------------------------------------------------
 
@@ -76,8 +114,23 @@ class TcpConnection(asyncio.Protocol, Connection):
         return self._peer_address or HostPort("unknown", 0)
 
     @property
+    def peer_node_id(self) -> NodeId | None:
+        certificate = self.certificate
+        return certificate.node_id if certificate is not None else None
+
+    @property
+    def certificate(self) -> NodeCertificate | None:
+        """The peer's, verified; None on a plain connection."""
+        return self._channel.certificate if self._channel is not None else None
+
+    @property
+    def is_enrolment(self) -> bool:
+        """The peer is no member and may say nothing but that it wants to be one."""
+        return self._channel is not None and self._channel.is_enrolment
+
+    @property
     def round_trip_s(self) -> float | None:
-        return min(self._round_trips, default=None)
+        return self._pulse.round_trip_s
 
     @property
     def end_reason(self) -> str | None:
@@ -85,8 +138,9 @@ class TcpConnection(asyncio.Protocol, Connection):
         return self._end_reason
 
     async def send(self, message: bytes) -> None:
-        if len(message) > MESSAGE_BYTES_MAX:
-            raise ValueError(f"a message of {len(message)} bytes; at most {MESSAGE_BYTES_MAX} can be sent")
+        bytes_max = self._channel.message_bytes_max if self._channel is not None else MESSAGE_BYTES_MAX
+        if len(message) > bytes_max:
+            raise ValueError(f"a message of {len(message)} bytes; at most {bytes_max} can be sent")
         while self._is_writing_paused and self._end_reason is None:
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._waiting_senders.append(waiter)
@@ -104,10 +158,7 @@ class TcpConnection(asyncio.Protocol, Connection):
         message = self._received.popleft()
         self._received_bytes -= len(message)
         if self._is_reading_paused and self._received_bytes <= QUEUED_BYTES_MAX // 2:
-            self._is_reading_paused = False
-            self._last_heard_s = self._loop.time()
-            if self._transport is not None and not self._transport.is_closing():
-                self._transport.resume_reading()
+            self._resume_reading()
         return message
 
     def close(self, reason: str) -> None:
@@ -121,26 +172,36 @@ class TcpConnection(asyncio.Protocol, Connection):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=QUEUED_BYTES_MAX)
         if self._peer_address is None:
-            host, port = self._transport.get_extra_info("peername")[:2]
-            self._peer_address = HostPort(host, port)
+            self._peer_address = plain_address(self._transport.get_extra_info("peername"))
+        self._owner.made(self)
         if self._end_reason is not None:  # Turned away before it was there.
-            self._transport.write(encode_frame(Kind.GOODBYE, self._end_reason.encode()))
+            self._flush()
             self._transport.close()
             return
         self._timer = self._loop.call_later(self._heartbeat.ping_interval_s, self._check)
-        opening = self._greeting.opening()
-        if opening is not None:
-            self._write(*opening)
+        if self._channel is not None and self._is_dialer:
+            self._transport.write(self._channel.begin())
 
     def data_received(self, data: bytes) -> None:
-        self._last_heard_s = self._loop.time()
+        self._pulse.heard()
+        if self._end_reason is not None:
+            return
         try:
-            for kind, payload in self._splitter.feed(data):
+            if self._channel is None:
+                self._channel = self._owner.choose_channel(data[0], self.peer_address)
+            frames = self._channel.unseal(data)
+            self._send_pending(self._channel)
+            self._greet_if_open(self._channel)
+            for kind, payload in self._splitter.feed(frames):
+                self._take(self._channel, kind, payload)
                 if self._end_reason is not None:
                     return
-                self._take(kind, payload)
         except FrameError as error:
-            self._fail_handshake(f"{self._peer_address} does not speak exo's cluster protocol ({error})")
+            self._refuse(
+                HandshakeError(f"{self._peer_address} does not speak exo's cluster protocol ({error})"), None
+            )
+        except HandshakeError as error:
+            self._refuse(error, data[0])
 
     def eof_received(self) -> bool:
         self._end("the other side went away")
@@ -150,7 +211,11 @@ class TcpConnection(asyncio.Protocol, Connection):
         if self._end_reason is not None and self._timer is not None:
             self._timer.cancel()
         self._transport = None
-        self._end((exc.strerror or str(exc)) if isinstance(exc, OSError) else "the other side went away")
+        if isinstance(exc, OSError):
+            # Reset, aborted, broken: the other end is gone. Timed out, unreachable: who knows.
+            self._end(exc.strerror or str(exc), is_known=isinstance(exc, ConnectionError))
+        else:
+            self._end("the other side went away")
 
     def pause_writing(self) -> None:
         self._is_writing_paused = True
@@ -159,76 +224,85 @@ class TcpConnection(asyncio.Protocol, Connection):
         self._is_writing_paused = False
         self._wake_senders()
 
-    # --- within -------------------------------------------------------------------------------------------------
+    # --- receiving ----------------------------------------------------------------------------------------------
 
-    def _take(self, kind: Kind, payload: bytes) -> None:
-        if kind is Kind.GOODBYE:
-            self._end(payload.decode(errors="replace"))
-        elif not self._greeting.is_done:
-            self._take_handshake(kind, payload)
-        elif kind is Kind.MESSAGE:
+    def _take(self, channel: Channel, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.MESSAGE and self._is_greeted:
             self._received.append(payload)
             self._received_bytes += len(payload)
             if self._received_bytes > QUEUED_BYTES_MAX and not self._is_reading_paused:
-                self._is_reading_paused = True
-                assert self._transport is not None
-                self._transport.pause_reading()
+                self._pause_reading()
             self._wake_receiver()
+        elif kind is Kind.GOODBYE:
+            self._end(payload.decode(errors="replace"))
+        elif not self._is_greeted:
+            answer = channel.take(kind, payload)
+            if answer is not None:
+                self._write(*answer)
+            self._greet_if_open(channel)
         elif kind is Kind.PING:
-            # The dialer tells what it measured, so that both ends know.
-            told_us = int.from_bytes(payload[4:8], "big")
-            if told_us:
-                self._round_trips.append(told_us / 1e6)
-            self._write(Kind.PONG, payload[:4])
+            self._write(Kind.PONG, self._pulse.pinged(payload))
         elif kind is Kind.PONG:
-            sent_s = self._pings.pop(int.from_bytes(payload, "big"), None)
-            if sent_s is not None:
-                self._round_trips.append(time.perf_counter() - sent_s)
+            self._pulse.ponged(payload)
         else:
             raise FrameError(f"an unexpected {kind.name}")
 
-    def _take_handshake(self, kind: Kind, payload: bytes) -> None:
-        try:
-            answer = self._greeting.take(kind, payload)
-        except HandshakeError as error:
-            self._handshake_error = error
-            if not self._is_dialer:
-                self._write(Kind.REFUSED, b"it could not prove that it belongs here: " + str(error).encode())
-            self._end(error.message)
-            return
-        if answer is not None:
-            self._write(*answer)
-        if self._greeting.is_done:
-            self._splitter.trust()
-            self._on_greeted(self)
+    def _greet_if_open(self, channel: Channel) -> None:
+        if channel.is_open and not self._is_greeted:
+            self._is_greeted = True
+            self._splitter.trust(channel.message_bytes_max)
+            self._owner.greeted(self)
 
-    def _fail_handshake(self, message: str) -> None:
-        if not self._greeting.is_done:
-            self._handshake_error = HandshakeError(message, is_secret_wrong=False)
-        self._end(message)
+    def _refuse(self, error: HandshakeError, first_byte: int | None) -> None:
+        """End because of something that the peer showed or said; tell it why, if it may be able to hear it."""
+        if not self._is_greeted:
+            self._handshake_error = error
+        if self._channel is None:
+            if self._transport is not None:
+                alert = ACCESS_DENIED_ALERT if first_byte == TLS_FIRST_BYTE else None
+                self._transport.write(alert or encode_frame(Kind.REFUSED, encode_refusal(error)))
+        elif self._is_greeted or self._is_dialer:
+            self._write(Kind.GOODBYE, error.message.encode()[:500])
+        else:
+            self._write(Kind.REFUSED, encode_refusal(error))
+        self._end(error.message)
+
+    def _pause_reading(self) -> None:
+        self._is_reading_paused = True
+        assert self._transport is not None
+        self._transport.pause_reading()
+        self._set_user_timeout_ms(_UNREAD_TIMEOUT_MS)
+
+    def _resume_reading(self) -> None:
+        self._is_reading_paused = False
+        self._pulse.heard()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._set_user_timeout_ms(0)
+
+    def _set_user_timeout_ms(self, timeout_ms: int) -> None:
+        if _TCP_USER_TIMEOUT is not None and self._transport is not None:
+            with suppress(OSError):
+                self._transport.get_extra_info("socket").setsockopt(
+                    socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, timeout_ms
+                )
 
     def _check(self) -> None:
-        now = self._loop.time()
-        if now - self._last_check_s > 2 * self._heartbeat.ping_interval_s:
-            # This process stood still itself (stopped, suspended): what the peer sent meanwhile is not read yet.
-            self._last_heard_s = now
-        self._last_check_s = now
-        if not self._is_reading_paused and now - self._last_heard_s >= self._heartbeat.silence_max_s:
-            self._end(f"no sign of life for {now - self._last_heard_s:.1f} s")
+        silence_s = self._pulse.silence_s()
+        if silence_s is not None and not self._is_reading_paused:
+            self._end(f"no sign of life for {silence_s:.1f} s", is_known=False)
             return
-        if self._greeting.is_done and (self._is_dialer or self._is_reading_paused):
+        certificate = self.certificate
+        reason = self._owner.reason_to_end(certificate) if certificate is not None else None
+        if reason is not None:
+            self.close(reason)
+            return
+        if self._is_greeted and (self._is_dialer or self._is_reading_paused):
             # While this side does not read it cannot answer pings, so it shows by its own that it lives.
-            self._ping()
+            self._write(Kind.PING, self._pulse.ping())
         self._timer = self._loop.call_later(self._heartbeat.ping_interval_s, self._check)
 
-    def _ping(self) -> None:
-        number = next(self._ping_numbers) & 0xFFFFFFFF
-        # Not the loop's time: uvloop's stands still within a turn and counts whole milliseconds.
-        self._pings[number] = time.perf_counter()
-        if len(self._pings) > 16:
-            del self._pings[next(iter(self._pings))]
-        told_us = round((self._round_trips[-1] if self._is_dialer and self._round_trips else 0) * 1e6)
-        self._write(Kind.PING, number.to_bytes(4, "big") + min(told_us, 0xFFFFFFFF).to_bytes(4, "big"))
+    # --- sending ------------------------------------------------------------------------------------------------
 
     def _write(self, kind: Kind, payload: bytes) -> None:
         """Queue a frame. Frames of one turn of the event loop leave in one system call."""
@@ -243,16 +317,33 @@ class TcpConnection(asyncio.Protocol, Connection):
 
     def _flush(self) -> None:
         self._is_flush_planned = False
-        if self._outgoing and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(self._outgoing))
+        if not self._outgoing or self._transport is None:
+            return
+        data = self._outgoing[0] if len(self._outgoing) == 1 else b"".join(self._outgoing)
         self._outgoing.clear()
         self._outgoing_bytes = 0
+        if not self._transport.is_closing():
+            # Before the first byte of a peer it is not known what it speaks; who gets a goodbye then reads it plain.
+            if self._channel is None:
+                self._transport.write(data)
+            elif self._channel.can_seal:
+                self._transport.write(self._channel.seal(data))
 
-    def _end(self, reason: str) -> None:
+    def _send_pending(self, channel: Channel) -> None:
+        pending = channel.take_pending()
+        if pending and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(pending)
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def _end(self, reason: str, *, is_known: bool = True) -> None:
         if self._end_reason is not None:
             return
+        if self._channel is not None:
+            self._send_pending(self._channel)
         self._flush()
         self._end_reason = reason
+        self._is_end_known = is_known
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None and not self._transport.is_closing():
@@ -260,7 +351,7 @@ class TcpConnection(asyncio.Protocol, Connection):
             self._timer = self._loop.call_later(_LINGER_S, self._transport.abort)
         self._wake_senders()
         self._wake_receiver()
-        self._on_ended(self, self._handshake_error)
+        self._owner.ended(self, self._handshake_error)
 
     def _wake_senders(self) -> None:
         while self._waiting_senders:
@@ -273,4 +364,4 @@ class TcpConnection(asyncio.Protocol, Connection):
             self._waiting_receiver.set_result(None)
 
     def _lost(self) -> ConnectionLostError:
-        return connection_ended(self._peer_address, self._end_reason)
+        return connection_ended(self._peer_address, self._end_reason, is_ended=self._is_end_known)

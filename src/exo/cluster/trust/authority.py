@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from exo.cluster.trust.certificates import NODE_URI, is_node_id, public_bytes, to_der
+from exo.cluster.trust.certificates import NODE_URI, is_node_id, key_fingerprint, public_bytes, to_der
 from exo.cluster.trust.errors import CertificateError
 from exo.shared.types.ids import ClusterId, NodeId
 
@@ -132,6 +132,15 @@ def issue_certificate(
         .sign(signer_key, hashes.SHA256())
     )
     return _pem(certificate)
+
+
+def request_fingerprint(request_der: bytes, node_id: NodeId) -> str:
+    """Return the SHA-256 of the public key of a request, in hexadecimal: what a person approves.
+
+    Raises:
+        CertificateError: As `issue_certificate` would.
+    """
+    return key_fingerprint(_requested_key(request_der, node_id))
 
 
 def _requested_key(request_der: bytes, node_id: NodeId) -> ec.EllipticCurvePublicKey:

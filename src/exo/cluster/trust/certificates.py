@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import NameOID
@@ -32,6 +32,8 @@ class NodeCertificate(msgspec.Struct, frozen=True, kw_only=True):
     valid_until: datetime
     sha256: bytes
     """Of the whole certificate in DER."""
+    fingerprint: str
+    """SHA-256 of the public key, in hexadecimal: the same for every certificate of one key, and for its request."""
 
     def is_valid_at(self, now: datetime) -> bool:
         return self.valid_from <= now <= self.valid_until
@@ -51,8 +53,9 @@ def read_node_certificate(certificate_der: bytes) -> NodeCertificate:
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        key = certificate.public_key()
         alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
         raise CertificateError("this is no node's certificate of exo: it cannot be read") from error
     ids = {
         uri.removeprefix(NODE_URI)
@@ -67,7 +70,8 @@ def read_node_certificate(certificate_der: bytes) -> NodeCertificate:
         serial=format(certificate.serial_number, "x"),
         valid_from=certificate.not_valid_before_utc,
         valid_until=certificate.not_valid_after_utc,
-        sha256=hashlib.sha256(certificate_der).digest(),
+        sha256=sha256_of(certificate_der),
+        fingerprint=key_fingerprint(key),
     )
 
 
@@ -127,3 +131,13 @@ def require_issued(
 def public_bytes(key: PublicKeyTypes) -> bytes:
     """Return a public key in its usual encoding, to compare it with another."""
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def sha256_of(certificate_der: bytes) -> bytes:
+    """Return the SHA-256 of a whole certificate."""
+    return hashlib.sha256(certificate_der).digest()
+
+
+def key_fingerprint(key: PublicKeyTypes) -> str:
+    """Return the SHA-256 of a public key in hexadecimal."""
+    return hashlib.sha256(public_bytes(key)).hexdigest()

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from exo.cluster.trust.token import JoinToken, token_id, token_verifier
+from exo.cluster.trust.token import PlainToken, token_id, token_verifier
 from exo.shared.types.ids import ClusterId, NodeId
 from exo.shared.types.nodes import HostPort
 
@@ -135,7 +135,7 @@ def verify_proof(verifier: bytes, request: EnrolRequest, server_certificate_sha2
     return hmac.compare_digest(request.proof, make_proof(verifier, request, server_certificate_sha256))
 
 
-def with_proof(request: EnrolRequest, token: JoinToken, server_certificate_sha256: bytes) -> EnrolRequest:
+def with_proof(request: EnrolRequest, token: PlainToken, server_certificate_sha256: bytes) -> EnrolRequest:
     """Return the request as somebody makes it who has a token."""
     verifier = token_verifier(token.secret)
     proof = make_proof(verifier, request, server_certificate_sha256)

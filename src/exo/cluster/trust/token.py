@@ -23,7 +23,7 @@ _PART_CHARACTERS = 32
 _PART = re.compile(rf"[a-z2-7]{{{_PART_CHARACTERS}}}")
 
 
-class JoinToken(msgspec.Struct, frozen=True):
+class PlainToken(msgspec.Struct, frozen=True):
     """A token that was read or made. Its `repr` and its `str` do not show the secret; `reveal` does."""
 
     authority_hash: str
@@ -35,7 +35,7 @@ class JoinToken(msgspec.Struct, frozen=True):
         return f"{PREFIX}.{self.authority_hash}.{_encode(self.secret)}"
 
     def __repr__(self) -> str:
-        return f"JoinToken({PREFIX}.{self.authority_hash}.***)"
+        return f"PlainToken({PREFIX}.{self.authority_hash}.***)"
 
 
 def authority_hash(certificate_der: bytes) -> str:
@@ -48,12 +48,12 @@ def authority_hash(certificate_der: bytes) -> str:
 
 def create_token(
     authority_der: bytes, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes
-) -> JoinToken:
+) -> PlainToken:
     """Return a new token for the cluster of this authority."""
-    return JoinToken(authority_hash(authority_der), random_bytes(SECRET_BYTES))
+    return PlainToken(authority_hash(authority_der), random_bytes(SECRET_BYTES))
 
 
-def parse_token(text: str) -> JoinToken:
+def parse_token(text: str) -> PlainToken:
     """Read a token; upper case and white space around it do no harm.
 
     Raises:
@@ -82,7 +82,7 @@ def parse_token(text: str) -> JoinToken:
             raise TokenError(
                 f"the {name} part of this token has characters that no token has (a to z and 2 to 7 only); {again}"
             )
-    return JoinToken(parts[1], base64.b32decode(parts[2].upper()))
+    return PlainToken(parts[1], base64.b32decode(parts[2].upper()))
 
 
 def token_verifier(secret: bytes) -> bytes:
