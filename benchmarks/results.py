@@ -48,10 +48,30 @@ class Result:
         return {**fields, "ratio": self.ratio, "holds": self.holds}
 
 
-def table(results: Sequence[Result]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class NotMeasured:
+    """A figure that there is none of in this run, and why."""
+
+    name: str
+    reason: str
+
+    holds: Literal[False] = False
+    """What was not measured holds no bar."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As of a figure, with the reason in the place of the numbers."""
+        return asdict(self)
+
+
+def table(results: Sequence[Result | NotMeasured]) -> str:
     """The figures for people."""
     rows: list[tuple[str, ...]] = [("figure", "value", "baseline", "ratio", "bar", "")]
+    reasons: list[str] = []
     for one in results:
+        if isinstance(one, NotMeasured):
+            rows.append((one.name, "not measured", "", "", "", "FAILS"))
+            reasons.append(f"{one.name}: {one.reason}")
+            continue
         sign: Literal[">=", "<="] = ">=" if one.at_least else "<="
         rows.append(
             (
@@ -64,6 +84,7 @@ def table(results: Sequence[Result]) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
+    lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    ]
+    return "\n".join([*lines, *reasons])

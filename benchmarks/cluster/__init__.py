@@ -1,0 +1,39 @@
+"""What the cluster's core promises of its speed: one file a measurement, each on its own or all in this order."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from benchmarks.cluster.measuring import CannotMeasureError
+from benchmarks.results import NotMeasured, Result
+
+PARTS = (
+    "fold",
+    "snapshot",
+    "state_route",
+    "log",
+    "failover",
+    "submit",
+    "throughput",
+    "newcomer",
+    "healed_link",
+    "observers",
+    "lost_node",
+    "idle",
+)
+"""Each a module here with a `run(*, quick: bool) -> list[Result]`."""
+
+
+def run(*, quick: bool, parts: Sequence[str] = ()) -> list[Result | NotMeasured]:
+    """Measure all of it, or only the parts named. One that fails does not keep the others from being measured."""
+    results: list[Result | NotMeasured] = []
+    for part in PARTS:
+        if parts and part not in parts:
+            continue
+        print(f"measuring {part}", file=sys.stderr, flush=True)
+        measure: Callable[..., list[Result]] = importlib.import_module(f"benchmarks.cluster.{part}").run
+        try:
+            results += measure(quick=quick)
+        except CannotMeasureError as error:
+            results.append(NotMeasured(name=part, reason=str(error)))
+    return results
