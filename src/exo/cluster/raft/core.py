@@ -749,7 +749,8 @@ class Core:
             event_id=EventId(message.event_id),
             cause_id=message.cause_id,
             origin=self.node_id,
-            seq=self.admission.last_seq(self.node_id) + 1,
+            # No number of its own: the next one may be bound to what this node's outbox has sent to others.
+            seq=self.admission.last_seq(self.node_id),
             at=message.at,
             event=HistoryForced(
                 incarnation=self.incarnation,
