@@ -8,12 +8,11 @@ from datetime import datetime, timedelta
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from exo.cluster.trust.certificates import NODE_URI, is_node_id, key_fingerprint, public_bytes, to_der
+from exo.cluster.trust.certificates import NODE_URI, UNREADABLE, is_node_id, key_fingerprint, public_bytes, to_der
 from exo.cluster.trust.errors import CertificateError
 from exo.shared.types.ids import ClusterId, NodeId
 
@@ -149,7 +148,7 @@ def _requested_key(request_der: bytes, node_id: NodeId) -> ec.EllipticCurvePubli
         names = [name.value for name in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         is_signed = request.is_signature_valid
         public_key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise CertificateError("the request for a certificate cannot be read") from error
     if not is_signed:
         raise CertificateError("the request for a certificate is not signed with the key that it names")
@@ -165,7 +164,7 @@ def _requested_key(request_der: bytes, node_id: NodeId) -> ec.EllipticCurvePubli
 def _load_key(key_pem: str) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(key_pem.encode(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise CertificateError("the private key is damaged") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CertificateError("the private key is of another kind than P-256")

@@ -22,6 +22,18 @@ RENEW_AFTER = 2 / 3
 """The part of a certificate's life after which the node asks for the next one."""
 
 
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises for bytes that are not what they should be; few of these have a common base."""
+
+
 class NodeCertificate(msgspec.Struct, frozen=True, kw_only=True):
     """What a node's certificate says. Whether the authority really signed it is for TLS to check."""
 
@@ -55,7 +67,7 @@ def read_node_certificate(certificate_der: bytes) -> NodeCertificate:
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         key = certificate.public_key()
         alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except UNREADABLE as error:
         raise CertificateError("this is no node's certificate of exo: it cannot be read") from error
     ids = {
         uri.removeprefix(NODE_URI)
@@ -89,7 +101,7 @@ def to_der(certificate_pem: str) -> bytes:
     """
     try:
         certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
-    except ValueError as error:
+    except UNREADABLE as error:
         raise CertificateError("this is no certificate in PEM form") from error
     return certificate.public_bytes(serialization.Encoding.DER)
 
@@ -102,7 +114,7 @@ def to_pem(certificate_der: bytes) -> str:
     """
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise CertificateError("this is no certificate in DER form") from error
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
@@ -119,7 +131,7 @@ def require_issued(
     certificate = x509.load_der_x509_certificate(certificate_der)
     try:
         certificate.verify_directly_issued_by(x509.load_der_x509_certificate(authority_der))
-    except (ValueError, TypeError, InvalidSignature) as error:
+    except (*UNREADABLE, InvalidSignature) as error:
         raise CertificateError("the certificate is not signed by the cluster's authority") from error
     if read.node_id != node_id:
         raise CertificateError(f"the certificate is for the node {read.node_id}, this node is {node_id}")
