@@ -10,6 +10,7 @@ from exo.cluster.etcd.address import EtcdAddress
 from exo.cluster.etcd.coordinator import EtcdCoordinator
 from exo.cluster.etcd.options import EtcdOptions
 from exo.cluster.replica import EmbeddedCoordinator
+from exo.cluster.transport.base import Heartbeat
 from exo.shared.types.nodes import HostPort
 from support.coordinators import MemoryCluster
 from support.etcd_server import EtcdServer
@@ -24,8 +25,9 @@ QUICK_ETCD = EtcdOptions(
     retry_max_s=0.2,
     campaign_spread_s=0.05,
     start_patience_s=10.0,
-    rejoin_grace_s=1.0,
-    master_wait_s=2.0,
+    rejoin_grace_s=0.5,
+    resign_pause_s=0.5,
+    master_wait_s=1.0,
     proposal_timeout_s=1.0,
 )
 
@@ -35,6 +37,7 @@ class EtcdCluster(MemoryCluster):
 
     def __init__(self, server: EtcdServer, options: EtcdOptions = QUICK_ETCD) -> None:
         super().__init__()
+        self.network.heartbeat = Heartbeat(ping_interval_s=0.1, silence_max_s=0.3)
         self.server = server
         self.etcd_options = options
         self.prefix = uuid4().hex

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from exo.shared.types.nodes import HostPort
+from support.relay import Relay
 
 START_TIMEOUT_S = 20.0
 
@@ -169,3 +170,15 @@ def running_etcd(home: Path, **options: Any) -> Iterator[EtcdServer]:
         yield server.until_ready()
     finally:
         server.kill()
+
+
+class Cable(Relay):
+    """Between one node and etcd: can be pulled out, and put in again, which ends what was connected before."""
+
+    def cut(self) -> None:
+        self.is_cut = True
+
+    def mend(self) -> None:
+        self.is_cut = False
+        for writer in self._writers:
+            writer.close()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,13 +23,34 @@ from exo.shared.types.events import (
 )
 from exo.shared.types.ids import CommandId, DeviceId, InstanceId, NodeId
 from support.coordinators import Cluster, MemoryCluster, TcpCluster, closing
+from support.etcd_cluster import EtcdCluster
+from support.etcd_server import EtcdServer, running_etcd
 from support.states import card
 
 
-@pytest.fixture(params=["memory", "tcp"])
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    with running_etcd(tmp_path_factory.mktemp("etcd")) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "tcp", "etcd"])
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with closing(MemoryCluster() if request.param == "memory" else TcpCluster(tmp_path)) as cluster:
+    match request.param:
+        case "memory":
+            made: Cluster = MemoryCluster()
+        case "tcp":
+            made = TcpCluster(tmp_path)
+        case _:
+            made = EtcdCluster(request.getfixturevalue("etcd"))
+    async with closing(made) as cluster:
         yield cluster
+
+
+def need_a_master_that_is_missed(cluster: Cluster) -> None:
+    """For tests of what the others do until a lost master is back."""
+    if isinstance(cluster, EtcdCluster):
+        pytest.skip("another node takes the lead at once: see tests/unit/cluster/test_etcd_coordinator.py")
 
 
 def fact(node: Coordinator, tag: str) -> Decision:
@@ -168,6 +189,7 @@ async def test_entries_say_what_caused_them_and_who_proposed_them(cluster: Clust
 
 
 async def test_proposals_wait_for_the_master_and_are_committed_once(cluster: Cluster) -> None:
+    need_a_master_that_is_missed(cluster)
     master, follower = await cluster.start_cluster("a", "b")
     name = str(master.node_id)
     await cluster.stop(name)
@@ -189,6 +211,7 @@ async def test_proposals_wait_for_the_master_and_are_committed_once(cluster: Clu
 
 
 async def test_a_proposal_is_given_up_when_no_master_comes(cluster: Cluster) -> None:
+    need_a_master_that_is_missed(cluster)
     master, follower = await cluster.start_cluster("a", "b")
     await cluster.stop(str(master.node_id))
     await cluster.until(lambda: follower.leadership.master_node_id is None)
@@ -211,6 +234,7 @@ async def test_a_lost_follower_is_marked_and_comes_back_as_a_new_boot(cluster: C
 
 
 async def test_a_restarted_master_is_found_again_with_its_cluster(cluster: Cluster) -> None:
+    need_a_master_that_is_missed(cluster)
     nodes = await cluster.start_cluster("a", "b", "c")
     master, followers = nodes[0], nodes[1:]
     name, cluster_id, term = str(master.node_id), master.state.cluster_id, master.leadership.term
@@ -296,6 +320,7 @@ async def test_a_handler_that_raises_fails_the_command_and_nothing_else(cluster:
 
 
 async def test_send_gives_up_without_a_master(cluster: Cluster) -> None:
+    need_a_master_that_is_missed(cluster)
     master, follower = await cluster.start_cluster("a", "b")
     await cluster.stop(str(master.node_id))
     await cluster.until(lambda: follower.leadership.master_node_id is None)

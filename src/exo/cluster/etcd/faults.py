@@ -1,5 +1,6 @@
 """What a failed request means, in words with the next step in them. Pure."""
 
+import os
 import ssl
 from collections.abc import Iterator
 
@@ -43,7 +44,8 @@ def transport_fault(url: str, error: Exception) -> EtcdError:
         return EtcdUnreachableError(
             f"etcd at {url} gave no answer in time; see whether it runs and is not cut off"
         )
-    reason = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
+    numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
+    reason = os.strerror(numbers[0]) if numbers else None
     what = "cannot be reached" if isinstance(error, httpx.ConnectError) else "ended the connection"
     return EtcdUnreachableError(
         f"etcd at {url} {what} ({reason or error or type(error).__name__}); start it, or correct --coordinator"

@@ -29,7 +29,7 @@ class Following:
         while True:
             master = self._wanted()
             if master is None:
-                self._member.troubled(TROUBLE, None)
+                self._member.gave_up(TROUBLE)
                 pause_s = options.retry_s
                 await self._member.board.changed.wait()
             else:
@@ -68,10 +68,10 @@ class Following:
         except (_NotNowError, TimeoutError, msgspec.DecodeError) as error:
             reason = str(error) or "it gave no answer"
         if self._wanted() == master:
-            self._member.troubled(
-                TROUBLE,
-                f"etcd names {record.name} at {record.address} as the master, which does not take this node: {reason}",
-            )
+            who = f"etcd names {record.name} at {record.address} as the master"
+            # Usual for a moment, while the lease of a master that is gone has not ended.
+            message = f"{who}, which does not take this node: {reason}"
+            self._member.troubled(TROUBLE, message, level="INFO")
         return False
 
     async def _join(self, connection: Connection, master: MasterSeen) -> str:

@@ -138,16 +138,22 @@ class Member:
         """What is wrong between this node and etcd, or its master, in a sentence; None: nothing."""
         return next(iter(self._troubles.values()), None)
 
-    def troubled(self, where: str, message: str | None) -> None:
+    def troubled(self, what: str, message: str | None, *, level: str = "WARNING") -> None:
         """Remember what is wrong with one thing that this node does, and say it once; None: nothing any more."""
-        if message == self._troubles.get(where):
+        if message == self._troubles.get(what):
             return
-        if message is not None:
-            logger.warning("{}", message)
-            self._troubles[where] = message
-        else:
-            logger.info("{} is possible again", where)
-            del self._troubles[where]
+        if message is None:
+            logger.info("{} is possible again", what)
+            del self._troubles[what]
+            return
+        if message not in self._troubles.values():
+            logger.log(level, "{}", message)
+        self._troubles[what] = message
+
+    def gave_up(self, *whats: str) -> None:
+        """This node does not do these things any more; nothing can be wrong with them."""
+        for what in whats:
+            self._troubles.pop(what, None)
 
     def no_master(self, waited_s: float) -> NoMasterError:
         """Return the error for whoever waited for a master in vain."""

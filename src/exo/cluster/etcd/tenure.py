@@ -14,7 +14,13 @@ from exo.cluster.etcd.seat import Seat
 from exo.cluster.etcd.store import EtcdStore, MasterSeen
 from exo.shared.types.events import LogEntry
 
-TROUBLE = "leading"
+CAMPAIGN, LEASE, COMMIT, SNAPSHOT = (
+    "standing for election",
+    "holding the lease",
+    "committing",
+    "saving a snapshot",
+)
+"""What can be in trouble."""
 REVOKE_TIMEOUT_S = 1.0
 
 
@@ -47,10 +53,10 @@ class Tenure:
             try:
                 won = await self._campaign()
             except EtcdError as error:
-                self._member.troubled(TROUBLE, error.message)
+                self._member.troubled(CAMPAIGN, error.message)
                 await anyio.sleep(self._member.options.retry_max_s)
                 continue
-            self._member.troubled(TROUBLE, None)
+            self._member.troubled(CAMPAIGN, None)
             if won is not None:
                 await self._lead(*won)
 
@@ -60,6 +66,7 @@ class Tenure:
         while True:
             master = member.master
             if master is not None or not member.is_in_touch or member.is_leaving:
+                member.gave_up(CAMPAIGN)
                 if master is not None and master.record.boot_id == member.boot_id and member.is_in_touch:
                     # Of an election of which this node never heard that it had won, or of a term that it gave up.
                     await self._revoke(master.lease_id)
@@ -123,6 +130,7 @@ class Tenure:
                 tasks.cancel_scope.cancel()
         finally:
             member.step_down("the node is stopping")
+            member.gave_up(LEASE, COMMIT, SNAPSHOT)
             await self._revoke(seat.hold.lease_id)
 
     async def _revoke(self, lease_id: int) -> None:
@@ -152,9 +160,10 @@ class Tenure:
                         member.step_down("its lease at etcd has ended")
                         return
                     seat.held_until_s = self._safe_until_s(asked_s, left_s)
+                    member.troubled(LEASE, None)
                     pause_s = left_s / 3
             except EtcdError as error:
-                member.troubled(TROUBLE, error.message)
+                member.troubled(LEASE, error.message)
                 pause_s = member.options.retry_s
 
     async def _commit_all(self, seat: Seat) -> None:
@@ -174,14 +183,14 @@ class Tenure:
         while True:
             try:
                 seat.hold = await self._store.commit(seat.hold, entries)
-                member.troubled(TROUBLE, None)
+                member.troubled(COMMIT, None)
                 return True
             except DeposedError as error:
                 member.step_down(error.message)
                 return False
             except EtcdError as error:
                 # The same again, for as long as the lease holds: if the first attempt succeeded, that is found out.
-                member.troubled(TROUBLE, error.message)
+                member.troubled(COMMIT, error.message)
             await anyio.sleep(pause_s)
             pause_s = min(member.options.retry_max_s, 2 * pause_s)
 
@@ -201,10 +210,11 @@ class Tenure:
                     seat.hold, state, keep_after_index=max(0, state.index - options.recent_entries)
                 )
                 self._reader.snapshot_index = manifest.index
+                member.troubled(SNAPSHOT, None)
                 logger.debug("snapshot at {}: {} bytes", manifest.index, manifest.size_bytes)
             except DeposedError as error:
                 member.step_down(error.message)
                 return
             except EtcdError as error:
-                member.troubled(TROUBLE, error.message)
+                member.troubled(SNAPSHOT, error.message)
                 await anyio.sleep(options.retry_max_s)
