@@ -37,6 +37,18 @@ def _open(context: typer.Context, url: str | None) -> "NodeClient":
     return NodeClient.open(None, home) if home and not is_typed(context, "url") else NodeClient.open(url)
 
 
+def _open_at(context: typer.Context, home: Path | None, url: str | None) -> "NodeClient":
+    """As `_open`, for a command with a flag --home of its own."""
+    from exo.cli.client import NodeClient
+
+    is_home_typed = is_typed(context, "home") or _home(context) is not None
+    return (
+        NodeClient.open(None, home)
+        if is_home_typed and not is_typed(context, "url")
+        else NodeClient.open(url)
+    )
+
+
 def _home(context: typer.Context) -> Path | None:
     """Return the data directory that was given before the command."""
     return cast("Path | None", context.obj)
@@ -175,6 +187,17 @@ def doctor(
     home: Annotated[
         Path | None, typer.Option(envvar="EXO_HOME", help="The data directory to look at.")
     ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers", help="Say why other nodes are or are not in this cluster; with HOST: try that one."
+        ),
+    ] = False,
+    host: Annotated[
+        str | None,
+        typer.Argument(metavar="HOST[:PORT]", help="With --peers: another node's address and cluster port."),
+    ] = None,
+    url: Url = None,
     as_json: AsJson = False,
     _verbose: Verbose = 0,
 ) -> None:
@@ -182,4 +205,9 @@ def doctor(
     from exo.cli import doctor as module
 
     chosen = home if is_typed(context, "home") else _home(context) or home
+    if host is not None and not peers:
+        raise typer.BadParameter("an address goes with --peers: exo doctor --peers HOST[:PORT]")
+    if peers:
+        code = module.run_peers(lambda: _open_at(context, chosen, url), chosen, host, as_json=as_json)
+        raise typer.Exit(code)
     raise typer.Exit(module.run(chosen, as_json=as_json))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exo.cluster.discovery.beacon import encode_beacon
+from exo.cluster.discovery.beacon import TEST_MAGIC, encode_beacon
 from exo.cluster.discovery.hearing import (
     SILENT_S,
     SOURCES_MAX,
@@ -168,6 +168,12 @@ def test_noise_is_counted_and_bounded(noise: list[tuple[bytes, int]]) -> None:
         "malformed",
         "other_version",
     }
+
+
+def test_what_doctor_sends_to_itself_is_passed_over() -> None:
+    ear = hearing()
+    assert ear.hear(TEST_MAGIC + bytes(600), HostPort("10.0.0.2", 1), OWN, 0) is None
+    assert ear.counts.total() == 0
 
 
 def test_members_are_remembered_up_to_a_bound() -> None:

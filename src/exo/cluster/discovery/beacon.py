@@ -19,6 +19,8 @@ from exo.cluster.facts import ClusterFacts
 from exo.shared.types.nodes import HostPort
 
 MAGIC = b"EXOB"
+TEST_MAGIC = b"EXOT"
+"""Begins what `exo doctor` sends to itself through the group: nodes pass it over."""
 VERSION = 2
 BEACON_BYTES_MAX = 1200
 """Fits one packet of any network in use."""

@@ -7,6 +7,7 @@ import msgspec
 
 from exo.cluster.discovery.addresses import address_at, facts_at
 from exo.cluster.discovery.beacon import (
+    TEST_MAGIC,
     BeaconFault,
     BeaconHead,
     Heard,
@@ -75,6 +76,8 @@ class Hearing:
             own: This node's facts.
             now_s: Monotonic time.
         """
+        if data.startswith(TEST_MAGIC):
+            return None
         host = source.host
         found = self._decode(data)
         if isinstance(found, Heard):

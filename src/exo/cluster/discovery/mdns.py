@@ -21,7 +21,7 @@ from exo.cluster.discovery.announced import (
 )
 from exo.cluster.discovery.base import Discovery, FactsSource, Report
 from exo.cluster.discovery.interfaces import Interface, read_interfaces
-from exo.cluster.transport.tcp import is_loopback
+from exo.cluster.transport.addresses import is_loopback
 
 REPEAT_S = 15.0
 """How often those that are there are reported: one that could not be reached may be by then."""

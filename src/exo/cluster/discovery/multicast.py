@@ -14,7 +14,7 @@ from exo.cluster.discovery.beacon import BEACON_BYTES_MAX, encode_beacon
 from exo.cluster.discovery.groups import GROUP_V4, GROUP_V6, Group, Heard
 from exo.cluster.discovery.hearing import Hearing
 from exo.cluster.discovery.interfaces import Interface, read_interfaces
-from exo.cluster.transport.tcp import is_loopback
+from exo.cluster.transport.addresses import is_loopback
 from exo.shared.types.nodes import HostPort
 
 INTERVAL_S = 1.0
