@@ -31,6 +31,8 @@ class Settings(BaseModel):
     peers: tuple[HostPort, ...] = ()
     is_worker: bool = True
     is_auto_place_enabled: bool = True
+    is_key_required: bool = False
+    """Programs on this machine need an API key, too; for machines with several users."""
     models_dirs: tuple[Path, ...] = ()
     """Folders of model directories beside `<home>/models`."""
     telemetry_interval_s: float = 2.0

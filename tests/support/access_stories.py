@@ -1,13 +1,16 @@
 """What the tests about access share: an authority in memory, and commands with usual values."""
 
 import hashlib
+from datetime import UTC, datetime
 
+from exo.cluster.trust.authority import create_authority, issue_certificate
+from exo.cluster.trust.certificates import read_node_certificate, to_der
 from exo.master.authority import Issued
 from exo.shared.errors import ExoError
 from exo.shared.types.access import KeyId, Scope, TokenId
 from exo.shared.types.commands import CreateKey, CreateToken, EnrolmentProof, EnrolNode
 from exo.shared.types.events import CertificateIssued, Decision, KeyCreated, TokenCreated
-from exo.shared.types.ids import CommandId, NodeId
+from exo.shared.types.ids import ClusterId, CommandId, NodeId
 
 NOW_S = 1_800_000_000.0
 DAY_S = 86400.0
@@ -131,3 +134,19 @@ def certified(
         not_after_s=at_s + 30 * DAY_S,
         certificate_pem=f"certificate {serial}",
     )
+
+
+class SigningAuthority:
+    """An authority as the voters have it, with its key in memory."""
+
+    def __init__(self) -> None:
+        self.now = datetime.fromtimestamp(NOW_S, UTC)
+        self.authority = create_authority(ClusterId("cluster"), now=self.now)
+
+    async def create(self) -> str:
+        return self.authority.certificate_pem
+
+    async def issue(self, request_der: bytes, node_id: NodeId) -> Issued:
+        pem = issue_certificate(self.authority, request_der, node_id, now=self.now)
+        read = read_node_certificate(to_der(pem))
+        return Issued(certificate_pem=pem, serial=read.serial, not_after_s=read.valid_until.timestamp())

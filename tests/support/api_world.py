@@ -12,12 +12,15 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from exo.api.app import create_app
-from exo.api.context import ApiContext, StartInfo
+from exo.api.context import ApiContext, NodeActions, StartInfo
 from exo.api.server import ApiServer
+from exo.master.loop import Master
+from exo.master.solver import Solver
 from exo.settings import Settings
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
+from support.access_stories import NOW_S, SigningAuthority
 from support.coordinator import MemoryCoordinator
 from support.scripted_generation import ScriptedClient
 from support.states import card, cluster, identity
@@ -48,22 +51,36 @@ class World:
         self.client = ScriptedClient()
         self.home = home
         self.is_auto_place_enabled = True
+        self.is_key_required = False
+        self.actions = NodeActions()
 
     def app(self) -> FastAPI:
         """Make the application with what is set up by now."""
         return create_app(
             coordinator=self.coordinator,
             generation_client=self.client,
-            settings=Settings(home=self.home, is_auto_place_enabled=self.is_auto_place_enabled),
+            settings=Settings(
+                home=self.home,
+                is_auto_place_enabled=self.is_auto_place_enabled,
+                is_key_required=self.is_key_required,
+            ),
             started=StartInfo(node_id=NodeId("a"), exo_version="0", started_at="2026-01-01T00:00:00Z"),
+            actions=self.actions,
             dashboard_dir=self.home / "dashboard",
         )
 
 
-def client_of(app: FastAPI) -> httpx.AsyncClient:
-    """Return a client of an application, without a network; answers arrive whole."""
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+def client_of(
+    app: FastAPI, *, address: str = "127.0.0.1", headers: dict[str, str] | None = None
+) -> httpx.AsyncClient:
+    """Return a client of an application, without a network; answers arrive whole. It seems to be at `address`."""
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False, client=(address, 40000))
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers)
+
+
+def rule(world: "World", *, now_s: float = NOW_S) -> None:
+    """Have a real master carry commands out, with an authority of its own."""
+    Master(world.coordinator, Solver(), lambda: "id", authority=SigningAuthority(), now_s=lambda: now_s)
 
 
 class Served:

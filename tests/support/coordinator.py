@@ -25,6 +25,7 @@ class MemoryCoordinator(Coordinator):
         self._telemetry_seq = 0
         self.has_master = True
         self.proposed: list[Decision] = []
+        self.forgotten: list[tuple[NodeId, ...]] = []
         self.published: list[Telemetry] = []
         self.history: list[LogEntry | TelemetryFrame] = []
         self.peers: Sequence[PeerSeen] = ()
@@ -83,6 +84,15 @@ class MemoryCoordinator(Coordinator):
             raise NoMasterError("there is no master")
         with anyio.fail_after(timeout_s):
             return await self._handler(command)
+
+    async def confirm(self, *, timeout_s: float) -> int:
+        if not self.has_master:
+            raise NoMasterError("there is no master")
+        return self._state.index
+
+    async def forget(self, node_ids: Sequence[NodeId]) -> int:
+        self.forgotten.append(tuple(node_ids))
+        return self._state.index + 1
 
     def set_command_handler(self, handler: CommandHandler) -> None:
         self._handler = handler

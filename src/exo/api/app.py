@@ -8,7 +8,9 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
-from exo.api.context import ApiContext, StartInfo
+from exo.api.access_owner import make_owner_key
+from exo.api.access_scopes import RouteScopes
+from exo.api.context import ApiContext, NodeActions, StartInfo
 from exo.api.dashboard_files import DASHBOARD_DIR, add_dashboard
 from exo.api.docs_page import CONTENT_SECURITY_POLICY, docs_page
 from exo.api.documentation import describe
@@ -16,11 +18,21 @@ from exo.api.errors import add_error_handlers
 from exo.api.generation import TokenClient
 from exo.api.guard import RequestGuard
 from exo.api.openai import routes as openai_routes
-from exo.api.routes import cluster, events, instances, service
+from exo.api.routes import audit, cluster, events, instances, keys, nodes, service, tokens
 from exo.cluster.coordinator import Coordinator
 from exo.settings import Settings
 
-ROUTERS = (openai_routes.router, instances.router, cluster.router, events.router, service.router)
+ROUTERS = (
+    openai_routes.router,
+    instances.router,
+    cluster.router,
+    events.router,
+    nodes.router,
+    tokens.router,
+    keys.router,
+    audit.router,
+    service.router,
+)
 
 
 def create_app(
@@ -29,15 +41,22 @@ def create_app(
     generation_client: TokenClient,
     settings: Settings,
     started: StartInfo,
+    actions: NodeActions | None = None,
     dashboard_dir: Path = DASHBOARD_DIR,
 ) -> FastAPI:
     """Return the application of one node; `app.state.context` holds what its routes work with."""
     app = routes_only()
-    app.state.context = ApiContext(
-        coordinator=coordinator, generation_client=generation_client, settings=settings, started=started
+    context = ApiContext(
+        coordinator=coordinator,
+        generation_client=generation_client,
+        settings=settings,
+        started=started,
+        actions=actions,
+        owner_key=make_owner_key(settings.home) if settings.is_key_required else None,
     )
-    app.add_middleware(RequestGuard)
+    app.state.context = context
     routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    app.add_middleware(RequestGuard, context=context, scopes=RouteScopes(routes))
     add_dashboard(app, routes, dashboard_dir)
     return app
 
@@ -56,6 +75,7 @@ def routes_only() -> FastAPI:
             {"name": "openai", "description": "OpenAI's dialect: any of its client libraries works."},
             {"name": "instances", "description": "Placing models on the cluster."},
             {"name": "cluster", "description": "Reading the cluster."},
+            {"name": "access", "description": "Who may come in: nodes, join tokens, API keys; who did what."},
             {"name": "service", "description": "Health, readiness, metrics."},
         ],
     )

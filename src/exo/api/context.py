@@ -1,12 +1,19 @@
 """What the routes work with: given once to `create_app`, reached through one dependency."""
 
+import time
 from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, cast
 
 import anyio
 import msgspec
 from fastapi import Depends, Request
 
+from exo.api.access_audit import AuditLog
+from exo.api.access_desk import CommandDesk
+from exo.api.access_gate import AccessGate
+from exo.api.access_keys import PlainKey
 from exo.api.generation import TokenClient
 from exo.api.metrics import ServiceMetrics
 from exo.api.present_state import StateCache
@@ -24,6 +31,13 @@ class StartInfo(msgspec.Struct, frozen=True, kw_only=True):
     """ISO 8601, UTC."""
 
 
+class NodeActions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API may ask of its own node. None: this node cannot do it."""
+
+    join_wanted: Callable[[], None] | None = None
+    """`<home>/keys/token` was written: use it now."""
+
+
 class ApiContext:
     """Everything the routes use; they reach master and workers through the coordinator only."""
 
@@ -34,6 +48,9 @@ class ApiContext:
         generation_client: TokenClient,
         settings: Settings,
         started: StartInfo,
+        actions: NodeActions | None = None,
+        owner_key: PlainKey | None = None,
+        now_s: Callable[[], float] = time.time,
     ) -> None:
         self.coordinator = coordinator
         self.generation_client = generation_client
@@ -43,8 +60,20 @@ class ApiContext:
         self.requests_in_flight: Counter[InstanceId] = Counter()
         """Generations that this node has running, by instance."""
         self.metrics = ServiceMetrics(coordinator, self.requests_in_flight)
+        self.actions = actions or NodeActions()
+        self.now_s = now_s
+        self.audit = AuditLog(settings.home / "audit", lambda: utc_text(now_s()))
+        self.desk = CommandDesk(coordinator, self.audit, self.metrics)
+        self.gate = AccessGate(
+            coordinator, is_key_required=settings.is_key_required, owner_key=owner_key, now_s=now_s
+        )
         self.closing = anyio.Event()
         """Set when the server stops: endless answers end."""
+
+
+def utc_text(unix_s: float) -> str:
+    """Return a time as people and JSON read it: ISO 8601 in UTC."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def get_context(request: Request) -> ApiContext:

@@ -6,11 +6,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from exo.api.access_scopes import ROUTE_SCOPES, needed_scope
 from exo.api.schemas.openai import ChatCompletionChunk, Completion
 from exo.api.schemas.service import DecisionMessage, TelemetryMessage
 
 _STREAMED = (ChatCompletionChunk, Completion, DecisionMessage, TelemetryMessage)
 _PROBLEM = "#/components/schemas/Problem"
+_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key: `exo-<id>-<secret>`."},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same."},
+}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -31,11 +36,23 @@ def describe(app: FastAPI) -> dict[str, Any]:
         schemas.setdefault(name, schema)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for path in document["paths"].values():
-        for operation in path.values():
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
             _mend_errors(operation["responses"])
+            _add_access(method, path, operation)
+    document["components"]["securitySchemes"] = _SCHEMES
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     return document
+
+
+def _add_access(method: str, path: str, operation: dict[str, Any]) -> None:
+    """Say which scope an operation needs. Programs on the node's own machine need no key."""
+    # OpenAPI leaves the kind of a path's parameter out.
+    templates = {template.replace(":path}", "}"): template for _, template in ROUTE_SCOPES}
+    needed = needed_scope(method.upper(), templates.get(path, path))
+    operation["x-exo-scope"] = needed
+    if needed != "open":
+        operation["security"] = [{}, {"bearer": []}, {"x-api-key": []}]
 
 
 def _mend_errors(responses: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class ApiError(Exception):
         message: One sentence for people, with the next step in it.
         param: The field that is wrong, where it is one.
         extra: Further members of the Problem Details.
+        headers: Of the answer, beside the usual ones.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         extra: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -45,6 +47,7 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.extra = dict(extra or {})
+        self.headers = dict(headers or {})
 
 
 def from_refusal(refusal: Refusal) -> ApiError:
@@ -69,7 +72,8 @@ def is_openai_path(path: str) -> bool:
 
 def error_response(path: str, error: ApiError) -> Response:
     """Return the error in the dialect of the path it happened on."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status in (429, 503) else None
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if error.status in (429, 503) else {}
+    headers = {**retry, **error.headers}
     if is_openai_path(path):
         return Response(
             openai_error_body(error), error.status, headers=headers, media_type="application/json"

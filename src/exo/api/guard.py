@@ -1,15 +1,21 @@
-"""What every request passes before a route sees it: a host name of this machine, no foreign page, a size limit.
+"""What every request passes before a route sees it: who asks, a host name of this machine, no foreign page, a size.
 
 A page on the internet can make a browser send requests to this machine. It cannot read the answers (there are no
 CORS headers), and it shall not have anything done either, not even a plan worked out by a GET. So requests are
 refused that a browser says come from another site, names that merely resolve to this machine (DNS rebinding), and
 bodies that are not declared as JSON, which browsers too old to say where a request comes from ask about first.
+
+Whoever shows a key is no page on the internet: it has none. So with a key any name of this node will do.
 """
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from exo.api.access_callers import Caller, set_caller
+from exo.api.access_gate import AccessRefused
+from exo.api.access_scopes import RouteScopes
+from exo.api.context import ApiContext
 from exo.api.errors import ApiError, error_response
 
 BODY_BYTES_MAX = 32 * 1024 * 1024
@@ -18,10 +24,21 @@ TRUSTED_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class RequestGuard:
-    """ASGI middleware; plain, because a wrapped response stream would cost on every token."""
+    """ASGI middleware; plain, because a wrapped response stream would cost on every token.
 
-    def __init__(self, app: ASGIApp, *, body_bytes_max: int = BODY_BYTES_MAX) -> None:
+    Args:
+        app: What comes behind it.
+        context: Knows who may come in.
+        scopes: What each route needs.
+        body_bytes_max: How long a request may be.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, context: ApiContext, scopes: RouteScopes, body_bytes_max: int = BODY_BYTES_MAX
+    ) -> None:
         self._app = app
+        self._context = context
+        self._scopes = scopes
         self._body_bytes_max = body_bytes_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -29,7 +46,18 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._refusal(scope["method"], headers)
+        method, path = scope["method"], scope["path"]
+        client = scope.get("client")
+        try:
+            caller = self._context.gate.admit(
+                self._scopes.of(method, path), client[0] if client else "", headers
+            )
+        except AccessRefused as refused:
+            await self._context.desk.refused(refused, method, path)
+            await error_response(path, refused)(scope, receive, send)
+            return
+        set_caller(caller)
+        refusal = self._refusal(method, headers, caller)
         if refusal is not None:
             await error_response(scope["path"], refusal)(scope, receive, send)
             return
@@ -52,13 +80,14 @@ class RequestGuard:
 
         await self._app(scope, counting_receive, send)
 
-    def _refusal(self, method: str, headers: Headers) -> ApiError | None:
+    def _refusal(self, method: str, headers: Headers, caller: Caller) -> ApiError | None:
         host = host_name(headers.get("host", ""))
-        if host not in TRUSTED_HOSTS:
+        if caller.kind == "loopback" and host not in TRUSTED_HOSTS:
             return ApiError(
                 421,
                 "host_not_trusted",
-                f"requests for the host {host!r} are not answered; use http://127.0.0.1 or http://localhost",
+                f"requests for the host {host!r} are not answered; use http://127.0.0.1 or "
+                "http://localhost, or show an API key",
             )
         if _is_from_elsewhere(method, headers):
             return ApiError(

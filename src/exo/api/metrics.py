@@ -53,6 +53,18 @@ class ServiceMetrics:
             buckets=_FIRST_TOKEN_BUCKETS_S,
             registry=self._registry,
         )
+        self.authentication_failures = Counter(
+            "exo_authentication_failures",
+            "Requests that this node did not let in, by reason: a missing or wrong key, a scope it does not have.",
+            ("reason",),
+            registry=self._registry,
+        )
+        self.enrolments_refused = Counter(
+            "exo_enrolments_refused",
+            "Nodes that asked this one to join and were refused, by reason.",
+            ("reason",),
+            registry=self._registry,
+        )
 
         active = Gauge(
             "exo_requests_active",

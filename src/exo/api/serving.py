@@ -111,7 +111,7 @@ async def _place(context: ApiContext, model_id: ModelId) -> InstanceId:
         request=PlacementRequest(model_id=model_id),
         reuse_existing=True,
     )
-    reply = await context.coordinator.send(command, timeout_s=PLACE_TIMEOUT_S)
+    reply = await context.desk.send(command, timeout_s=PLACE_TIMEOUT_S)
     if isinstance(reply, Refusal):
         raise from_refusal(reply)
     if not isinstance(reply, Placed):

@@ -2,15 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
 
+from exo.shared.refusals import clean_text, refusal, unknown, unknown_node
 from exo.shared.types.access import SCOPES, Scope
 from exo.shared.types.commands import (
     CreateKey,
     CreateToken,
     DeleteKey,
     DeleteToken,
-    ForgetNode,
     Refusal,
     RemoveNode,
 )
@@ -23,7 +22,6 @@ from exo.shared.types.events import (
     TokenCreated,
     TokenDeleted,
 )
-from exo.shared.types.ids import NodeId
 from exo.shared.types.state import State
 
 TOKENS_MAX = 256
@@ -31,8 +29,6 @@ KEYS_MAX = 1024
 TOKEN_LIFETIME_MAX_S = 30 * 86400.0
 KEY_LIFETIME_MAX_S = 10 * 366 * 86400.0
 USES_MAX = 1000
-TEXT_CHARACTERS_MAX = 128
-"""Of names and reasons."""
 
 _TOKEN_ID = re.compile(r"[a-z2-7]{12}")
 _KEY_ID = re.compile(r"[a-z0-9]{4,32}")
@@ -49,13 +45,13 @@ def decide_token_or_key(state: State, command: TokenOrKeyCommand, now_s: float) 
             return _create_token(state, command, now_s)
         case DeleteToken():
             if command.token_id not in state.access.tokens:
-                return _unknown("token", command.token_id, state.access.tokens, "exo token list")
+                return unknown("token", command.token_id, state.access.tokens, "exo token list")
             return [TokenDeleted(token_id=command.token_id)]
         case CreateKey():
             return _create_key(state, command, now_s)
         case DeleteKey():
             if command.key_id not in state.access.keys:
-                return _unknown("key", command.key_id, state.access.keys, "exo key list")
+                return unknown("key", command.key_id, state.access.keys, "exo key list")
             return [KeyDeleted(key_id=command.key_id)]
 
 
@@ -83,84 +79,6 @@ def decide_removal(state: State, command: RemoveNode) -> Decided:
         for one in certificates
     ]
     return [*revoked, NodeRemoved(node_id=node_id, reason=reason)]
-
-
-def decide_forgetting(
-    state: State, command: ForgetNode, *, own_node_id: NodeId, has_master: bool
-) -> tuple[NodeId, ...] | Refusal:
-    """Return the voters to give up, so that this node's history is the cluster's; decided where it is asked.
-
-    All other voters are given up together: without any one of them their majority may go on elsewhere, and
-    two histories would be the end.
-
-    Args:
-        state: As folded here.
-        command: Whom the operator names.
-        own_node_id: This node, which goes on.
-        has_master: A master can be reached, so that nothing has to be given up.
-    """
-    voters = state.voters
-    others = tuple(one for one in (*voters.voters, *voters.replicas) if one != own_node_id)
-    named = sorted(set(command.node_ids))
-    if not named:
-        return refusal(
-            422, "nobody_named", "name the nodes that are lost for good: exo node forget NODE --yes"
-        )
-    for node_id in named:
-        if node_id == own_node_id:
-            return refusal(
-                409, "node_is_self", "a node cannot forget itself; ask on a node that is to go on alone"
-            )
-        if node_id not in state.nodes and node_id not in others:
-            return unknown_node(node_id, state.nodes)
-    if has_master:
-        return refusal(
-            409,
-            "has_master",
-            "the cluster has a master, so nothing has to be given up; take the nodes out with: "
-            + " && ".join(f"exo node remove {node_id}" for node_id in named),
-        )
-    if own_node_id not in voters.members:
-        return refusal(
-            409,
-            "not_a_voter",
-            "this node has no complete copy of the decisions; ask on one that has: "
-            f"{', '.join(voters.voters) or 'a voter'}",
-        )
-    strangers = [node_id for node_id in named if node_id not in others]
-    if strangers:
-        return refusal(
-            409,
-            "not_needed",
-            f"{', '.join(strangers)} has no vote, so it is not what the cluster waits for; "
-            f"those that have one are {', '.join(others) or 'none but this node'}",
-        )
-    unnamed = [node_id for node_id in others if node_id not in named]
-    if unnamed:
-        everybody = " ".join(sorted(others))
-        return refusal(
-            409,
-            "others_may_go_on",
-            f"{', '.join(unnamed)} may go on without this node; start them, or give all of them up together: "
-            f"exo node forget {everybody} --yes",
-        )
-    return tuple(sorted(others))
-
-
-def refusal(status: int, code: str, message: str, *, near_matches: Sequence[str] = ()) -> Refusal:
-    """Return a refusal; `message` says the next step."""
-    return Refusal(status=status, code=code, message=message, near_matches=tuple(near_matches))
-
-
-def unknown_node(node_id: str, known: Iterable[str]) -> Refusal:
-    """Return the refusal for a node that nobody knows."""
-    return _unknown("node", node_id, known, "exo node list")
-
-
-def clean_text(text: str) -> str:
-    """Return a text from outside on one line, without what a terminal would act on, and not too long."""
-    shown = "".join(character if character.isprintable() else " " for character in text)
-    return shown.strip()[:TEXT_CHARACTERS_MAX]
 
 
 def _create_token(state: State, command: CreateToken, now_s: float) -> Decided:
@@ -242,13 +160,3 @@ def _create_key(state: State, command: CreateKey, now_s: float) -> Decided:
 
 def _lifetime(lifetime_s: float) -> str:
     return f"{lifetime_s / 86400:g} days" if math.isfinite(lifetime_s) else "for ever"
-
-
-def _unknown(what: str, name: str, known: Iterable[str], listing: str) -> Refusal:
-    begin = name[:4]
-    return refusal(
-        404,
-        f"{what}_not_found",
-        f"there is no {what} {clean_text(name)!r}; `{listing}` lists those there are",
-        near_matches=[one for one in sorted(set(known)) if begin and one.startswith(begin)][:3],
-    )

@@ -6,11 +6,13 @@ import anyio
 from loguru import logger
 
 from exo.cluster.coordinator import Coordinator
-from exo.master.access import decide_forgetting, decide_removal, decide_token_or_key, refusal
+from exo.master.access import decide_removal, decide_token_or_key
 from exo.master.authority import Authority
 from exo.master.enrolment import Admit, Held, Reject, Wait, decide_approval, decide_decline, decide_enrolment
 from exo.master.errors import AuthorityUnavailableError
 from exo.shared.errors import ExoError, NoMasterError
+from exo.shared.forgetting import decide_forgetting
+from exo.shared.refusals import refusal
 from exo.shared.types.commands import (
     AccessCommand,
     ApproveNode,

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from exo.master.access import SHA256_HEX, Decided, clean_text, refusal, unknown_node
+from exo.master.access import SHA256_HEX, Decided
+from exo.shared.refusals import clean_text, refusal, unknown_node
 from exo.shared.types.access import WISH_LIFETIME_S, WRONG_TRIES_MAX, Certificate
 from exo.shared.types.commands import ApproveNode, DeclineNode, EnrolNode, Refusal
 from exo.shared.types.events import (

@@ -307,6 +307,7 @@ async def test_a_client_that_stops_waiting_is_no_fault(unplaced: World) -> None:
         "method": "GET",
         "path": "/instance/i/wait",
         "query_string": b"",
+        "client": ("127.0.0.1", 1),
         "headers": [(b"host", b"127.0.0.1")],
     }
     async with anyio.create_task_group() as group:

@@ -8,11 +8,11 @@ from msgspec.structs import replace
 from exo.master.access import (
     KEYS_MAX,
     TOKENS_MAX,
-    clean_text,
-    decide_forgetting,
     decide_removal,
     decide_token_or_key,
 )
+from exo.shared.forgetting import decide_forgetting
+from exo.shared.refusals import clean_text
 from exo.shared.types.access import SCOPES, KeyId, Scope, TokenId
 from exo.shared.types.commands import DeleteKey, DeleteToken, ForgetNode, Refusal, RemoveNode
 from exo.shared.types.events import (

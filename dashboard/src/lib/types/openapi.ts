@@ -4,6 +4,66 @@
  */
 
 export interface paths {
+    "/access/join": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Join Cluster
+         * @description Have this node join the cluster that a token is for.
+         */
+        post: operations["join_cluster"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/audit": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Audit
+         * @description The last lines of this node's audit log, oldest first: commands that it took, and requests it refused.
+         */
+        get: operations["list_audit"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/audit/verification": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Verify Audit
+         * @description Whether every line of this node's audit log follows the one before it.
+         */
+        get: operations["verify_audit"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/events": {
         parameters: {
             query?: never;
@@ -156,6 +216,50 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Keys
+         * @description All API keys, newest last, without what makes them keys.
+         */
+        get: operations["list_keys"];
+        put?: never;
+        /**
+         * Create Key
+         * @description Make an API key. The key is in this answer and nowhere else.
+         */
+        post: operations["create_key"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/keys/{key_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Delete Key
+         * @description Delete a key: it lets nobody in any more.
+         */
+        delete: operations["delete_key"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/metrics": {
         parameters: {
             query?: never;
@@ -190,6 +294,108 @@ export interface paths {
         get: operations["list_models"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/nodes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Nodes
+         * @description Members, and nodes that want to join.
+         */
+        get: operations["list_nodes"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/nodes/forget": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Forget Nodes
+         * @description Give up voters that are lost for good, so that this node goes on alone. What only they had is lost.
+         *
+         *     Only without a master: with one, nothing has to be given up, and nodes are removed.
+         */
+        post: operations["forget_nodes"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/nodes/{node_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Remove Node
+         * @description End a node's membership and revoke its certificates. What is placed on it fails, and is placed elsewhere.
+         */
+        delete: operations["remove_node"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/nodes/{node_id}/approve": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Approve Node
+         * @description Let a node join that wants to. It comes in when it asks again, within seconds if it runs.
+         */
+        post: operations["approve_node"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/nodes/{node_id}/decline": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Decline Node
+         * @description Refuse a node that wants to join; for an hour it is not shown again.
+         */
+        post: operations["decline_node"];
         delete?: never;
         options?: never;
         head?: never;
@@ -251,6 +457,50 @@ export interface paths {
         put?: never;
         post?: never;
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/tokens": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Tokens
+         * @description All tokens, newest last, without what makes them tokens.
+         */
+        get: operations["list_tokens"];
+        put?: never;
+        /**
+         * Create Token
+         * @description Make a token with which a node may join (`exo join TOKEN`). The token is in this answer and nowhere else.
+         */
+        post: operations["create_token"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/tokens/{token_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Delete Token
+         * @description Delete a token: nobody joins with it any more. Who did stays.
+         */
+        delete: operations["delete_token"];
         options?: never;
         head?: never;
         patch?: never;
@@ -365,6 +615,14 @@ export interface components {
             /** Start Layer */
             start_layer: number;
         };
+        /** ApprovalWish */
+        ApprovalWish: {
+            /**
+             * Fingerprint
+             * @description The key that was looked at: another that asks under the same id is not let in. Null: whichever asks.
+             */
+            fingerprint?: string | null;
+        };
         /** AssistantMessage */
         AssistantMessage: {
             /** Content */
@@ -374,6 +632,64 @@ export interface components {
              * @constant
              */
             role: "assistant";
+        };
+        /**
+         * AuditEntry
+         * @description One line of the audit log.
+         */
+        AuditEntry: {
+            /** Address */
+            address: string;
+            /**
+             * At
+             * @description ISO 8601, UTC.
+             */
+            at: string;
+            /** Code */
+            code: string | null;
+            /** Details */
+            details: {
+                [key: string]: unknown;
+            };
+            /** Index */
+            index: number | null;
+            /**
+             * Previous
+             * @description SHA-256 of the line before.
+             */
+            previous: string;
+            /** Result */
+            result: string;
+            /** Seq */
+            seq: number;
+            /** What */
+            what: string;
+            /** Who */
+            who: string;
+        };
+        /** AuditList */
+        AuditList: {
+            /**
+             * Entries
+             * @description Oldest first.
+             */
+            entries: components["schemas"]["AuditEntry"][];
+        };
+        /**
+         * AuditVerification
+         * @description Whether every line follows the one before it.
+         */
+        AuditVerification: {
+            /** First Seq */
+            first_seq: number | null;
+            /** Is Whole */
+            is_whole: boolean;
+            /** Last Seq */
+            last_seq: number | null;
+            /** Line Count */
+            line_count: number;
+            /** Problems */
+            problems: string[];
         };
         /**
          * CertificateView
@@ -780,6 +1096,14 @@ export interface components {
             type: string;
         };
         /**
+         * Decided
+         * @description It is decided.
+         */
+        Decided: {
+            /** Index */
+            index: number;
+        };
+        /**
          * DecisionMessage
          * @description Data of an `event: decision`: one committed entry of the log.
          */
@@ -805,6 +1129,15 @@ export interface components {
             seq: number;
             /** Term */
             term: number;
+        };
+        /** DeclineWish */
+        DeclineWish: {
+            /**
+             * Reason
+             * @description Shown to the node.
+             * @default
+             */
+            reason?: string;
         };
         /** DeviceInfoView */
         DeviceInfoView: {
@@ -927,6 +1260,20 @@ export interface components {
             field: string;
             /** Message */
             message: string;
+        };
+        /**
+         * ForgetWish
+         * @description Voters to be given up for good.
+         */
+        ForgetWish: {
+            /**
+             * Is Loss Accepted
+             * @description What only those nodes had is lost, and they come back as newcomers only.
+             * @constant
+             */
+            is_loss_accepted: true;
+            /** Node Ids */
+            node_ids: string[];
         };
         /**
          * GpuInfoView
@@ -1156,6 +1503,112 @@ export interface components {
             sharding?: "auto" | "pipeline" | "tensor" | "hybrid";
         };
         /**
+         * JoinNoted
+         * @description The token lies ready for this node.
+         */
+        JoinNoted: {
+            /**
+             * Authority Hash
+             * @description Of the cluster that the token is for.
+             */
+            authority_hash: string;
+            /**
+             * Is Used Now
+             * @description False: when the node starts next.
+             */
+            is_used_now: boolean;
+        };
+        /**
+         * JoinWish
+         * @description A cluster that this node is to join.
+         */
+        JoinWish: {
+            /**
+             * Address
+             * @description `HOST:PORT` of one of its nodes; null: one that is found and has the token's authority.
+             */
+            address?: string | null;
+            /** Token */
+            token: string;
+        };
+        /** KeyList */
+        KeyList: {
+            /** Keys */
+            keys: components["schemas"]["KeyView"][];
+        };
+        /**
+         * KeyMade
+         * @description The only answer that has the key itself.
+         */
+        KeyMade: {
+            /**
+             * Created At
+             * @description ISO 8601, UTC.
+             */
+            created_at: string;
+            /** Created By */
+            created_by: string;
+            /** Expires At */
+            expires_at: string | null;
+            /** Index */
+            index: number;
+            /** Is Expired */
+            is_expired: boolean;
+            /**
+             * Key
+             * @description `exo-<id>-<secret>`: for `Authorization: Bearer` or `x-api-key`.
+             */
+            key: string;
+            /** Key Id */
+            key_id: string;
+            /** Name */
+            name: string;
+            /** Scopes */
+            scopes: ("read" | "infer" | "operate" | "admin")[];
+        };
+        /** KeyView */
+        KeyView: {
+            /**
+             * Created At
+             * @description ISO 8601, UTC.
+             */
+            created_at: string;
+            /** Created By */
+            created_by: string;
+            /** Expires At */
+            expires_at: string | null;
+            /** Is Expired */
+            is_expired: boolean;
+            /** Key Id */
+            key_id: string;
+            /** Name */
+            name: string;
+            /** Scopes */
+            scopes: ("read" | "infer" | "operate" | "admin")[];
+        };
+        /**
+         * KeyWish
+         * @description An API key to be made.
+         */
+        KeyWish: {
+            /**
+             * Lifetime S
+             * @description Null: until it is deleted.
+             */
+            lifetime_s?: number | null;
+            /**
+             * Name
+             * @description For people.
+             * @default
+             */
+            name?: string;
+            /**
+             * Scopes
+             * @description `operate` includes `read` and `infer`; `admin` includes all.
+             */
+            scopes: ("read" | "infer" | "operate" | "admin")[];
+        };
+        /**
          * LinkView
          * @description One direction between two nodes, as measured. `bandwidth_mbps` is 10^6 bits per second.
          */
@@ -1175,6 +1628,33 @@ export interface components {
             measurement_count: number;
             /** Source Node Id */
             source_node_id: string;
+        };
+        /**
+         * MemberView
+         * @description A member of the cluster.
+         */
+        MemberView: {
+            /**
+             * Certificate Expires At
+             * @description ISO 8601, UTC. Null: it came in as another node of the same user on the same host.
+             */
+            certificate_expires_at: string | null;
+            cluster_address: components["schemas"]["AddressView"];
+            /** Is Connected */
+            is_connected: boolean;
+            /** Is Master */
+            is_master: boolean;
+            /**
+             * Is Voter
+             * @description Its copy of the decisions counts.
+             */
+            is_voter: boolean;
+            /** Left Reason */
+            left_reason: string | null;
+            /** Name */
+            name: string;
+            /** Node Id */
+            node_id: string;
         };
         /**
          * MemoryProfileView
@@ -1288,6 +1768,27 @@ export interface components {
             name: string;
             /** Node Id */
             node_id: string;
+        };
+        /**
+         * NodeList
+         * @description Members, and nodes that want to become some.
+         */
+        NodeList: {
+            /**
+             * Authority Hash
+             * @description What join tokens of this cluster begin with; null while there is no authority.
+             */
+            authority_hash: string | null;
+            /**
+             * Nodes
+             * @description Sorted by `node_id`.
+             */
+            nodes: components["schemas"]["MemberView"][];
+            /**
+             * Wishes
+             * @description Oldest first.
+             */
+            wishes: components["schemas"]["WishView"][];
         };
         /**
          * NodeMemoryView
@@ -1822,6 +2323,95 @@ export interface components {
              */
             tokens_per_s: number | null;
         };
+        /** TokenList */
+        TokenList: {
+            /** Tokens */
+            tokens: components["schemas"]["TokenView"][];
+        };
+        /**
+         * TokenMade
+         * @description The only answer that has the token itself.
+         */
+        TokenMade: {
+            /**
+             * Created At
+             * @description ISO 8601, UTC.
+             */
+            created_at: string;
+            /** Created By */
+            created_by: string;
+            /** Expires At */
+            expires_at: string;
+            /** Index */
+            index: number;
+            /**
+             * Is Locked
+             * @description Five wrong tries lock it.
+             */
+            is_locked: boolean;
+            /**
+             * Token
+             * @description `exo1.<hash of the cluster's authority>.<secret>`: for `exo join`.
+             */
+            token: string;
+            /** Token Id */
+            token_id: string;
+            /**
+             * Used By
+             * @description Nodes that joined with it.
+             */
+            used_by: string[];
+            /** Uses Left */
+            uses_left: number;
+            /** Wrong Tries */
+            wrong_tries: number;
+        };
+        /** TokenView */
+        TokenView: {
+            /**
+             * Created At
+             * @description ISO 8601, UTC.
+             */
+            created_at: string;
+            /** Created By */
+            created_by: string;
+            /** Expires At */
+            expires_at: string;
+            /**
+             * Is Locked
+             * @description Five wrong tries lock it.
+             */
+            is_locked: boolean;
+            /** Token Id */
+            token_id: string;
+            /**
+             * Used By
+             * @description Nodes that joined with it.
+             */
+            used_by: string[];
+            /** Uses Left */
+            uses_left: number;
+            /** Wrong Tries */
+            wrong_tries: number;
+        };
+        /**
+         * TokenWish
+         * @description A join token to be made.
+         */
+        TokenWish: {
+            /**
+             * Lifetime S
+             * @description Up to 30 days.
+             * @default 3600
+             */
+            lifetime_s?: number;
+            /**
+             * Uses
+             * @description So many nodes may join with it.
+             * @default 1
+             */
+            uses?: number;
+        };
         /**
          * TopologyMetricsView
          * @description The cluster in a few numbers.
@@ -1880,6 +2470,28 @@ export interface components {
             /** Total Tokens */
             total_tokens: number;
         };
+        /**
+         * WishView
+         * @description A node that wants to join.
+         */
+        WishView: {
+            /** Address */
+            address: string;
+            /**
+             * Asked At
+             * @description ISO 8601, UTC.
+             */
+            asked_at: string;
+            /**
+             * Fingerprint
+             * @description SHA-256 of its key; the node shows the same at its start.
+             */
+            fingerprint: string;
+            /** Name */
+            name: string;
+            /** Node Id */
+            node_id: string;
+        };
     };
     responses: never;
     parameters: never;
@@ -1889,6 +2501,92 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
+    join_cluster: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JoinWish"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JoinNoted"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_audit: {
+        parameters: {
+            query?: {
+                limit?: number;
+                /** @description Only lines behind this number, the oldest first */
+                after?: number | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AuditList"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    verify_audit: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AuditVerification"];
+                };
+            };
+        };
+    };
     stream_events: {
         parameters: {
             query?: {
@@ -2240,6 +2938,118 @@ export interface operations {
             };
         };
     };
+    list_keys: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["KeyList"];
+                };
+            };
+        };
+    };
+    create_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["KeyWish"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["KeyMade"];
+                };
+            };
+            /** @description In conflict with the present state; it would be possible later */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of a key; not the key itself */
+                key_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Decided"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     get_metrics: {
         parameters: {
             query?: never;
@@ -2276,6 +3086,274 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ModelList"];
+                };
+            };
+        };
+    };
+    list_nodes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NodeList"];
+                };
+            };
+        };
+    };
+    forget_nodes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ForgetWish"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Decided"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description In conflict with the present state; it would be possible later */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    remove_node: {
+        parameters: {
+            query?: {
+                /** @description Shown to the node */
+                reason?: string;
+            };
+            header?: never;
+            path: {
+                /** @description Id of a node */
+                node_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Decided"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description In conflict with the present state; it would be possible later */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    approve_node: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of a node */
+                node_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ApprovalWish"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Decided"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description In conflict with the present state; it would be possible later */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    decline_node: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of a node */
+                node_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DeclineWish"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Decided"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description In conflict with the present state; it would be possible later */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
         };
@@ -2345,6 +3423,118 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ClusterStateView"];
+                };
+            };
+        };
+    };
+    list_tokens: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TokenList"];
+                };
+            };
+        };
+    };
+    create_token: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TokenWish"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TokenMade"];
+                };
+            };
+            /** @description In conflict with the present state; it would be possible later */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_token: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of a token; not the token itself */
+                token_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Decided"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
         };

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from exo.api.context import Context
 from exo.api.disconnect import until_disconnected
+from exo.api.present_access import without_secrets
 from exo.api.routes.answers import problems
 from exo.cluster.coordinator import Coordinator
 from exo.shared.types.events import LogEntry, TelemetryFrame
@@ -122,7 +123,7 @@ class EventStreamResponse(Response):
 
 def encode_item(item: LogEntry | TelemetryFrame) -> bytes:
     """Return one item of the feed as a server-sent event."""
-    data = msgspec.json.encode(item)
+    data = msgspec.json.encode(without_secrets(item))
     if isinstance(item, LogEntry):
         return b"event: decision\nid: %d\ndata: %s\n\n" % (item.index, data)
     return b"event: telemetry\ndata: %s\n\n" % data

@@ -68,7 +68,7 @@ def placement_request(wish: InstanceWish) -> PlacementRequest:
 
 
 async def _send(context: ApiContext, command: Command) -> Reply:
-    reply = await context.coordinator.send(command, timeout_s=COMMAND_TIMEOUT_S)
+    reply = await context.desk.send(command, timeout_s=COMMAND_TIMEOUT_S)
     if isinstance(reply, Refusal):
         raise from_refusal(reply)
     return reply
