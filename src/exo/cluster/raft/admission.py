@@ -48,9 +48,12 @@ class Admission:
         """
         expected = self.last_seq(message.origin) + 1
         last = message.first_seq + len(message.events) - 1
-        if last < expected:
+        if message.first_seq == 0:
+            if message.session is not None:
+                return "only the leader's own decisions go without a number"
+        elif last < expected:
             return ()  # Admitted before; it shows in the stream.
-        if message.first_seq != expected:
+        elif message.first_seq != expected:
             return f"proposal {message.first_seq} where {expected} was expected"
         entries = tuple(
             LogEntry(
@@ -59,9 +62,10 @@ class Admission:
                 event_id=proposed.event_id,
                 cause_id=message.cause_id,
                 origin=message.origin,
-                seq=message.first_seq + position,
+                seq=message.first_seq + position if message.first_seq else expected - 1,
                 at=message.at,
                 event=proposed.event,
+                more=len(message.events) - 1 - position,
             )
             for position, proposed in enumerate(message.events)
         )

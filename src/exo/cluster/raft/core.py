@@ -186,6 +186,10 @@ class Core:
 
     def voters_fault(self, voters: Voters) -> str | None:
         """Return why the voters cannot be changed to these now, or None when that may be proposed."""
+        before = self.voters
+        if self.is_admitting and voters.voters == before.voters == (self.node_id,):
+            if set(voters.replicas) < set(before.replicas):
+                return None  # Its own disk decides; a replica that is gone must not keep it from opening its term.
         if not self.is_admitting or not self.is_term_committed:
             return "this node does not lead, or its term is not committed yet"
         if self.log.voters.index > self.commit_index:
@@ -608,7 +612,9 @@ class Core:
             progress.snapshot_sent()
             self._effects.append(SendSnapshot(to=to))
             return True
-        until = min(self.log.last_index, previous + self.options.entries_per_message)
+        until = self.log.end_of_proposal(
+            min(self.log.last_index, previous + self.options.entries_per_message)
+        )
         entries = tuple(self.log.between(previous, until))
         if not entries and not may_be_empty:
             return False

@@ -68,6 +68,11 @@ class LogWindow:
         """Return the entries behind one index, up to and including another; both are here."""
         return self._entries[max(0, after_index - self._base_index) : until_index - self._base_index]
 
+    def end_of_proposal(self, index: int) -> int:
+        """Return the index of the last entry of the proposal that the entry at `index` belongs to."""
+        position = index - self._base_index - 1
+        return index + self._entries[position].more if position >= 0 else index
+
     def append(self, entries: Sequence[LogEntry]) -> None:
         self._entries.extend(entries)
         for entry in entries:

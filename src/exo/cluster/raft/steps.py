@@ -44,6 +44,8 @@ class Propose(_Step, frozen=True, kw_only=True):
     origin: NodeId
     term: int
     first_seq: int
+    """0 for what the leader itself decides, in its own term or never: it needs no number, and must not take one that
+    may be bound to what this node, as a follower, offered another leader."""
     cause_id: str
     at: str
     events: tuple[ProposedEvent, ...]

@@ -315,6 +315,8 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     at: str
     """ISO 8601, UTC: for people to read, never for decisions."""
     event: Decision
+    more: int = 0
+    """How many entries of the same proposal follow. They are never sent or written apart, so all are kept or none."""
 
 
 class TelemetryFrame(msgspec.Struct, frozen=True, kw_only=True):
