@@ -241,13 +241,16 @@ class Faults:
             return False
         if not machine.disk.synced.last_index:
             return False
+        leader = cluster.leader
+        if leader is None or leader.incarnation != machine.incarnation or not leader.up.is_term_committed:
+            return False
+        voters = leader.up.voters
+        if voters != cluster.ledger.newest.voters or not voters.members <= cluster.members:
+            return False
+        if machine.node_id in voters.replicas:
+            return True
         gone = {one.node_id for one in cluster.machines if one.disk.is_forgetful} | {machine.node_id}
-        # Whoever any log may name as voters, committed or not.
-        named = [cluster.ledger.newest.voters]
-        named += [one.up.voters for one in cluster.running if one.incarnation == machine.incarnation]
-        return all(2 * len(gone.intersection(voters.voters)) < len(voters.voters) for voters in named) and len(
-            cluster.machines
-        ) > 1
+        return machine.node_id in voters.voters and 2 * len(gone & set(voters.voters)) < len(voters.voters)
 
     # --- clocks -------------------------------------------------------------------------------------------------
 
@@ -290,7 +293,8 @@ class Faults:
 
     def _change_members(self) -> bool:
         others = [members for members in self._memberships if members != self._cluster.members]
-        if not others:
+        # People do not take nodes away while one has to be healed: too few might be left who know everything.
+        if not others or any(machine.disk.is_forgetful for machine in self._cluster.machines):
             return False
         self._cluster.members = self._random.choice(others)
         for machine in self._cluster.machines:
@@ -321,7 +325,7 @@ class Faults:
             if one.incarnation == newest
             and not one.leads
             and not one.is_frozen
-            and not one.disk.is_forgetful
+            and one.up.may_vote
             and one.node_id in cluster.members & one.up.voters.members
             and one.up.voters.members != {one.node_id}
             and one.disk.incarnation == newest

@@ -38,11 +38,13 @@ class History:
         self.entries: list[LogEntry] = []
         self.voters_at: list[Voters] = []
         """Who had to agree when the entry became committed, for each entry."""
+        self.terms_at: list[int] = []
+        """The term of the leader that committed the entry."""
         self.event_ids: set[EventId] = set()
         self.last_seq: dict[NodeId, int] = {}
         self.states: dict[int, State] = {}
         for entry in first_entries:
-            self.add(entry, voters)
+            self.add(entry, voters, entry.term)
 
     @property
     def last_index(self) -> int:
@@ -56,8 +58,9 @@ class History:
                 return entry.event.voters
         return Voters()
 
-    def add(self, entry: LogEntry, voters: Voters) -> None:
+    def add(self, entry: LogEntry, voters: Voters, term: int) -> None:
         self.entries.append(entry)
+        self.terms_at.append(term)
         self.voters_at.append(voters)
         self.event_ids.add(entry.event_id)
         self.last_seq[entry.origin] = entry.seq
@@ -134,19 +137,23 @@ class Ledger:
         if is_forced:
             return
         self._has_voted(node, node.node_id, term)
+        # Raft's leader completeness speaks of what was committed in earlier terms: a candidate that was asleep may
+        # learn late that it won an election, after later terms. It will commit nothing.
         history = self.history(node.incarnation)
-        newest = history.entries[-1]
-        if node.disk.written.base_index < newest.index:
-            has = node.disk.written.term_at(newest.index)
-            if has != newest.term:
+        position = history.last_index
+        while position and history.terms_at[position - 1] >= term:
+            position -= 1
+        if node.disk.written.base_index < position:
+            newest = history.entries[position - 1]
+            if node.disk.written.term_at(position) != newest.term:
                 raise BrokenPromiseError(
                     f"{node.node_id} leads term {term} without entry {newest.index} of term {newest.term}, "
-                    "which is committed"
+                    f"which was committed in term {history.terms_at[position - 1]}"
                 )
 
     # --- what is committed --------------------------------------------------------------------------------------
 
-    def committed(self, node: Witnessed, entries: Sequence[LogEntry], voters: Voters, *, leads: bool) -> None:
+    def committed(self, node: Witnessed, entries: Sequence[LogEntry], voters: Voters, *, term_led: int) -> None:
         """A node folds entries: the same ones at the same places as everybody, each of them once."""
         history = self.history(node.incarnation)
         expected = node.state.index + 1
@@ -162,42 +169,49 @@ class Ledger:
                         f"where {known.event_id} of term {known.term} was committed before"
                     )
             else:
-                self._is_new(history, node, entry, voters, leads=leads)
+                self._is_new(history, node, entry, voters, term_led=term_led)
 
     def _is_new(
-        self, history: History, node: Witnessed, entry: LogEntry, voters: Voters, *, leads: bool
+        self, history: History, node: Witnessed, entry: LogEntry, voters: Voters, *, term_led: int
     ) -> None:
         if entry.index != history.last_index + 1:
             raise BrokenPromiseError(
                 f"{node.node_id} folds entry {entry.index}, only {history.last_index} are committed"
             )
-        if not leads:
+        if not term_led:
             raise BrokenPromiseError(
                 f"{node.node_id} folds entry {entry.index} as a follower before any leader did"
             )
         if entry.event_id in history.event_ids:
             raise BrokenPromiseError(f"{entry.event_id} is committed a second time, at {entry.index}")
         previous_seq = history.last_seq.get(entry.origin, 0)
-        is_numbered = not isinstance(entry.event, HistoryForced)
+        # What a leader decides, or an operator, takes none of the numbers that a node's facts are bound to.
+        is_numbered = not (isinstance(entry.event, HistoryForced) or entry.cause_id.startswith("decided in "))
         if entry.seq != previous_seq + is_numbered:
             raise BrokenPromiseError(
                 f"entry {entry.index} is proposal {entry.seq} of {entry.origin}, behind its {previous_seq}"
             )
         self._is_agreed(node, entry, voters)
         self._is_in_place(history, node, entry)
-        history.add(entry, voters)
+        history.add(entry, voters, term_led)
         self.counts["commits"] += 1
         self.on_news(entry)
 
     def _is_agreed(self, node: Witnessed, entry: LogEntry, voters: Voters) -> None:
-        """Count the disks by hand. A disk that rotted has had it, as far as anybody can know."""
+        """Count the disks by hand.
+
+        A disk that rotted has had it, as far as anybody can know, and so has one that was given to a history begun
+        anew: what goes on in the old one is given up already.
+        """
 
         def has(node_id: NodeId) -> bool:
             disk = self._disk(node_id)
             if disk is None:
                 return False
             log = disk.synced
-            return disk.is_forgetful or entry.index < log.base_index or log.term_at(entry.index) == entry.term
+            if disk.is_forgetful or disk.incarnation > node.incarnation:
+                return True
+            return entry.index < log.base_index or log.term_at(entry.index) == entry.term
 
         having = [node_id for node_id in voters.voters if has(node_id)]
         if 2 * len(having) <= len(voters.voters):
@@ -314,8 +328,10 @@ class Ledger:
                     f"{node.node_id} was in sync when entry {entry.index} was committed, and lacks it"
                 )
         after = History((), Voters())
-        for entry, voters in zip(before.entries[:kept], before.voters_at[:kept], strict=True):
-            after.add(entry, voters)
+        for entry, voters, term in zip(
+            before.entries[:kept], before.voters_at[:kept], before.terms_at[:kept], strict=True
+        ):
+            after.add(entry, voters, term)
         after.states = {index: state for index, state in before.states.items() if index <= kept}
         self.histories[before_incarnation + 1] = after
         self.counts["given up by force"] += before.last_index - kept
@@ -323,5 +339,7 @@ class Ledger:
     def stillborn(self, node: Witnessed, incarnation: int) -> None:
         """The node that began the history anew has lost that in a crash: as if nobody had asked for it."""
         begun = self.histories.pop(incarnation)
+        self._leaders = {place: one for place, one in self._leaders.items() if place[0] != incarnation}
+        self._openings = {place: one for place, one in self._openings.items() if place[0] != incarnation}
         if any(isinstance(e.event, HistoryForced) and e.event.incarnation == incarnation for e in begun.entries):
             raise BrokenPromiseError(f"{node.node_id} has lost incarnation {incarnation}, which was committed")

@@ -112,7 +112,10 @@ class Machine:
         """How much was committed when it lost its log: only a later removal of it lets it vote again."""
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._inbox: list[Input] = []
+        self._step: Input = Tick()
         self._is_busy = False
+        self._term_led = 0
+        """The term that it led before the present step; what it commits last before it retires is committed in that."""
         self._ticks = 0
         self._read_id = 0
         self._heard_ticks: dict[NodeId, int] = {}
@@ -278,7 +281,9 @@ class Machine:
                 if core is None:
                     self._inbox.clear()
                     return
-                for effect in core.step(self._inbox.pop(0)):
+                self._term_led = core.term if core.role == "leader" else 0
+                self._step = self._inbox.pop(0)
+                for effect in core.step(self._step):
                     self._carry_out(effect)
                     if self.core is not core:
                         break
@@ -335,10 +340,16 @@ class Machine:
 
     # --- what people ask of it ----------------------------------------------------------------------------------
 
-    def propose(self, events: Sequence[Decision], *, is_fenced: bool = False) -> None:
+    def propose(self, events: Sequence[Decision]) -> None:
+        """Tell facts about this node: true whoever leads."""
         if self.core is not None and not self.is_frozen:
-            self.origin.add(events, is_fenced=is_fenced)
+            self.origin.add(events)
             self.origin.pump()
+
+    def decide(self, events: Sequence[Decision]) -> None:
+        """As the leader, decide something that is void in any other term."""
+        if self.core is not None and not self.is_frozen:
+            self.origin.decide(events)
 
     def read(self) -> int:
         """Ask whether this node still leads; returns the number of the question."""
@@ -407,13 +418,15 @@ class Machine:
 
     def _commit(self, effect: Commit) -> None:
         ledger, entries, core = self.cluster.ledger, effect.entries, self.up
-        ledger.committed(self, entries, core.voters, leads=core.role == "leader")
+        term_led = core.term if core.role == "leader" else self._term_led
+        ledger.committed(self, entries, core.voters, term_led=term_led)
         self.state = apply_entries(self.state, entries)
         ledger.folded(self)
         own_seq = 0
         for entry in entries:
             if entry.origin == self.node_id:
                 own_seq = entry.seq
+                self.origin.decided(entry.event_id)
             if isinstance(entry.event, VotersChanged | HistoryForced):
                 self._voters_changed(entry.index, entry.event)
         self._look_for_removal()
@@ -490,7 +503,8 @@ class Machine:
 
     def _refuse(self, effect: Refuse) -> None:
         if effect.session is None:
-            self.origin.refused_here()
+            assert isinstance(self._step, Propose)
+            self.origin.refused_here(self._step)
             return
         for node_id, session in self._sessions.items():
             if session == effect.session:
@@ -532,7 +546,8 @@ class Machine:
             self.take(Follow(node_id=node_id, is_wanted=node_id in wanted))
         self._followed = set(wanted)
         settled = core.is_term_committed and core.log.voters.index <= core.commit_index
-        if not settled or not core.is_admitting or core.role != "leader":
+        is_alone = core.voters.voters == (self.node_id,)
+        if not (settled or is_alone) or not core.is_admitting or core.role != "leader":
             return
         silence = {one: self._ticks - self._heard_ticks.get(one, FAR_TICKS) for one in leading.progress}
         view = View(
@@ -545,7 +560,9 @@ class Machine:
                 {
                     one
                     for one, progress in leading.progress.items()
-                    if progress.match_index >= core.commit_index - IN_STEP_ENTRIES
+                    # A newcomer has to know at least that this term began: what it reads before may be of a history
+                    # in which it was a voter.
+                    if progress.match_index >= max(core.commit_index - IN_STEP_ENTRIES, leading.first_index)
                 }
                 | {self.node_id}
             ),
@@ -553,10 +570,7 @@ class Machine:
         )
         wishes = cluster.policy.wishes(view)
         if wishes.voters is not None and core.voters_fault(wishes.voters) is None:
-            self.origin.add(
-                [VotersChanged(voters=wishes.voters, reason=wishes.reason)], is_fenced=True, is_first=True
-            )
-            self.origin.pump()
+            self.origin.decide([VotersChanged(voters=wishes.voters, reason=wishes.reason)])
         elif wishes.hand_over_to is not None:
             self.take(HandOver(to=wishes.hand_over_to))
 

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from exo.cluster.outbox import Fence, Outbox, Proposal
+from exo.cluster.outbox import Outbox, Proposal
 from exo.cluster.raft.steps import Propose
 from exo.cluster.wire import ProposedEvent
 from exo.shared.types.events import Decision
@@ -81,35 +81,48 @@ class Origin:
         self._is_open = False
         self._quiet_ticks = 0
         self._is_refused = False
+        self._decisions: dict[EventId, tuple[EventId, ...]] = {}
+        """What this node decided as the leader of the present term, by the last event."""
         self.void_count = 0
 
     @property
     def pending(self) -> int:
         """How many proposals are not acknowledged and not void."""
-        return len(self._event_ids)
+        return len(self._event_ids) + len(self._decisions)
 
-    def _fence(self) -> Fence:
-        # Terms of different incarnations may be equal.
-        return (CLUSTER, self._node.incarnation * 1_000_000 + self._term)
-
-    def add(self, events: Sequence[Decision], *, is_fenced: bool = False, is_first: bool = False) -> None:
-        """Have decisions committed together; fenced ones in the present term or never."""
+    def add(self, events: Sequence[Decision]) -> None:
+        """Have facts committed together, whoever leads and however often they have to be offered."""
         self._ticket += 1
-        proposed = tuple(ProposedEvent(event_id=EventId(self._new_id()), event=event) for event in events)
+        proposed = self._proposed(events)
         self._event_ids[self._ticket] = tuple(one.event_id for one in proposed)
-        proposal = Proposal(
-            ticket=self._ticket,
-            events=proposed,
-            cause_id=f"decided in {self._term}" if is_fenced else "fact",
+        self.outbox.add(Proposal(ticket=self._ticket, events=proposed, cause_id="fact", at=""))
+
+    def decide(self, events: Sequence[Decision]) -> None:
+        """As the leader: have decisions committed together in this term, or never. They go without numbers."""
+        proposed = self._proposed(events)
+        event_ids = tuple(one.event_id for one in proposed)
+        self._decisions[event_ids[-1]] = event_ids
+        self._node.propose_here(self._here(0, f"decided in {self._term}", proposed))
+
+    def _proposed(self, events: Sequence[Decision]) -> tuple[ProposedEvent, ...]:
+        return tuple(ProposedEvent(event_id=EventId(self._new_id()), event=event) for event in events)
+
+    def _here(self, first_seq: int, cause_id: str, events: tuple[ProposedEvent, ...]) -> Propose:
+        return Propose(
+            session=None,
+            origin=self._node.node_id,
+            term=self._term,
+            first_seq=first_seq,
+            cause_id=cause_id,
             at="",
-            fence=self._fence() if is_fenced else None,
+            events=events,
         )
-        self.outbox.add(proposal, is_first=is_first)
 
     def leader_changed(self, leader: NodeId | None, term: int) -> None:
         """Somebody else leads, or in another term, or nobody does."""
         self.outbox.pause()
         self._leader, self._term, self._is_open = leader, term, False
+        self._give_up_decisions()
         self._is_refused = False
         self.ask()
 
@@ -117,49 +130,55 @@ class Origin:
         """The process begins again; what it was about to say is in doubt."""
         self.outbox.pause()
         self._leader, self._is_open, self._is_refused = None, False, False
+        self._give_up_decisions()
+
+    def _give_up_decisions(self) -> None:
+        """Whoever waits for them is told that they may be committed or not."""
+        self.void_count += len(self._decisions)
+        self._decisions.clear()
 
     def opens(self, events: Sequence[Decision]) -> None:
         """This node leads: say so before anything else."""
-        self._begin(self._term, self._node.last_seq_here())
-        self.add(events, is_fenced=True, is_first=True)
+        self.decide(events)
+        self._begin(self._node.last_seq_here())
         self.pump()
 
     def pump(self) -> None:
         """Send what can be sent."""
         if not self._is_open or not self.outbox.has_waiting:
             return
-        is_here = self._leader == self._node.node_id
         for one in self.outbox.take():
-            message = Propose(
-                session=None if is_here else self._session,
-                origin=self._node.node_id,
-                term=self._term,
-                first_seq=one.first_seq,
-                cause_id=one.proposal.cause_id,
-                at=one.proposal.at,
-                events=one.proposal.events,
-            )
-            if is_here:
+            message = self._here(one.first_seq, one.proposal.cause_id, one.proposal.events)
+            if self._leader == self._node.node_id:
                 self._node.propose_here(message)
             elif self._leader is not None:
-                self._node.offer(self._leader, message)
+                self._node.offer(self._leader, msgspec.structs.replace(message, session=self._session))
 
     def tick(self) -> None:
         self._quiet_ticks += 1
         if self._is_refused and self._leader == self._node.node_id:
             self._is_refused = False
-            self._begin(self._term, self._node.last_seq_here())
+            self._begin(self._node.last_seq_here())
             self.pump()
         elif self._quiet_ticks >= PATIENCE_TICKS and (self._event_ids or not self._is_open):
             self.ask()
 
-    def refused_here(self) -> None:
-        """This node's own core did not admit a proposal; it is offered again at the next tick."""
-        self._is_refused = True
+    def refused_here(self, message: Propose) -> None:
+        """This node's own core did not admit a proposal: a fact is offered again, a decision is void."""
+        if message.first_seq:
+            self._is_refused = True
+        elif self._decisions.pop(message.events[-1].event_id, None) is not None:
+            self.void_count += 1
+
+    def decided(self, event_id: EventId) -> None:
+        """An event of this node's is folded here."""
+        event_ids = self._decisions.pop(event_id, None)
+        if event_ids is not None:
+            self._node.acknowledge(event_ids)
 
     def told(self, source: NodeId, message: Tell) -> None:
         if source == self._leader and message.session == self._session and message.term == self._term:
-            self._begin(message.term, message.last_seq)
+            self._begin(message.last_seq)
             self.pump()
 
     def hung_up(self, source: NodeId, message: Hang) -> None:
@@ -185,9 +204,8 @@ class Origin:
         self._session += 1
         self._node.ask(self._leader, self._session)
 
-    def _begin(self, term: int, last_seq: int) -> None:
+    def _begin(self, last_seq: int) -> None:
         self._is_open = True
         self._quiet_ticks = 0
-        for ticket in self.outbox.begin(CLUSTER, self._node.incarnation * 1_000_000 + term, last_seq):
-            del self._event_ids[ticket]
-            self.void_count += 1
+        void = self.outbox.begin(CLUSTER, self._term, last_seq)
+        assert not void  # Facts have no fence.
