@@ -24,7 +24,7 @@ from exo.api.server import ApiServer
 from exo.cluster.discovery.base import Discovery
 from exo.cluster.discovery.multicast import MulticastDiscovery
 from exo.cluster.discovery.static import StaticDiscovery
-from exo.cluster.log.segments import SegmentLog
+from exo.cluster.log.store import NodeStore, open_store
 from exo.cluster.node_id import load_node_id
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.secret import load_host_secret
@@ -90,26 +90,26 @@ async def _run(settings: Settings) -> None:
     started_s = time.monotonic()
     api_socket = _bind(settings.host, settings.port)
     try:
-        log = _open_log(settings.home / "log")
+        store = _open_store(settings.home / "log")
         try:
-            await _run_with(settings, api_socket, log, started_s)
+            await _run_with(settings, api_socket, store, started_s)
         finally:
             (settings.home / NODE_FILE).unlink(missing_ok=True)
-            log.close()
+            store.close()
     finally:
         api_socket.close()
     logger.info("stopped")
 
 
-async def _run_with(settings: Settings, api_socket: socket.socket, log: SegmentLog, started_s: float) -> None:
+async def _run_with(settings: Settings, api_socket: socket.socket, store: NodeStore, started_s: float) -> None:
     node_id = load_node_id(settings.home)
     boot_id = uuid4().hex
     secret = load_host_secret(secret_file())
     backends = GPUBackendFactory.for_this_platform(node_id).create_all()
     devices = tuple(device for _, device in devices_of(backends))
     _announce_devices(devices)
-    store = ModelStore((settings.home / "models", *settings.models_dirs))
-    models = await anyio.to_thread.run_sync(store.scan)
+    model_store = ModelStore((settings.home / "models", *settings.models_dirs))
+    models = await anyio.to_thread.run_sync(model_store.scan)
 
     transport = TcpTransport(secret)
     async with (
@@ -138,7 +138,7 @@ async def _run_with(settings: Settings, api_socket: socket.socket, log: SegmentL
         coordinator = EmbeddedCoordinator(
             identity=identity,
             namespace=settings.namespace,
-            log=log,
+            store=store,
             transport=transport,
             listener=listener,
             discoveries=_discoveries(settings, secret),
@@ -160,7 +160,7 @@ async def _run_with(settings: Settings, api_socket: socket.socket, log: SegmentL
             worker = Worker(
                 coordinator=coordinator,
                 boot_id=boot_id,
-                store=store,
+                store=model_store,
                 models=models,
                 make_runner=StageRunner,
                 secret=secret,
@@ -196,6 +196,7 @@ async def _run_with(settings: Settings, api_socket: socket.socket, log: SegmentL
         server = ApiServer(app, app.state.context)
         tasks.start_soon(_stop_on_signal, server)
         await server.serve(api_socket, announce)
+        await coordinator.leave()
         tasks.cancel_scope.cancel()
 
 
@@ -233,9 +234,9 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _open_log(folder: Path) -> SegmentLog:
+def _open_store(folder: Path) -> NodeStore:
     try:
-        return SegmentLog(folder)
+        return open_store(folder)
     except OSError as error:
         raise ConfigurationError(
             f"cannot use the log in {folder}: {error.strerror or error}; "

@@ -16,7 +16,7 @@ import anyio
 import msgspec
 
 from exo.cluster.discovery.multicast import MulticastDiscovery
-from exo.cluster.log.segments import SegmentLog
+from exo.cluster.log.store import open_store
 from exo.cluster.node_id import load_node_id
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.secret import load_host_secret
@@ -85,7 +85,7 @@ async def main(home: Path, secret_file: Path, port: int) -> None:
     coordinator = EmbeddedCoordinator(
         identity=msgspec.structs.replace(own, cluster_address=listener.address),
         namespace="test",
-        log=SegmentLog(home / "log"),
+        store=open_store(home / "log"),
         transport=transport,
         listener=listener,
         discoveries=[MulticastDiscovery(lambda: (secret,), port=port)],

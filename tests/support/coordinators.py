@@ -12,9 +12,7 @@ from exo.cluster.coordinator import Coordinator
 from exo.cluster.discovery.base import Discovery
 from exo.cluster.discovery.memory import MemoryAir, MemoryDiscovery
 from exo.cluster.discovery.static import StaticDiscovery
-from exo.cluster.log.base import EventLog
-from exo.cluster.log.memory import MemoryLog
-from exo.cluster.log.segments import SegmentLog
+from exo.cluster.log.store import NodeStore, memory_store, open_store
 from exo.cluster.options import CoordinatorOptions
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.transport.base import Transport
@@ -43,8 +41,8 @@ class Cluster(ABC):
         """Return a node's way to the others."""
 
     @abstractmethod
-    def log(self, name: str) -> EventLog:
-        """Return a node's log, with what it holds."""
+    def store(self, name: str) -> NodeStore:
+        """Return a node's store, with what it holds."""
 
     @abstractmethod
     def address(self, name: str) -> HostPort:
@@ -65,7 +63,7 @@ class Cluster(ABC):
         arguments = {
             "identity": msgspec.structs.replace(own, cluster_address=listener.address),
             "namespace": "test",
-            "log": self.log(name),
+            "store": self.store(name),
             "transport": transport,
             "listener": listener,
             "discoveries": self.discoveries(name),
@@ -148,13 +146,13 @@ class MemoryCluster(Cluster):
         super().__init__(options)
         self.network = MemoryNetwork(seed=1, delay_s=(0.0001, 0.001))
         self.air = MemoryAir(self.network, interval_s=0.2)
-        self.logs: dict[str, MemoryLog] = {}
+        self.stores: dict[str, NodeStore] = {}
 
     def transport(self, name: str) -> Transport:
         return self.network.transport(name)
 
-    def log(self, name: str) -> EventLog:
-        return self.logs.setdefault(name, MemoryLog())
+    def store(self, name: str) -> NodeStore:
+        return self.stores.setdefault(name, memory_store())
 
     def address(self, name: str) -> HostPort:
         return HostPort(name, 0)
@@ -171,8 +169,8 @@ class TcpCluster(Cluster):
     def transport(self, name: str) -> Transport:
         return TcpTransport(b"s" * 32)
 
-    def log(self, name: str) -> EventLog:
-        return SegmentLog(self.home / name / "log")
+    def store(self, name: str) -> NodeStore:
+        return open_store(self.home / name / "log")
 
     def address(self, name: str) -> HostPort:
         return HostPort("127.0.0.1", 0)

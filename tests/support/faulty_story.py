@@ -168,7 +168,7 @@ class FaultyStory:
 
     def _check_history(self) -> None:
         simulation = self.simulation
-        entries = list(simulation.master.log.read())
+        entries = list(simulation.master.store.log.read())
         assert [entry.index for entry in entries] == list(range(1, len(entries) + 1))
         times = Counter(_tag(entry) for entry in entries)
         assert [tag for tag in self.acknowledged if times[tag] != 1] == [], "lost, or there twice"

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from anyio.abc import TaskStatus
 
 from exo.cluster.board import ImpossibleStateError
 from exo.cluster.discovery.memory import MemoryAir, MemoryDiscovery
 from exo.cluster.log.memory import MemoryLog
+from exo.cluster.log.store import memory_store
 from exo.cluster.options import CoordinatorOptions
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.transport.memory import MemoryNetwork
@@ -23,13 +25,23 @@ from support.states import identity
 PORT = 7
 
 
+class _Started(TaskStatus[None]):
+    """Says when a coordinator takes part."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+
+    def started(self, value: None = None) -> None:
+        self.event.set()
+
+
 class SimulatedNode:
     """One host: a disk that outlives its process, and the process while it runs."""
 
     def __init__(self, simulation: "Simulation", host: str) -> None:
         self.simulation = simulation
         self.host = host
-        self.log = MemoryLog()
+        self.store = memory_store()
         self.boots = 0
         self.coordinator: EmbeddedCoordinator | None = None
         self.task: asyncio.Task[None] | None = None
@@ -53,7 +65,7 @@ class SimulatedNode:
         self.coordinator = EmbeddedCoordinator(
             identity=msgspec.structs.replace(own, cluster_address=listener.address),
             namespace="test",
-            log=self.log,
+            store=self.store,
             transport=transport,
             listener=listener,
             discoveries=[MemoryDiscovery(self.simulation.air, self.host)],
@@ -61,15 +73,17 @@ class SimulatedNode:
             clock=asyncio.get_running_loop().time,
             wall_clock=lambda: "2026-01-01T00:00:00.000Z",
             new_id=self.simulation.new_id,
+            random_number=self.simulation.random.random,
             run_blocking=self.simulation.run_blocking,
             is_checking_invariants=True,
         )
         self.coordinator.set_command_handler(self._carry_out)
-        self.task = asyncio.ensure_future(self._run(self.coordinator))
+        started = _Started()
+        self.task = asyncio.ensure_future(self._run(self.coordinator, started))
         self.simulation.watch(self)
-        async for state in self.coordinator.changes():
-            if state.index or not self.is_running:
-                break
+        waiting = asyncio.ensure_future(started.event.wait())
+        await asyncio.wait([self.task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
 
     async def kill(self) -> None:
         """End the process as `kill -9` and a loss of power do: nobody is told, unsynced entries are gone."""
@@ -77,12 +91,13 @@ class SimulatedNode:
             self.simulation.network.stop(self.host)
             self.task.cancel()
             await asyncio.wait([self.task])
-            self.log.lose_unsynced()
+            assert isinstance(self.store.log, MemoryLog)
+            self.store.log.lose_unsynced()
             self.coordinator = None
 
-    async def _run(self, coordinator: EmbeddedCoordinator) -> None:
+    async def _run(self, coordinator: EmbeddedCoordinator, started: "_Started") -> None:
         try:
-            await coordinator.run()
+            await coordinator.run(task_status=started)
         except Exception as error:
             self.failure = _innermost(error)
             raise

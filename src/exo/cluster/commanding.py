@@ -75,7 +75,7 @@ class Commanding:
                     await self._kernel.board.changed.wait()
                 without_since_s = self._clock()
             elif leadership.master_node_id is not None and not leadership.is_self:
-                return await self._kernel.call(command)
+                return await self._kernel.uplink.call(command)
             else:
                 left_s = options.master_wait_s - (self._clock() - without_since_s)
                 if left_s < 0.001:

@@ -30,6 +30,8 @@ class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
     master_address: HostPort | None
     member_count: int
     instance_count: int
+    is_voteless: bool = False
+    """The node has lost its log: it may not vote before it was removed from the voters and added again."""
 
     @property
     def is_master(self) -> bool:

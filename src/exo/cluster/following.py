@@ -7,18 +7,18 @@ import msgspec
 from loguru import logger
 
 from exo.cluster.errors import ConnectionLostError, DialError
-from exo.cluster.facts import Sighting, is_senior
+from exo.cluster.facts import ClusterFacts, Sighting, is_senior
 from exo.cluster.kernel import Kernel
 from exo.cluster.scouting import Scout
 from exo.cluster.transport.base import Connection, Transport
 from exo.cluster.wire import (
+    Agreed,
     Answer,
     Entries,
     FromListener,
     Hello,
     LiveState,
     NotNow,
-    Redirect,
     SnapshotPart,
     TelemetryTick,
     Welcome,
@@ -29,8 +29,9 @@ from exo.cluster.wire import (
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
 
-GiveUpLeading = Callable[[HostPort], Awaitable[None]]
-"""Stops leading before it waits for anything, redirects followers to this address, and forgets the own log."""
+GiveUp = Callable[[ClusterFacts], Awaitable[bool]]
+"""Has this node's cluster dissolved into the one of these facts, and forgets the own log; False: it has something to
+lose after all. Members learn of it and come along."""
 
 
 class Following:
@@ -44,14 +45,14 @@ class Following:
         *,
         clock: Callable[[], float],
         is_busy: Callable[[], bool],
-        give_up_leading: GiveUpLeading,
+        give_up: GiveUp,
     ) -> None:
         self._kernel = kernel
         self._scout = scout
         self._transport = transport
         self._clock = clock
         self._is_busy = is_busy
-        self._give_up_leading = give_up_leading
+        self._give_up = give_up
         self._parts = bytearray()
 
     async def run(self) -> None:
@@ -69,7 +70,7 @@ class Following:
 
     async def _attempt(self, address: HostPort) -> None:
         was_following = False
-        self._kernel.is_joining = self._kernel.core.role == "leader"
+        self._kernel.is_joining = self._kernel.standing == "leader"
         try:
             connection = await self._transport.dial(address, timeout_s=self._kernel.options.dial_timeout_s)
             reason = "the node is stopping"
@@ -101,26 +102,36 @@ class Following:
                 return False, "that was all"
             if not isinstance(answer, Welcome):
                 return False, f"it began with {type(answer).__name__}"
-            if answer.facts.cluster_id == own.cluster_id and answer.facts.term < own.term:
+            is_known = answer.facts.cluster_id == own.cluster_id
+            if is_known and answer.facts.incarnation == own.incarnation and answer.facts.term < own.term:
                 return False, f"term {answer.facts.term} is over, this is term {own.term}"
             snapshot = await self._receive_snapshot(connection) if answer.is_snapshot_next else None
-        if self._kernel.core.role == "leader":
+        own = self._kernel.facts()
+        if answer.facts.cluster_id != own.cluster_id or answer.facts.incarnation != own.incarnation:
+            is_outlived = answer.facts.cluster_id == own.cluster_id
             if (
-                not (self._kernel.may_yield and is_senior(answer.facts, self._kernel.facts()))
-                or self._is_busy()
+                self._kernel.standing == "leader"
+                and not is_outlived
+                and (
+                    not (self._kernel.may_yield and is_senior(answer.facts, self._kernel.facts()))
+                    or self._is_busy()
+                )
             ):
                 return False, "this cluster has something to lose by now"
+            if not await self._give_up(answer.facts):
+                return False, "this cluster has something to lose by now"
             logger.info("joining the cluster of {} at {}", answer.facts.name, address)
-            await self._give_up_leading(address)
+        elif self._kernel.standing == "leader":
+            return False, "this node leads by now"
         else:
             logger.info("following {} at {} in term {}", answer.facts.name, address, answer.facts.term)
         self._scout.orphan_since_s = None
         try:
-            self._kernel.follow(connection, answer, snapshot)
+            self._kernel.uplink.begin(connection, answer, snapshot)
             return True, await self._follow(connection)
         finally:
             self._scout.orphan_since_s = self._clock()
-            self._kernel.master_lost()
+            self._kernel.uplink.lost(connection)
 
     async def _follow(self, connection: Connection) -> str:
         reason = "the node is stopping"
@@ -142,20 +153,21 @@ class Following:
                 return f"this node speaks another release of exo ({error})"
             match message:
                 case Entries():
-                    self._kernel.entries_received(message)
+                    fault = self._kernel.uplink.entries_received(message)
+                    if fault is not None:
+                        logger.warning("leaving the master: {}", fault)
+                        return fault
                 case TelemetryTick():
                     self._kernel.lane.tick_received(message)
                 case LiveState():
-                    self._kernel.live_received(message)
+                    self._kernel.uplink.live_received(message)
                 case Answer():
-                    self._kernel.answer_received(message)
-                case Redirect(address=address):
-                    self._kernel.redirected_to = address
+                    self._kernel.uplink.answer_received(message)
                 case SnapshotPart():
                     snapshot = self._add_part(message)
                     if snapshot is not None:
-                        self._kernel.snapshot_received(snapshot)
-                case Welcome() | NotNow():
+                        self._kernel.uplink.snapshot_received(snapshot)
+                case Welcome() | NotNow() | Agreed():
                     return "it greeted twice"
 
     async def _receive_snapshot(self, connection: Connection) -> State:
@@ -183,11 +195,11 @@ class Following:
     async def _send(self, connection: Connection) -> None:
         try:
             while True:
-                messages = self._kernel.take_uplink()
+                messages = self._kernel.uplink.take()
                 for message in messages:
                     await connection.send(message)
                 if not messages:
-                    await self._kernel.uplink_work.wait()
+                    await self._kernel.uplink.work.wait()
         except ConnectionLostError:
             return  # The receiving side notices too, and says why.
         except ValueError as error:

@@ -2,57 +2,73 @@
 
 import asyncio
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from typing import Literal
 
+import msgspec
 from loguru import logger
 
 from exo.cluster.board import Board
+from exo.cluster.boot import Boot, decode_state
 from exo.cluster.coordinator import Leadership
-from exo.cluster.core import FIRST_INCARNATION, Core
-from exo.cluster.core_messages import (
-    Append,
-    BecameDurable,
-    CloseSession,
-    Committed,
-    Decide,
-    DropMaster,
-    Effect,
-    EntriesReceived,
-    Follow,
-    FollowerArrived,
-    FollowerLost,
-    Lead,
-    MasterLost,
-    ProposalReceived,
-    Stop,
-    Tick,
-)
 from exo.cluster.facts import ClusterFacts
+from exo.cluster.hosting import Hosting
 from exo.cluster.lane import Lane
 from exo.cluster.options import CoordinatorOptions
+from exo.cluster.peer_link import PeerLink
+from exo.cluster.peer_wire import encode_peer_message
 from exo.cluster.proposals import Proposals
-from exo.cluster.session import Session
-from exo.cluster.signal import Signal
-from exo.cluster.transport.base import MESSAGE_BYTES_MAX, Connection
-from exo.cluster.wire import (
-    Answer,
-    Call,
-    Entries,
-    LiveState,
+from exo.cluster.raft.core import Core
+from exo.cluster.raft.messages import Append, InstallSnapshot, PeerMessage, Snapshot
+from exo.cluster.raft.options import SnapshotPoint
+from exo.cluster.raft.steps import (
+    Campaign,
+    Commit,
+    ConfirmRead,
+    Distrust,
+    Effect,
+    ForceHistory,
+    HardState,
+    Input,
+    Outlived,
+    PeerLost,
     Propose,
-    Welcome,
-    encode,
-    encode_checked,
-    encode_entries,
-    encode_snapshot,
+    ReadConfirmed,
+    ReadRefused,
+    Received,
+    Refuse,
+    Restore,
+    RoleChanged,
+    Send,
+    SendSnapshot,
+    Tick,
+    Write,
+    Written,
 )
+from exo.cluster.recent import Recent
+from exo.cluster.signal import Signal
+from exo.cluster.uplink import Uplink
+from exo.cluster.wire import encode_state
 from exo.shared.errors import NoMasterError
-from exo.shared.types.commands import Command
-from exo.shared.types.events import Decision, LogEntry, NodeJoined
+from exo.shared.types.events import (
+    ClusterDissolved,
+    ClusterFormed,
+    Decision,
+    LogEntry,
+    NodeJoined,
+    TermOpened,
+)
 from exo.shared.types.ids import ClusterId, NodeId
 from exo.shared.types.nodes import HostPort, NodeIdentity
 from exo.shared.types.state import State
+from exo.shared.types.voters import Voters
+
+Standing = Literal["leader", "follower", "orphan"]
+"""An orphan has no master that it can reach: it may be about to elect one."""
+
+Farewell = Literal["dissolved", "outlived", "removed"]
+"""Why this node's cluster, or its part in it, is over."""
 
 
 class Kernel:
@@ -64,44 +80,55 @@ class Kernel:
         identity: NodeIdentity,
         namespace: str,
         options: CoordinatorOptions,
+        clock: Callable[[], float],
         wall_clock: Callable[[], str],
         new_id: Callable[[], str],
+        random: Callable[[], float],
         is_checking_invariants: bool,
     ) -> None:
         self.identity = identity
         """As of this boot, with the devices and models that changed since."""
         self.namespace = namespace
         self.options = options
+        self.clock = clock
+        self.wall_clock = wall_clock
+        self.new_id = new_id
         self.node_id = identity.node_id
         self.boot_id = identity.boot_id
-        self.core = Core(
-            identity.node_id,
-            recent_max=options.recent_entries,
-            grace_ticks=max(1, round(options.rejoin_grace_s / options.tick_s)),
-        )
+        self.cluster_id: ClusterId | None = None
         self.board = Board(
-            identity.node_id,
-            feed_backlog=options.feed_backlog,
-            is_checking_invariants=is_checking_invariants,
+            identity.node_id, feed_backlog=options.feed_backlog, is_checking_invariants=is_checking_invariants
         )
+        self.recent = Recent(options.recent_entries)
         self.lane = Lane(self.board, identity.node_id, identity.boot_id)
         self.proposals = Proposals(wall_clock=wall_clock, new_id=new_id)
         self.log_work = Signal()
-        self.uplink_work = Signal()
-        self.unwritten: list[LogEntry] = []
-        self.sessions: dict[int, Session] = {}
+        self.links: dict[NodeId, PeerLink] = {}
+        self.addresses: dict[NodeId, HostPort] = {}
+        """Where members were when this node last heard; what the state says goes before this."""
+        self.counts: Counter[str] = Counter()
+        """Elections, terms led, and what was refused, for /metrics."""
         self.is_joining = False
         """This node leads, and is asking another cluster to take it in."""
+        self.is_leaving = False
+        """This node is about to stop."""
+        self.farewell: Farewell | None = None
+        """The cluster that this node was part of is no more, or not for it."""
         self.redirected_to: HostPort | None = None
-        self.master: Connection | None = None
-        self._new_id = new_id
+        self._random = random
+        self._writes: list[Write] = []
+        self._effects: deque[Effect] = deque()
+        self._is_performing = False
+        self._is_dispatching = False
+        self._received: list[Propose] = []
         self._join_ticket: int | None = None
-        self._call_numbers = itertools.count(1)
-        self._calls: dict[int, asyncio.Future[Answer]] = {}
-        self._uplink_calls: deque[bytes] = deque()
-        self._catching_up_to: int | None = None
-        """The index from which on a follower knows whether it is a member; None: it knows."""
-        self._entries_encoded: dict[tuple[int, int, int], list[bytes]] = {}
+        self._reads: dict[int, asyncio.Future[int]] = {}
+        self._read_numbers = itertools.count(1)
+        self._encoded: tuple[Append | None, list[bytes]] = (None, [])
+        self._snapshot_index = 0
+        self.core = self._blank_core(Voters())
+        self.hosting = Hosting(self)
+        self.uplink = Uplink(self)
 
     # --- what is so ---------------------------------------------------------------------------------------------
 
@@ -110,15 +137,41 @@ class Kernel:
         return self.board.state
 
     @property
+    def standing(self) -> Standing:
+        if self.core.leading is not None:
+            return "leader"
+        return "follower" if self.uplink.master is not None else "orphan"
+
+    @property
+    def term(self) -> int:
+        return max(self.core.term, self.uplink.term)
+
+    @property
+    def is_open(self) -> bool:
+        """This node leads, and its term is opened: it knows everything that was ever committed."""
+        return (
+            self.core.leading is not None
+            and self.core.is_term_committed
+            and self.state.term == self.core.term
+        )
+
+    @property
+    def is_agreeing(self) -> bool:
+        """This node's disk counts for the others."""
+        return self.node_id in self.core.voters.members
+
+    @property
     def leadership(self) -> Leadership:
         master: NodeId | None = None
-        if self.core.role == "follower" or (self.core.role == "leader" and self.state.term == self.core.term):
-            master = self.state.master_node_id
+        if self.core.leading is not None:
+            master = self.node_id if self.is_open else None
+        elif self.uplink.master is not None:
+            master = self.uplink.master_node_id
         return Leadership(
             master_node_id=master,
-            term=self.core.term,
-            incarnation=FIRST_INCARNATION,
-            is_self=self.core.role == "leader" and master == self.node_id,
+            term=self.term,
+            incarnation=max(self.core.incarnation, self.state.incarnation),
+            is_self=self.core.leading is not None and master == self.node_id,
         )
 
     @property
@@ -130,12 +183,10 @@ class Kernel:
     @property
     def may_yield(self) -> bool:
         """This node leads, and its cluster has nothing to lose."""
-        return self.core.role == "leader" and not self.state.instances and not self.proposals.has_fenced()
+        return self.is_open and not self.state.instances and not self.proposals.has_fenced()
 
     def facts(self) -> ClusterFacts:
         master_node_id = self.leadership.master_node_id
-        master = self.state.nodes.get(master_node_id) if master_node_id is not None else None
-        master_address = master.identity.cluster_address if master is not None else None
         return ClusterFacts(
             exo_version=self.identity.exo_version,
             namespace=self.namespace,
@@ -143,19 +194,97 @@ class Kernel:
             boot_id=self.boot_id,
             name=self.identity.name,
             cluster_address=self.identity.cluster_address,
-            cluster_id=self.core.cluster_id,
-            incarnation=FIRST_INCARNATION,
-            term=self.core.term,
+            cluster_id=self.cluster_id,
+            incarnation=max(self.core.incarnation, self.state.incarnation),
+            term=self.term,
             index=self.state.index,
             master_node_id=master_node_id,
-            master_address=(
-                self.identity.cluster_address if master_node_id == self.node_id else master_address
-            ),
+            master_address=None if master_node_id is None else self.address_of(master_node_id),
             member_count=len(self.state.nodes),
             instance_count=len(self.state.instances),
+            is_voteless=not self.core.may_vote,
         )
 
-    # --- proposals and effects ----------------------------------------------------------------------------------
+    def address_of(self, node_id: NodeId) -> HostPort | None:
+        if node_id == self.node_id:
+            return self.identity.cluster_address
+        node = self.state.nodes.get(node_id)
+        return node.identity.cluster_address if node is not None else self.addresses.get(node_id)
+
+    def peers_to_link(self) -> dict[NodeId, HostPort]:
+        """Return whom this node should be linked to, to agree with them, and where they are."""
+        wanted: set[NodeId] = set()
+        if self.core.leading is not None:
+            wanted.update(self.core.leading.peers)
+        elif self.is_agreeing:
+            wanted.update(self.core.voters.members)
+        wanted.discard(self.node_id)
+        found = {node_id: self.address_of(node_id) for node_id in wanted}
+        return {node_id: address for node_id, address in found.items() if address is not None}
+
+    # --- beginning and ending -----------------------------------------------------------------------------------
+
+    def begin(self, boot: Boot, *, may_vote: bool) -> None:
+        """Go on from what was on disk; a new node forms a cluster of its own."""
+        self.core = Core(
+            self.node_id,
+            hard_state=boot.hard_state,
+            incarnation=boot.incarnation,
+            snapshot=boot.point if may_vote else msgspec.structs.replace(boot.point, voters=Voters()),
+            entries=boot.entries,
+            options=self.options.core,
+            random=self._random,
+            may_vote=may_vote,
+        )
+        self.board.state = boot.state
+        self.recent.begin_at(boot.state.index)
+        self._snapshot_index = boot.state.index
+        self.cluster_id = boot.guess.cluster_id
+        self.addresses = {key: node.identity.cluster_address for key, node in boot.guess.nodes.items()}
+        if self.core.is_promotable and self.core.voters.voters == (self.node_id,):
+            self.step(Campaign())
+
+    def forsake(self) -> None:
+        """Be part of no cluster: nothing is admitted, acknowledged or written for the old one from now on.
+
+        The log has to be reset before this node joins or forms another one.
+        """
+        self.hosting.close_all("its cluster is no more")
+        for link in list(self.links.values()):
+            link.close("this node has left its cluster")
+        self.links.clear()
+        self.proposals.pause()
+        self.uplink.forget()
+        self._writes.clear()
+        self._received.clear()
+        self._fail_reads("this node has left its cluster")
+        self.core = self._blank_core(Voters())
+        self.cluster_id = None
+        self.farewell = None
+        self._join_ticket = None
+        self.lane.drop_held()
+        self.board.announce()
+
+    def found(self) -> None:
+        """Form a new cluster: this node's log is empty, and there is no other cluster to join."""
+        self.board.replace(State())
+        self.recent.begin_at(0)
+        self._snapshot_index = 0
+        self.core = self._blank_core(Voters(voters=(self.node_id,)))
+        self.step(Campaign())
+
+    def _blank_core(self, voters: Voters) -> Core:
+        return Core(
+            self.node_id,
+            hard_state=HardState(),
+            incarnation=1,
+            snapshot=SnapshotPoint(voters=voters),
+            entries=(),
+            options=self.options.core,
+            random=self._random,
+        )
+
+    # --- proposals ----------------------------------------------------------------------------------------------
 
     def submit(
         self, events: Sequence[Decision], cause_id: str, *, is_first: bool = False
@@ -166,302 +295,319 @@ class Kernel:
             UnsendableError: They cannot be put into a message.
         """
         submitted = self.proposals.add(
-            events, cause_id, position=(self.core.cluster_id, self.core.term), is_first=is_first
+            events, cause_id, position=(self.cluster_id, self.term), is_first=is_first
         )
-        self._dispatch()
+        self._dispatch_soon()
         return submitted
 
+    def proposal_received(self, proposal: Propose) -> None:
+        """As master: a follower proposes."""
+        self._received.append(proposal)
+        self._dispatch_soon()
+
+    def _dispatch_soon(self) -> None:
+        """What is proposed in one turn of the event loop is written and sent together."""
+        if not self._is_dispatching:
+            self._is_dispatching = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
     def _dispatch(self) -> None:
-        if self.core.role == "leader":
-            for numbered in self.proposals.take():
-                proposal = numbered.proposal
-                self.perform(
-                    self.core.step(
-                        ProposalReceived(
-                            session=None,
-                            origin=self.node_id,
-                            term=self.core.term,
-                            first_seq=numbered.first_seq,
-                            cause_id=proposal.cause_id,
-                            at=proposal.at,
-                            events=proposal.events,
-                        )
-                    )
-                )
+        self._is_dispatching = False
+        received, self._received = self._received, []
+        if self.core.leading is not None:
+            self.step(*self._take_own(), *received)
         elif self.proposals.has_waiting:
-            self.uplink_work.fire()
+            self.uplink.work.fire()
 
-    def perform(self, effects: Sequence[Effect]) -> None:
-        """Carry out what the core wants, in its order."""
-        for effect in effects:
-            match effect:
-                case Append(entries=entries):
-                    self.unwritten.extend(entries)
-                    self.log_work.fire()
-                case Committed(entries=entries):
-                    self._fold(entries)
-                case Decide(events=events, cause_id=cause_id):
-                    self.submit(events, cause_id, is_first=True)
-                case CloseSession(session=number, reason=reason):
-                    session = self.sessions.pop(number, None)
-                    if session is not None:
-                        session.connection.close(reason)
-                case DropMaster(reason=reason):
-                    logger.warning("leaving the master: {}", reason)
-                    if self.master is not None:
-                        self.master.close(reason)
+    def _take_own(self) -> list[Propose]:
+        if not self.core.is_admitting:
+            return []
+        return [
+            Propose(
+                session=None,
+                origin=self.node_id,
+                term=self.core.term,
+                first_seq=numbered.first_seq,
+                cause_id=numbered.proposal.cause_id,
+                at=numbered.proposal.at,
+                events=numbered.proposal.events,
+            )
+            for numbered in self.proposals.take()
+        ]
 
-    def _fold(self, entries: Sequence[LogEntry]) -> None:
-        was_member = self.is_member
-        self.board.fold(entries)
-        for entry in entries:
-            if entry.origin == self.node_id:
-                self.proposals.committed(self.core.cluster_id, entry.seq, entry.index)
-        node = self.state.nodes.get(self.node_id)
-        if node is not None and node.identity.boot_id == self.boot_id:
-            self.identity = node.identity
-        if self._catching_up_to is not None and self.state.index >= self._catching_up_to:
-            self._caught_up()
-        elif self.is_member and not was_member:
-            self.lane.tell_all(self.state.instances)
-        self._ensure_member()
-        for session in self.sessions.values():
-            session.wake.fire()
-        self.board.announce()
-
-    def _ensure_member(self) -> None:
+    def ensure_member(self) -> None:
         """Propose this node as a member wherever the state does not know it as one.
 
         Before everything else of this node: facts about a node that is not there are ignored, and its identity
         replaces what was said of an earlier boot.
         """
-        is_live = self.core.role == "leader" or (
-            self.core.role == "follower" and self._catching_up_to is None
-        )
-        if is_live and not self.is_member and not self.proposals.is_pending(self._join_ticket):
+        if self.is_leaving or self.is_member or self.proposals.is_pending(self._join_ticket):
+            return
+        if self.core.leading is not None or (
+            self.uplink.master is not None and not self.uplink.is_catching_up
+        ):
             self._join_ticket, _ = self.submit(
                 [NodeJoined(identity=self.identity)], f"boot-{self.boot_id}", is_first=True
             )
 
-    # --- leading ------------------------------------------------------------------------------------------------
+    # --- the core's effects -------------------------------------------------------------------------------------
 
-    def lead(self, state: State, recent: Sequence[LogEntry]) -> None:
-        """The log was replayed: open a new term with it, or a new cluster if it is empty."""
-        self.board.state = state
-        effects = self.core.step(
-            Lead(
-                cluster_id=state.cluster_id or ClusterId(self._new_id()),
-                namespace=self.namespace,
-                index=state.index,
-                term=state.term,
-                last_seq=state.last_seq,
-                connected=frozenset(key for key, node in state.nodes.items() if node.is_connected),
-                recent=tuple(recent),
-            )
+    def step(self, *inputs: Input) -> None:
+        """Tell the core, and carry out what it wants, in its order."""
+        if not inputs:
+            return
+        self._effects.extend(self.core.step(*inputs))
+        if self._is_performing:
+            return  # What follows from an effect waits until the effects before it are carried out.
+        self._is_performing = True
+        try:
+            while self._effects:
+                self._perform(self._effects.popleft())
+        finally:
+            self._is_performing = False
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Write():
+                self._writes.append(effect)
+                self.log_work.fire()
+            case Send(to=to, message=message):
+                self._send(to, message)
+            case SendSnapshot(to=to):
+                self._send(to, self._install_snapshot())
+            case Commit(entries=entries):
+                self.fold(entries)
+            case Restore(snapshot=snapshot):
+                self._restore(snapshot)
+            case RoleChanged():
+                self._role_changed(effect)
+            case ReadConfirmed(read_id=read_id, index=index):
+                future = self._reads.pop(read_id, None)
+                if future is not None and not future.done():
+                    future.set_result(index)
+            case ReadRefused(read_id=read_id):
+                future = self._reads.pop(read_id, None)
+                if future is not None:
+                    _fail(future, "this node leads no longer; try again")
+            case Refuse(session=session, reason=reason):
+                self.counts["proposal_refused"] += 1
+                if session is not None:
+                    self.hosting.close(session, reason)
+                else:
+                    # Its number is void; the numbers begin anew where the log ends.
+                    logger.debug("an own proposal was refused: {}", reason)
+                    self._begin_proposals()
+            case Distrust(node_id=node_id, reason=reason):
+                self.counts["peer_distrusted"] += 1
+                logger.warning("ending the connection to {}: {}", node_id, reason)
+                link = self.links.get(node_id)
+                if link is not None:
+                    link.close(reason)
+            case Outlived():
+                if self.farewell is None:
+                    logger.warning("an operator has begun this cluster's history anew without this node")
+                    self.farewell = "outlived"
+                    self.board.announce()
+
+    def _send(self, to: NodeId, message: PeerMessage) -> None:
+        link = self.links.get(to)
+        if link is None:
+            return
+        if isinstance(message, Append) and message.entries:
+            # Followers that are level get the same message: encoded once.
+            before, encoded = self._encoded
+            if before is None or before != message:
+                encoded = encode_peer_message(message)
+                self._encoded = (message, encoded)
+            link.send(encoded)
+        else:
+            link.send(encode_peer_message(message))
+
+    def _install_snapshot(self) -> InstallSnapshot:
+        self.counts["snapshot_sent"] += 1
+        return InstallSnapshot(
+            incarnation=self.core.incarnation, term=self.core.term, snapshot=self.make_snapshot()
         )
-        assert self.core.cluster_id is not None
-        self.lane.ring.clear()
-        # The outbox is still closed, so this is the order in which they enter the log: the opening of the term,
-        # this node as a member, and then what was proposed before this node led.
-        self._ensure_member()
-        self.perform(effects)
-        self.proposals.begin(self.core.cluster_id, self.core.term, self.core.last_seq(self.node_id))
-        self._dispatch()
+
+    def make_snapshot(self) -> Snapshot:
+        """Return the decided state as of now."""
+        state = self.state.decided()
+        return Snapshot(
+            index=state.index,
+            term=state.term,
+            incarnation=state.incarnation,
+            voters=state.voters if state.voters.voters else self.core.voters,
+            last_seq=state.last_seq,
+            data=encode_state(state),
+        )
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        self._snapshot_index = snapshot.index
+        if snapshot.index > self.state.index or self.cluster_id is None:
+            state = decode_state(snapshot)
+            self.go_on_from(msgspec.structs.replace(state, live=self.state.live))
+        self.fold(())
+
+    def go_on_from(self, state: State) -> None:
+        """The state is another one; what lies between is not known here."""
+        self.board.replace(state)
+        self.recent.begin_at(state.index)
+        if state.cluster_id is not None:
+            self.cluster_id = state.cluster_id
+            self.proposals.committed(state.cluster_id, state.last_seq.get(self.node_id, 0), state.index)
+
+    def fold(self, entries: Sequence[LogEntry]) -> None:
+        """Fold committed entries in. Some may be here already: a node may learn of them in two ways."""
+        fresh = [entry for entry in entries if entry.index > self.state.index]
+        was_member, was_open = self.is_member, self.state.term == self.core.term
+        if fresh:
+            self.board.fold(fresh)
+            self.recent.add(fresh)
+            self.cluster_id = self.state.cluster_id
+        for entry in fresh:
+            if isinstance(entry.event, ClusterDissolved):
+                self.redirected_to = entry.event.address
+            if entry.origin == self.node_id:
+                self.proposals.committed(self.cluster_id, entry.seq, entry.index)
+        node = self.state.nodes.get(self.node_id)
+        if node is not None and node.identity.boot_id == self.boot_id:
+            self.identity = node.identity
+        self.lane.released(self.state.index)
+        if not self.uplink.note_progress() and self.is_member and not was_member:
+            self.lane.tell_all(self.state.instances)
+        if self.is_open and not was_open:
+            self.hosting.opened()
+        self._note_voters()
+        if self.state.dissolved_into is not None and self.farewell is None:
+            self.farewell = "dissolved"
+        self.ensure_member()
+        self.hosting.wake_all()
+        if fresh and self.is_leaving:
+            self.hosting.manage()
         self.board.announce()
 
-    def take_unwritten(self) -> list[LogEntry]:
-        taken, self.unwritten = self.unwritten, []
+    def _note_voters(self) -> None:
+        voters = self.state.voters
+        if not self.core.may_vote and voters.voters and self.node_id not in voters.members:
+            # It was removed: nobody counts on what it has forgotten, and it may be added again.
+            self.core.may_vote = True
+            logger.info("this node may vote again once it has caught up")
+            for link in list(self.links.values()):
+                link.close("it may vote again")
+
+    def _role_changed(self, change: RoleChanged) -> None:
+        self.counts["role_changed"] += 1
+        if change.role == "leader":
+            self._lead()
+        else:
+            if change.role == "candidate":
+                self.counts["candidacy"] += 1
+            if self.hosting.is_hosting:
+                self.hosting.close_all("it leads no longer")
+                self.proposals.pause()
+            if change.leader is not None and change.leader != self.uplink.master_node_id:
+                self.uplink.leave("another node leads now")
+        self.board.announce()
+
+    def _lead(self) -> None:
+        self.counts["term_led"] += 1
+        self.uplink.leave("this node leads now")
+        self.proposals.pause()
+        is_new = self.core.log.last_index == 0
+        if self.cluster_id is None:
+            self.cluster_id = ClusterId(self.new_id())
+        self.hosting.begin()
+        self.lane.ring.clear()
+        # What is submitted first comes last of these: the opening of the term goes before everything, even before what
+        # was sent to an earlier master and is in doubt, and then this node as a member.
+        self._begin_proposals()
+        self.ensure_member()
+        opening: tuple[Decision, ...] = (TermOpened(master_node_id=self.node_id),)
+        if is_new:
+            formed = ClusterFormed(
+                cluster_id=self.cluster_id, namespace=self.namespace, voters=self.core.voters
+            )
+            opening = (formed, *opening)
+        self.submit(opening, f"term-{self.core.term}", is_first=True)
+        self._dispatch()
+
+    def _begin_proposals(self) -> None:
+        assert self.cluster_id is not None
+        self.proposals.begin(self.cluster_id, self.core.term, self.core.admission.last_seq(self.node_id))
+        self._dispatch_soon()
+
+    # --- disk and time ------------------------------------------------------------------------------------------
+
+    def take_writes(self) -> list[Write]:
+        taken, self._writes = self._writes, []
         return taken
 
-    def became_durable(self, index: int) -> None:
-        self.perform(self.core.step(BecameDurable(index=index)))
+    def written(self, number: int) -> None:
+        self.step(Written(number=number))
+
+    def take_snapshot(self) -> Snapshot | None:
+        """Return a snapshot to keep, when enough was decided since the last one."""
+        is_due = self.state.index - self._snapshot_index >= self.options.snapshot_entries
+        if not is_due or not self.is_agreeing or self.core.commit_index < self.state.index:
+            return None
+        if self.core.durable_index < self.state.index:
+            return None  # The log on disk has to reach as far as the snapshot.
+        self._snapshot_index = self.state.index
+        return self.make_snapshot()
 
     def tick(self) -> None:
-        self.perform(self.core.step(Tick()))
+        self.step(Tick())
+        if self.core.leading is not None:
+            self.hosting.tick()
 
-    def step_down(self) -> Sequence[Session]:
-        """Nothing is admitted or acknowledged here from now on.
+    def stop(self, reason: str) -> None:
+        """Take part no longer: the node ends, or its log has failed."""
+        self.forsake()
+        self.uplink.leave(reason)
 
-        Returns the followers, which are still connected: they may be told where to go before they are hung up on.
-        """
-        self.perform(self.core.step(Stop()))
-        self.proposals.pause()
-        self.unwritten = []
-        sessions, self.sessions = list(self.sessions.values()), {}
-        self.board.announce()
-        return sessions
+    # --- peers that agree ---------------------------------------------------------------------------------------
 
-    def stop_leading(self, reason: str) -> None:
-        """Step down, and hang up on the followers."""
-        for session in self.step_down():
-            session.connection.close(reason)
+    def link_up(self, link: PeerLink) -> None:
+        before = self.links.get(link.node_id)
+        self.links[link.node_id] = link
+        if before is not None:
+            before.close("the same node has connected again")
+            self.step(PeerLost(node_id=link.node_id, is_ended=False))
 
-    def follower_arrived(self, session: Session, index: int | None, term: int) -> Welcome:
-        """Take a follower in that is at (index, term) of this cluster, or at None of any use."""
-        self.perform(
-            self.core.step(
-                FollowerArrived(session=session.number, node_id=session.node_id, index=index, term=term)
-            )
-        )
-        self.sessions[session.number] = session
-        return Welcome(
-            facts=self.facts(),
-            is_snapshot_next=self.core.needs_snapshot(session.number),
-            last_seq=self.core.last_seq(session.node_id),
-        )
+    def link_down(self, link: PeerLink, *, is_ended: bool) -> None:
+        if self.links.get(link.node_id) is link:
+            del self.links[link.node_id]
+            self.step(PeerLost(node_id=link.node_id, is_ended=is_ended))
 
-    def follower_lost(self, session: Session, reason: str) -> None:
-        if self.sessions.get(session.number) is session:
-            del self.sessions[session.number]
-            self.perform(self.core.step(FollowerLost(session=session.number, reason=reason)))
+    def peer_said(self, link: PeerLink, message: PeerMessage) -> None:
+        if self.links.get(link.node_id) is link:
+            self.step(Received(source=link.node_id, message=message))
 
-    def proposal_received(self, session: Session, message: Propose) -> None:
-        self.perform(
-            self.core.step(
-                ProposalReceived(
-                    session=session.number,
-                    origin=session.node_id,
-                    term=message.term,
-                    first_seq=message.first_seq,
-                    cause_id=message.cause_id,
-                    at=message.at,
-                    events=message.events,
-                )
-            )
-        )
+    # --- operators and readers ----------------------------------------------------------------------------------
 
-    def outgoing(self, session: Session) -> Sequence[bytes]:
-        """Return what to send to a follower next; empty when it has everything.
-
-        Decisions first, so that telemetry and answers never arrive before what they are about.
-        """
-        if self.sessions.get(session.number) is not session:
-            return ()
-        entries = self.core.next_entries(session.number, self.options.entries_per_message)
-        if entries is None:
-            self.core.snapshot_sent(session.number)
-            session.tick = self.lane.ring.tick
-            session.needs_live = False
-            return encode_snapshot(self.state)
-        if entries:
-            return self._encode_entries(entries)
-        ticks = None if session.needs_live else self.lane.ring.since(session.tick)
-        session.tick = self.lane.ring.tick
-        session.needs_live = False
-        if ticks is None:
-            live = encode(LiveState(live=self.state.live))
-            # Beyond what one message can carry, the whole state goes in pieces.
-            ticks = [live] if len(live) <= MESSAGE_BYTES_MAX else encode_snapshot(self.state)
-        return [*session.take_answers(), *ticks]
-
-    def _encode_entries(self, entries: Sequence[LogEntry]) -> list[bytes]:
-        """Followers that are level get the same bytes: encoded once."""
-        key = (self.core.term, entries[0].index, entries[-1].index)
-        encoded = self._entries_encoded.get(key)
-        if encoded is None:
-            encoded = encode_entries(self.core.term, entries)
-            if len(self._entries_encoded) >= 8:
-                del self._entries_encoded[next(iter(self._entries_encoded))]
-            self._entries_encoded[key] = encoded
-        return encoded
-
-    # --- following ----------------------------------------------------------------------------------------------
-
-    def follow(self, connection: Connection, welcome: Welcome, snapshot: State | None) -> None:
-        """A master took this node in: go on from its snapshot, or from the present state with its tail."""
-        facts = welcome.facts
-        assert facts.cluster_id is not None
-        self.master = connection
-        self.redirected_to = None
-        if snapshot is not None:
-            self._go_on_from(snapshot, facts.cluster_id)
-        self.perform(
-            self.core.step(Follow(cluster_id=facts.cluster_id, term=facts.term, index=self.state.index))
-        )
-        self.proposals.begin(facts.cluster_id, facts.term, welcome.last_seq)
-        self._catching_up_to = facts.index
-        if self.state.index >= facts.index:
-            self._caught_up()
-        self._ensure_member()
-        self.board.announce()
-
-    def snapshot_received(self, snapshot: State) -> None:
-        """The master skips ahead: this node had fallen too far behind."""
-        assert self.core.cluster_id is not None
-        self._go_on_from(snapshot, self.core.cluster_id)
-        self.perform(
-            self.core.step(Follow(cluster_id=self.core.cluster_id, term=self.core.term, index=snapshot.index))
-        )
-        self._fold(())
-
-    def _go_on_from(self, snapshot: State, cluster_id: ClusterId) -> None:
-        self.board.replace(snapshot)
-        self.proposals.committed(cluster_id, snapshot.last_seq.get(self.node_id, 0), snapshot.index)
-
-    def entries_received(self, message: Entries) -> None:
-        self.perform(self.core.step(EntriesReceived(term=message.term, entries=message.entries)))
-
-    def live_received(self, message: LiveState) -> None:
-        self.board.replace_live(message.live)
-        self.board.announce()
-
-    def _caught_up(self) -> None:
-        self._catching_up_to = None
-        self.lane.tell_all(self.state.instances)
-        self.uplink_work.fire()
-
-    def master_lost(self) -> None:
-        """Keep the state, and wait for a master."""
-        self.perform(self.core.step(MasterLost()))
-        self.master = None
-        self.proposals.pause()
-        self.lane.drop_uplink()
-        self._uplink_calls.clear()
-        calls, self._calls = self._calls, {}
-        for future in calls.values():
-            if not future.done():
-                future.set_exception(NoMasterError("the master was lost before it answered; try again"))
-                future.exception()  # Seen: the caller may have given up.
-        self.board.announce()
-
-    def take_uplink(self) -> Sequence[bytes]:
-        """Return what to send to the master next."""
-        if self._catching_up_to is not None:
-            return ()  # What this node proposes first depends on whether it is a member.
-        proposals = [
-            encode(
-                Propose(
-                    term=self.core.term,
-                    first_seq=numbered.first_seq,
-                    cause_id=numbered.proposal.cause_id,
-                    at=numbered.proposal.at,
-                    events=numbered.proposal.events,
-                )
-            )
-            for numbered in self.proposals.take()
-        ]
-        calls = list(self._uplink_calls)
-        self._uplink_calls.clear()
-        return [*proposals, *calls, *map(encode, self.lane.take_uplink())]
-
-    def call(self, command: Command) -> asyncio.Future[Answer]:
-        """Ask the master. The future fails with NoMasterError when it is lost first.
-
-        Raises:
-            UnsendableError: The command cannot be put into a message.
-        """
-        number = next(self._call_numbers)
-        data = encode_checked(Call(call_id=number, command=command), "the command")
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._calls[number] = future
-        self._uplink_calls.append(data)
-        self.uplink_work.fire()
+    def confirm(self) -> asyncio.Future[int]:
+        """Ask whether this node still leads; the future holds an index to read at, or fails with NoMasterError."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        number = next(self._read_numbers)
+        self._reads[number] = future
+        self.step(ConfirmRead(read_id=number))
         return future
 
-    def answer_received(self, answer: Answer) -> None:
-        future = self._calls.pop(answer.call_id, None)
-        if future is not None and not future.done():
-            future.set_result(answer)
+    def _fail_reads(self, reason: str) -> None:
+        reads, self._reads = self._reads, {}
+        for future in reads.values():
+            _fail(future, reason)
+
+    def force_history(self, forgotten: Sequence[NodeId]) -> None:
+        """An operator gives voters up: lead alone from here on."""
+        self.step(
+            ForceHistory(
+                forgotten=tuple(forgotten),
+                event_id=self.new_id(),
+                cause_id="operator",
+                at=self.wall_clock(),
+            )
+        )
 
     # --- telemetry ----------------------------------------------------------------------------------------------
 
@@ -471,12 +617,16 @@ class Kernel:
         return self.lane.has_work(is_member=self.is_member)
 
     def flush_telemetry(self) -> None:
+        is_leading = self.core.leading is not None
         if self.is_member:
-            self.lane.flush_own(
-                is_leading=self.core.role == "leader", is_following=self.core.role == "follower"
-            )
-        self.uplink_work.fire()
-        if self.core.role == "leader" and self.lane.ring.has_gathered:
-            self.lane.ring.close_tick(self.core.term)
-            for session in self.sessions.values():
-                session.wake.fire()
+            self.lane.flush_own(is_leading=is_leading, is_following=self.uplink.master is not None)
+        self.uplink.work.fire()
+        if is_leading and self.lane.ring.has_gathered:
+            self.lane.ring.close_tick(self.core.term, self.state.index)
+            self.hosting.wake_all()
+
+
+def _fail(future: asyncio.Future[int], message: str) -> None:
+    if not future.done():
+        future.set_exception(NoMasterError(message))
+        future.exception()  # Seen: the caller may have given up.

@@ -1,7 +1,8 @@
 """The listening side: whoever dials this node is told the facts, or taken in as a follower and served."""
 
+import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
@@ -16,28 +17,31 @@ from exo.cluster.transport.base import Connection, Listener
 from exo.cluster.wire import (
     PROPOSAL_BYTES_MAX,
     TELEMETRY_BYTES_MAX,
+    Agreed,
     Answer,
     Call,
+    Confirm,
+    Farewell,
     Hello,
     NotNow,
     NotNowCode,
     Propose,
     Publish,
-    Redirect,
     Welcome,
     decode_from_dialer,
     encode,
 )
 from exo.shared.types.commands import Command
-from exo.shared.types.nodes import HostPort
 
-REDIRECT_TIMEOUT_S = 0.5
 _NUMBERS_BYTES_MAX = 64
 """By how much the term and the number lengthen a proposal that was measured without them."""
 
 Execute = Callable[[Command, Callable[[Answer], None]], None]
 """Starts to carry a command out as the master, and calls back with the answer (of `call_id` 0). It goes on when the
 caller goes away meanwhile: it may be half done."""
+
+Carry = Callable[[Connection, ClusterFacts], Awaitable[str]]
+"""Exchanges what voters say until the connection ends; returns why it did."""
 
 
 def refusal(kernel: Kernel, own: ClusterFacts, hello: Hello) -> NotNowCode | None:
@@ -51,13 +55,21 @@ def refusal(kernel: Kernel, own: ClusterFacts, hello: Hello) -> NotNowCode | Non
         return "same_node_id"
     if hello.intent == "look":
         return "look"
+    if hello.intent == "agree":
+        if theirs.cluster_id != own.cluster_id or own.cluster_id is None:
+            return "other_cluster"
+        is_known = theirs.node_id in kernel.state.nodes or theirs.node_id in kernel.core.voters.members
+        # A node that has just come knows nobody yet, and believes whoever knows it.
+        return None if is_known or not kernel.state.nodes else "not_member"
     if not own.is_master:
         return "not_master"
     if kernel.is_joining:
         # Two clusters that take each other in at the same time would both be gone.
         return "busy"
-    if theirs.is_master and theirs.cluster_id == own.cluster_id:
-        return "two_masters"
+    if theirs.cluster_id == own.cluster_id:
+        # Whoever led an earlier term or incarnation is welcome as a follower.
+        is_rival = theirs.is_master and (theirs.incarnation, theirs.term) == (own.incarnation, own.term)
+        return "two_masters" if is_rival else None
     if theirs.is_master and theirs.instance_count and own.instance_count:
         return "both_have_instances"
     if theirs.is_master and not is_senior(own, theirs):
@@ -75,11 +87,13 @@ class Reception:
         *,
         report: Callable[[Sighting], None],
         execute: Execute,
+        carry: Carry,
     ) -> None:
         self._kernel = kernel
         self._listener = listener
         self._report = report
         self._execute = execute
+        self._carry = carry
         self._session_numbers = itertools.count(1)
 
     async def run(self) -> None:
@@ -117,9 +131,12 @@ class Reception:
             self._report(Sighting(address=hello.facts.cluster_address, facts=hello.facts, via="greeting"))
         if code is not None:
             return "that was all"
-        is_known = hello.facts.cluster_id == own.cluster_id
+        if hello.intent == "agree":
+            await connection.send(encode(Agreed(facts=own)))
+            return await self._carry(connection, hello.facts)
+        is_known = (hello.facts.cluster_id, hello.facts.incarnation) == (own.cluster_id, own.incarnation)
         session = Session(next(self._session_numbers), hello.facts.node_id, connection)
-        welcome = self._kernel.follower_arrived(
+        welcome = self._kernel.hosting.arrived(
             session, hello.last_index if is_known else None, hello.last_term
         )
         return await self._host(session, welcome)
@@ -132,7 +149,7 @@ class Reception:
                 reason = await self._receive(session)
                 tasks.cancel_scope.cancel()
         finally:
-            self._kernel.follower_lost(session, reason)
+            self._kernel.hosting.lost(session, reason)
         return reason
 
     async def _receive(self, session: Session) -> str:
@@ -154,20 +171,32 @@ class Reception:
                         f"telemetry of {len(data)} bytes; at most {TELEMETRY_BYTES_MAX} can be sent at once"
                     )
                 case Propose():
-                    self._kernel.proposal_received(session, message)
+                    self._kernel.hosting.proposal_received(session, message)
                 case Publish(frame=frame):
                     if frame.node_id == session.node_id:
                         self._kernel.lane.frame_received(frame)
                 case Call():
                     self._execute(message.command, partial(_answer, session, message.call_id))
+                case Confirm(call_id=call_id):
+                    self._kernel.confirm().add_done_callback(partial(self._confirmed, session, call_id))
+                case Farewell():
+                    self._kernel.hosting.farewell_received(session)
                 case Hello():
                     return "it said hello twice"
+
+    def _confirmed(self, session: Session, call_id: int, read: asyncio.Future[int]) -> None:
+        error = None if read.cancelled() else read.exception()
+        if read.cancelled() or error is not None:
+            answer = Answer(call_id=call_id, index=0, error=str(error or "cancelled"))
+        else:
+            answer = Answer(call_id=call_id, index=read.result())
+        session.answer(answer)
 
     async def _send(self, session: Session, welcome: Welcome) -> None:
         try:
             await session.connection.send(encode(welcome))
             while True:
-                messages = self._kernel.outgoing(session)
+                messages = self._kernel.hosting.outgoing(session)
                 for message in messages:
                     await session.connection.send(message)
                 if not messages:
@@ -181,22 +210,3 @@ class Reception:
 
 def _answer(session: Session, call_id: int, answer: Answer) -> None:
     session.answer(msgspec.structs.replace(answer, call_id=call_id))
-
-
-async def redirect_all(sessions: Sequence[Session], address: HostPort) -> None:
-    """Tell followers where this node goes, as well as that is possible in a moment, and hang up on them."""
-
-    async def redirect(session: Session) -> None:
-        try:
-            await session.connection.send(encode(Redirect(address=address)))
-        except ConnectionLostError:
-            return
-
-    try:
-        with anyio.move_on_after(REDIRECT_TIMEOUT_S):
-            async with anyio.create_task_group() as tasks:
-                for session in sessions:
-                    tasks.start_soon(redirect, session)
-    finally:
-        for session in sessions:
-            session.connection.close("its cluster has joined another one")

@@ -50,10 +50,10 @@ class Links:
             self._publish(node_id, latency_ms, count, is_near=is_loopback(connection.peer_address.host))
 
     def _connections(self) -> Iterator[tuple[NodeId, Connection]]:
-        master_node_id = self._kernel.state.master_node_id
-        if self._kernel.master is not None and master_node_id is not None:
-            yield master_node_id, self._kernel.master
-        for session in self._kernel.sessions.values():
+        uplink = self._kernel.uplink
+        if uplink.master is not None and uplink.master_node_id is not None:
+            yield uplink.master_node_id, uplink.master
+        for session in self._kernel.hosting.sessions.values():
             yield session.node_id, session.connection
 
     def _publish(self, node_id: NodeId, latency_ms: float, count: int, *, is_near: bool) -> None:

@@ -1,5 +1,6 @@
 """The default Coordinator: every node carries it, one of them leads and keeps the log, the others follow."""
 
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -12,26 +13,35 @@ import anyio.to_thread
 from anyio.abc import TaskGroup, TaskStatus
 from loguru import logger
 
+from exo.cluster.boot import Boot, read_store
 from exo.cluster.commanding import Commanding
 from exo.cluster.coordinator import CommandHandler, Coordinator, Leadership
 from exo.cluster.discovery.base import Discovery
 from exo.cluster.errors import LogWriteError
-from exo.cluster.facts import PeerSeen
+from exo.cluster.facts import ClusterFacts, PeerSeen
 from exo.cluster.following import Following
 from exo.cluster.kernel import Kernel
-from exo.cluster.leading import Reception, redirect_all
+from exo.cluster.leading import Reception
 from exo.cluster.links import Links
-from exo.cluster.log.base import EventLog
-from exo.cluster.log.replay import replay
+from exo.cluster.log.store import NodeStore
+from exo.cluster.membership import STOPPED
+from exo.cluster.mesh import Mesh
 from exo.cluster.options import CoordinatorOptions
 from exo.cluster.scouting import Scout
 from exo.cluster.transport.base import Listener, Transport
 from exo.cluster.writer import RunBlocking, Writer
 from exo.shared.errors import ConfigurationError, ExoError, NoMasterError
 from exo.shared.types.commands import Command, Reply
-from exo.shared.types.events import Decision, LogEntry, Telemetry, TelemetryFrame
+from exo.shared.types.events import (
+    ClusterDissolved,
+    Decision,
+    LogEntry,
+    NodeDisconnected,
+    Telemetry,
+    TelemetryFrame,
+)
 from exo.shared.types.ids import NodeId
-from exo.shared.types.nodes import HostPort, NodeIdentity
+from exo.shared.types.nodes import NodeIdentity
 from exo.shared.types.state import State
 
 
@@ -52,7 +62,7 @@ class EmbeddedCoordinator(Coordinator):
         coordinator = EmbeddedCoordinator(
             identity=identity,
             namespace=settings.namespace,
-            log=SegmentLog(home / "log"),
+            store=open_store(home / "log"),
             transport=transport,
             listener=listener,
             discoveries=[MulticastDiscovery(lambda: (secret,), port=52416), StaticDiscovery(peers)],
@@ -63,7 +73,7 @@ class EmbeddedCoordinator(Coordinator):
         identity: What this node says of itself, with this start's `boot_id`. `cluster_address` is the
             listener's address.
         namespace: Only nodes of one namespace find each other.
-        log: Where decisions are kept while this node leads. Closed at the end of `run`.
+        store: Where this node keeps the decisions, its vote and snapshots. Closed at the end of `run`.
         transport: How to reach others.
         listener: Where others reach this node. Closed at the end of `run`.
         discoveries: Ways to find others; none is fine.
@@ -71,6 +81,9 @@ class EmbeddedCoordinator(Coordinator):
         clock: Monotonic seconds.
         wall_clock: ISO 8601, UTC; written into decisions for people to read.
         new_id: Random ids for events and for a new cluster.
+        random_number: From 0 to 1; keeps nodes from standing for election at the same moment.
+        is_voteless: The node has lost its log: it joins its cluster again, and votes when it was let in anew.
+        vote_regained: Called when that has happened.
         run_blocking: Runs a function that waits for the disk, by default in a thread.
         is_checking_invariants: Check the state after every decision, and stop when it is impossible.
     """
@@ -80,7 +93,7 @@ class EmbeddedCoordinator(Coordinator):
         *,
         identity: NodeIdentity,
         namespace: str,
-        log: EventLog,
+        store: NodeStore,
         transport: Transport,
         listener: Listener,
         discoveries: Sequence[Discovery] = (),
@@ -88,26 +101,36 @@ class EmbeddedCoordinator(Coordinator):
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], str] = utc_now,
         new_id: Callable[[], str] = lambda: uuid4().hex,
+        random_number: Callable[[], float] = random.random,
+        is_voteless: bool = False,
+        vote_regained: Callable[[], None] = lambda: None,
         run_blocking: RunBlocking = anyio.to_thread.run_sync,
         is_checking_invariants: bool = False,
     ) -> None:
         self._namespace = namespace
-        self._log = log
+        self._store = store
         self._listener = listener
         self._discoveries = tuple(discoveries)
         self._options = options
         self._run_blocking = run_blocking
+        self._clock = clock
+        self._is_voteless = is_voteless
+        self._vote_regained = vote_regained
+        self._is_yielding = False
         self._kernel = Kernel(
             identity=identity,
             namespace=namespace,
             options=options,
+            clock=clock,
             wall_clock=wall_clock,
             new_id=new_id,
+            random=random_number,
             is_checking_invariants=is_checking_invariants,
         )
-        self._writer = Writer(self._kernel, log, run_blocking)
+        self._writer = Writer(self._kernel, store, run_blocking)
         self._links = Links(self._kernel, clock)
         self._scout = Scout(self._kernel, transport, clock)
+        self._mesh = Mesh(self._kernel, transport, clock=clock, report=self._scout.report)
         self._commanding = Commanding(
             self._kernel, clock, settle_s=options.settle_s if self._discoveries else 0.0
         )
@@ -117,10 +140,14 @@ class EmbeddedCoordinator(Coordinator):
             transport,
             clock=clock,
             is_busy=lambda: self._commanding.is_busy,
-            give_up_leading=self._give_up_leading,
+            give_up=self._give_up,
         )
         self._reception = Reception(
-            self._kernel, listener, report=self._scout.report, execute=self._commanding.execute
+            self._kernel,
+            listener,
+            report=self._scout.report,
+            execute=self._commanding.execute,
+            carry=self._mesh.carry,
         )
 
     # --- Coordinator --------------------------------------------------------------------------------------------
@@ -190,26 +217,28 @@ class EmbeddedCoordinator(Coordinator):
         reach back to `after_index`, the feed begins with the oldest that is there, so look at the first index.
         A feed also ends when this node goes on from a snapshot: then the state is to be read again.
         """
-        board, core = self._kernel.board, self._kernel.core
+        kernel = self._kernel
+        feeds, recent = kernel.board.feeds, kernel.recent
         if after_index is None:
-            return board.feeds.open()
-        recent = core.recent_after(after_index)
-        if recent is not None:
-            return board.feeds.open(recent)
-        if core.role == "leader" and after_index < core.commit_index:
-            return self._feed_from_log(after_index, core.commit_index, board.feeds.open())
-        return board.feeds.open(core.recent_after(core.oldest_index - 1) or ())
+            return feeds.open()
+        entries = recent.after(after_index)
+        if entries is not None:
+            return feeds.open(entries)
+        newer = feeds.open(recent.after(recent.oldest_index - 1) or ())
+        if kernel.is_agreeing and after_index < recent.oldest_index:
+            return self._feed_from_log(after_index, recent.oldest_index - 1, newer)
+        return newer
 
     async def _feed_from_log(
         self, after_index: int, until_index: int, rest: AsyncIterator[LogEntry | TelemetryFrame]
     ) -> AsyncIterator[LogEntry | TelemetryFrame]:
-        reader = self._log.read(after_index)
+        reader = self._store.log.read(after_index)
         while after_index < until_index:
             part = partial(_take, reader, min(1000, until_index - after_index))
             try:
                 entries: list[LogEntry] = await self._run_blocking(part)
             except OSError:
-                return  # The log was reset meanwhile: this node has joined another cluster.
+                return  # The log was reset or compacted meanwhile.
             for entry in entries:
                 after_index = entry.index
                 yield entry
@@ -218,15 +247,85 @@ class EmbeddedCoordinator(Coordinator):
         async for item in rest:
             yield item
 
+    async def confirm(self, *, timeout_s: float) -> int:
+        kernel = self._kernel
+        try:
+            with anyio.fail_after(timeout_s):
+                if kernel.standing == "leader":
+                    index = await kernel.confirm()
+                elif kernel.uplink.master is not None:
+                    answer = await kernel.uplink.confirm()
+                    if answer.error is not None:
+                        raise NoMasterError(answer.error)
+                    index = answer.index
+                else:
+                    raise NoMasterError("no master can be reached; try again, or see `exo status`")
+                while kernel.state.index < index:
+                    await kernel.board.changed.wait()
+        except TimeoutError as error:
+            raise NoMasterError(
+                f"no majority confirmed within {timeout_s:g} s that there is a master; see `exo status`"
+            ) from error
+        return index
+
+    async def forget(self, node_ids: Sequence[NodeId]) -> int:
+        """See Coordinator. What only the forgotten voters had is lost."""
+        kernel = self._kernel
+        if kernel.leadership.master_node_id is not None:
+            raise ConfigurationError(
+                "there is a master, so nobody has to be forgotten by force; use `exo node remove NODE`"
+            )
+        if not kernel.is_agreeing:
+            raise ConfigurationError(
+                "this node keeps no copy of the log; run this on one of "
+                f"{', '.join(kernel.core.voters.members) or 'the voters'}"
+            )
+        unknown = set(node_ids) - kernel.core.voters.members - {kernel.node_id}
+        others = kernel.core.voters.members - {kernel.node_id}
+        if unknown or not set(node_ids).issuperset(others):
+            raise ConfigurationError(
+                f"name every voter that is gone, and nobody else: {', '.join(sorted(others))}"
+            )
+        kernel.force_history(node_ids)
+        with anyio.move_on_after(self._options.answer_timeout_s):
+            while not kernel.is_open:
+                await kernel.board.changed.wait()
+        if not kernel.is_open:
+            raise NoMasterError("the history could not be begun anew; see the log of this node")
+        return kernel.state.index
+
+    async def leave(self) -> None:
+        """Hand over what this node does for the others, as far as that is possible in a moment; it stops soon."""
+        kernel = self._kernel
+        kernel.is_leaving = True
+        has_others = any(
+            key != kernel.node_id and node.is_connected for key, node in self.state.nodes.items()
+        )
+        if not has_others or not kernel.is_member:
+            return
+        with anyio.move_on_after(self._options.leave_s):
+            if kernel.standing == "leader":
+                await self.propose(
+                    [NodeDisconnected(node_id=kernel.node_id, reason=STOPPED)],
+                    cause_id=f"leave-{kernel.boot_id}",
+                )
+            else:
+                kernel.uplink.say_farewell()
+            while kernel.is_agreeing or kernel.standing == "leader":
+                await kernel.board.changed.wait()
+
     # --- taking part --------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Take part until cancelled. Reports itself started when the log is replayed and this node is a member.
+        """Take part until cancelled.
+
+        Reports itself started when what is on disk is read back and, if nobody else has to agree to that, this node
+        is a member of its cluster.
 
         Raises:
-            LogCorruptError: The log is damaged in the middle, or was written by a newer release.
+            LogCorruptError: What is on disk is damaged, or was written by a newer release.
             ConfigurationError: The log belongs to another namespace.
-            LogWriteError: The log could not be written (disk full, ...): the node has to stop.
+            LogWriteError: The disk could not be written (full, ...): the node has to stop.
         """
         try:
             async with anyio.create_task_group() as tasks:
@@ -238,40 +337,47 @@ class EmbeddedCoordinator(Coordinator):
                 raise
             raise _first(causes) from group
         finally:
-            self._kernel.stop_leading("the node is stopping")
+            self._kernel.stop("the node is stopping")
             self._kernel.proposals.close()
             self._kernel.board.feeds.end_all()
             await self._listener.close()
-            self._log.close()
+            self._store.close()
 
     async def _start(self, tasks: TaskGroup) -> None:
-        recovered = await self._run_blocking(replay, self._log, self._options.recent_entries)
-        state: State = recovered.state
-        if state.index and state.namespace != self._namespace:
-            raise ConfigurationError(
-                f"the data directory belongs to the namespace {state.namespace!r}, not {self._namespace!r}; "
-                "start with that namespace, or choose another directory with EXO_HOME"
-            )
+        boot = await self._read()
         self._commanding.start(tasks)
-        self._kernel.lead(state, recovered.recent)
+        self._kernel.begin(boot, may_vote=not self._is_voteless)
         tasks.start_soon(self._writer.run)
-        while not self._kernel.is_member:
-            await self._kernel.board.changed.wait()
-        logger.info(
-            "leading the cluster {} in term {} at index {}",
-            self.state.cluster_id,
-            self.leadership.term,
-            self.state.index,
-        )
         tasks.start_soon(self._reception.run)
+        if self._kernel.core.voters.voters == (self.node_id,) and not self._kernel.core.voters.replicas:
+            while not self._kernel.is_member:
+                await self._kernel.board.changed.wait()
         tasks.start_soon(self._following.run)
+        tasks.start_soon(self._mesh.run)
         tasks.start_soon(self._scout.run)
+        tasks.start_soon(self._watch)
         tasks.start_soon(self._flush)
         tasks.start_soon(self._tick)
+        tasks.start_soon(self._measure)
         for discovery in self._discoveries:
             tasks.start_soon(discovery.run, self._kernel.facts, self._scout.report)
         if self._discoveries:
             tasks.start_soon(self._nudge)
+
+    async def _read(self) -> Boot:
+        boot: Boot = await self._run_blocking(read_store, self._store, self.node_id)
+        guess = boot.guess
+        if guess.index and guess.namespace != self._namespace:
+            raise ConfigurationError(
+                f"the data directory belongs to the namespace {guess.namespace!r}, not {self._namespace!r}; "
+                "start with that namespace, or choose another directory with EXO_HOME"
+            )
+        is_over = guess.dissolved_into is not None and boot.point.voters.voters == (self.node_id,)
+        if guess.index and (is_over or not boot.is_of_use_to(self.node_id)):
+            # Nobody counts on this copy: the node starts as a new one, and finds its cluster like one.
+            await self._run_blocking(self._store.reset)
+            boot = await self._run_blocking(read_store, self._store, self.node_id)
+        return boot
 
     async def _flush(self) -> None:
         """Pass telemetry on: at once when it is rare, and never more often than the flush interval."""
@@ -285,6 +391,10 @@ class EmbeddedCoordinator(Coordinator):
         while True:
             await anyio.sleep(self._options.tick_s)
             self._kernel.tick()
+
+    async def _measure(self) -> None:
+        while True:
+            await anyio.sleep(self._options.measure_s)
             self._links.check()
 
     async def _nudge(self) -> None:
@@ -299,12 +409,64 @@ class EmbeddedCoordinator(Coordinator):
                     discovery.nudge()
             await self._kernel.board.changed.wait()
 
-    async def _give_up_leading(self, address: HostPort) -> None:
-        # First of all, and without a pause since the caller found nothing to lose: telling the followers takes a
-        # while, and what was admitted meanwhile would be acknowledged and then forgotten with the log.
-        sessions = self._kernel.step_down()
-        await redirect_all(sessions, address)
-        await self._writer.reset()
+    async def _give_up(self, into: ClusterFacts) -> bool:
+        """Be part of no cluster any more, to join another one. Everybody who was part of this one comes along."""
+        kernel = self._kernel
+        self._is_yielding = True
+        try:
+            if kernel.standing == "leader" and not await self._dissolve(into):
+                return False
+            # Without a pause since the caller found nothing to lose, or behind the last entry of this cluster's log.
+            kernel.forsake()
+            await self._writer.reset()
+            return True
+        finally:
+            self._is_yielding = False
+
+    async def _dissolve(self, into: ClusterFacts) -> bool:
+        kernel = self._kernel
+        if kernel.core.voters.members == frozenset((self.node_id,)) and not kernel.hosting.sessions:
+            return True
+        assert into.cluster_id is not None and into.master_address is not None
+        farewell = ClusterDissolved(into_cluster_id=into.cluster_id, address=into.master_address)
+        ticket, future = kernel.submit([farewell], f"yield-{kernel.boot_id}")
+        try:
+            with anyio.fail_after(self._options.answer_timeout_s):
+                await future
+        except (TimeoutError, NoMasterError):
+            return False
+        finally:
+            kernel.proposals.withdraw(ticket)
+        with anyio.move_on_after(self._options.farewell_s):
+            while not kernel.hosting.have_all(kernel.state.index):  # noqa: ASYNC110 (an answer announces nothing)
+                await anyio.sleep(self._options.tick_s / 5)
+        return True
+
+    async def _watch(self) -> None:
+        """Leave a cluster that is no more, and form a new one when there is none to join."""
+        kernel, board = self._kernel, self._kernel.board
+        homeless_since_s: float | None = None
+        while True:
+            if kernel.farewell is not None and not self._is_yielding:
+                kernel.forsake()
+                await self._writer.reset()
+            if kernel.core.may_vote and self._is_voteless:
+                self._is_voteless = False
+                await self._run_blocking(self._vote_regained)
+            wait_s: float | None = None
+            is_homeless = kernel.cluster_id is None and not kernel.core.voters.voters
+            if is_homeless and not self._is_yielding and not self._is_voteless:
+                now_s = self._clock()
+                homeless_since_s = now_s if homeless_since_s is None else homeless_since_s
+                wait_s = homeless_since_s + self._options.homeless_s - now_s
+                if wait_s <= 0.001:
+                    logger.info("no cluster took this node in: it forms one of its own")
+                    kernel.found()
+                    continue
+            else:
+                homeless_since_s = None
+            with anyio.move_on_after(wait_s):
+                await board.changed.wait()
 
 
 def _take(reader: Iterator[LogEntry], count: int) -> list[LogEntry]:

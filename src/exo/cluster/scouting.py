@@ -52,7 +52,9 @@ def judge(own: ClusterFacts, seen: ClusterFacts, *, is_waiting: bool) -> Judgeme
     if seen.namespace != own.namespace:
         return Judgement("other_namespace", f"it belongs to the namespace {seen.namespace!r}")
     if seen.cluster_id == own.cluster_id:
-        if own.is_master and seen.is_master:
+        if seen.incarnation > own.incarnation:
+            return Judgement("member", "an operator began its history anew", join=seen.master_address)
+        if own.is_master and seen.is_master and (own.incarnation, own.term) == (seen.incarnation, seen.term):
             return Judgement(
                 "two_masters", "it leads this cluster too: a copied data directory; stop one of them"
             )
@@ -221,16 +223,21 @@ class Scout:
 
     def _wanted(self, now: float) -> list[HostPort]:
         """Return the addresses worth joining, best first."""
-        role = self._kernel.core.role
-        if role not in ("leader", "orphan"):
+        kernel = self._kernel
+        if kernel.standing == "follower":
             return []
         wanted: list[HostPort] = []
-        if role == "orphan":
-            if self._kernel.redirected_to is not None:
-                wanted.append(self._kernel.redirected_to)
-            master = self._kernel.state.nodes.get(self._kernel.state.master_node_id or self._kernel.node_id)
-            if master is not None and master.identity.node_id != self._kernel.node_id:
-                wanted.append(master.identity.cluster_address)
+        if kernel.standing == "orphan":
+            if kernel.redirected_to is not None:
+                wanted.append(kernel.redirected_to)
+            # The leader that this node's peers know, else the last master, and those who may have elected another.
+            known = [kernel.core.leader_id, kernel.state.master_node_id]
+            if not kernel.is_agreeing:
+                known += kernel.state.voters.voters
+            addresses = (
+                kernel.address_of(node_id) for node_id in known if node_id not in (None, kernel.node_id)
+            )
+            wanted += [address for address in addresses if address is not None]
         own = self._kernel.facts()
         seniors: list[ClusterFacts] = []
         for noticed in self._noticed.values():
@@ -246,14 +253,14 @@ class Scout:
 
     def _is_waiting(self, facts: ClusterFacts) -> bool:
         """Say whether an orphan goes on waiting for its master in spite of these facts."""
-        if (
-            facts.node_id == self._kernel.state.master_node_id
-            and facts.cluster_id != self._kernel.core.cluster_id
-        ):
-            return False  # It kept the only log, and is in another cluster now: this one is no more.
+        kernel = self._kernel
+        if kernel.state.instances or kernel.cluster_id is None:
+            return kernel.cluster_id is not None
+        if kernel.is_agreeing or facts.node_id in kernel.state.nodes:
+            # Its own cluster may still elect a master, unless its members are to be found in another one.
+            return facts.node_id not in kernel.state.nodes or facts.cluster_id == kernel.cluster_id
         since_s = self.orphan_since_s
-        is_patient = since_s is None or self._clock() - since_s < self._kernel.options.orphan_patience_s
-        return is_patient or bool(self._kernel.state.instances)
+        return since_s is None or self._clock() - since_s < kernel.options.orphan_patience_s
 
     def _is_connected_member(self, address: HostPort) -> bool:
         return any(

@@ -20,6 +20,12 @@ class Session:
         self.wake = Signal()
         self.tick = 0
         self.needs_live = True
+        self.next_index: int | None = None
+        """The next committed entry to send; None: a snapshot comes first."""
+        self.gets_entries = True
+        """False for a node that agrees: it learns of entries and commits from the core."""
+        self.is_leaving = False
+        """It said that it is about to stop."""
         self._answers: deque[bytes] = deque()
 
     def answer(self, answer: Answer) -> None:

@@ -14,7 +14,6 @@ from exo.cluster.transport.base import MESSAGE_BYTES_MAX
 from exo.shared.types.commands import Command, Reply
 from exo.shared.types.events import Decision, LogEntry, TelemetryFrame
 from exo.shared.types.ids import EventId, NodeId
-from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import NodeTelemetry, State
 
 
@@ -30,10 +29,13 @@ class ProposedEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hello(_Message, frozen=True, kw_only=True):
-    """First message of the dialer. To `look` is to exchange facts and hang up."""
+    """First message of the dialer. To `look` is to exchange facts and hang up.
+
+    To `join` is to follow a master; to `agree` is to exchange what voters say to each other (see raft/messages.py).
+    """
 
     facts: ClusterFacts
-    intent: Literal["join", "look"]
+    intent: Literal["join", "look", "agree"]
     last_index: int = 0
     last_term: int = 0
     """Position of the newest entry folded here: where the tail may begin."""
@@ -62,11 +64,29 @@ class Call(_Message, frozen=True, kw_only=True):
     command: Command
 
 
+class Confirm(_Message, frozen=True, kw_only=True):
+    """Follower to master: are you still the master? The answer's index is one to read at."""
+
+    call_id: int
+
+
+class Farewell(_Message, frozen=True, kw_only=True):
+    """Follower to master: this node is about to stop; do not wait for it."""
+
+
+class Agreed(_Message, frozen=True, kw_only=True):
+    """To a dialer that wants to agree: speak."""
+
+    facts: ClusterFacts
+
+
 class Welcome(_Message, frozen=True, kw_only=True):
     """Master: you follow me in my term. A snapshot or the tail behind `Hello.last_index` comes next."""
 
     facts: ClusterFacts
     is_snapshot_next: bool
+    is_agreeing: bool = False
+    """The dialer gets entries as a voter, replica or learner does, not through this conversation."""
     last_seq: int
     """The last of the dialer's proposals that was admitted."""
 
@@ -81,6 +101,8 @@ NotNowCode = Literal[
     "same_node_id",
     "two_masters",
     "both_have_instances",
+    "other_cluster",
+    "not_member",
 ]
 
 
@@ -132,14 +154,8 @@ class Answer(_Message, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class Redirect(_Message, frozen=True, kw_only=True):
-    """Master that yields: my cluster is no more; join this one as I do."""
-
-    address: HostPort
-
-
-FromDialer = Hello | Propose | Publish | Call
-FromListener = Welcome | NotNow | SnapshotPart | Entries | LiveState | TelemetryTick | Answer | Redirect
+FromDialer = Hello | Propose | Publish | Call | Confirm | Farewell
+FromListener = Welcome | Agreed | NotNow | SnapshotPart | Entries | LiveState | TelemetryTick | Answer
 
 _encoder = msgspec.msgpack.Encoder()
 _from_dialer = msgspec.msgpack.Decoder(FromDialer)
@@ -215,6 +231,10 @@ def decode_from_listener(data: bytes) -> FromListener:
 
 
 SNAPSHOT_PART_BYTES = 256 * 1024
+
+
+def encode_state(state: State) -> bytes:
+    return _encoder.encode(state)
 
 
 def encode_snapshot(state: State) -> list[bytes]:

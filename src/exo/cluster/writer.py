@@ -1,6 +1,6 @@
-"""Makes decisions durable: one frame and one sync for everything that was proposed while the last sync ran."""
+"""Makes what the core wants durable: one sync for everything that came up while the last one ran."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -8,19 +8,18 @@ from loguru import logger
 
 from exo.cluster.errors import LogWriteError
 from exo.cluster.kernel import Kernel
-from exo.cluster.log.base import EventLog
-from exo.shared.types.events import LogEntry
+from exo.cluster.log.store import NodeStore
 
 RunBlocking = Callable[..., Awaitable[Any]]
 """Runs a function that waits for the disk: `anyio.to_thread.run_sync`, or in place in a simulation."""
 
 
 class Writer:
-    """The only one who writes to the log."""
+    """The only one who writes to the store."""
 
-    def __init__(self, kernel: Kernel, log: EventLog, run_blocking: RunBlocking) -> None:
+    def __init__(self, kernel: Kernel, store: NodeStore, run_blocking: RunBlocking) -> None:
         self._kernel = kernel
-        self._log = log
+        self._store = store
         self._run_blocking = run_blocking
         self._lock = anyio.Lock()
 
@@ -28,36 +27,42 @@ class Writer:
         """Write until cancelled.
 
         Raises:
-            LogWriteError: The log failed. Nothing is admitted or acknowledged any more.
+            LogWriteError: The disk failed. Nothing is admitted or acknowledged any more.
         """
+        has_to_tidy = False
         while True:
             async with self._lock:
-                entries = self._kernel.take_unwritten()
-                if entries:
-                    await self._guarded(self._write, entries)
-            if entries:
-                self._kernel.became_durable(entries[-1].index)
+                writes = self._kernel.take_writes()
+                if writes:
+                    core = self._kernel.core
+                    await self._guarded(self._store.apply_writes, writes)
+                    if self._kernel.core is core:  # Else this node has left its cluster meanwhile.
+                        self._kernel.written(writes[-1].number)
+                    snapshot = self._kernel.take_snapshot()
+                    if snapshot is not None:
+                        await self._guarded(self._store.save_local_snapshot, snapshot)
+            if writes:
+                has_to_tidy = True
+            elif has_to_tidy:
+                async with self._lock:
+                    has_to_tidy = bool(await self._run_blocking(self._store.tidy))
             else:
                 await self._kernel.log_work.wait()
 
     async def reset(self) -> None:
-        """Forget the log, durably, once what is being written is done. The kernel leads no longer.
+        """Forget everything on disk, once what is being written is done. The kernel is part of no cluster.
 
         Raises:
-            LogWriteError: The log failed.
+            LogWriteError: The disk failed.
         """
         async with self._lock:
-            await self._guarded(self._log.reset)
+            await self._guarded(self._store.reset)
 
-    def _write(self, entries: Sequence[LogEntry]) -> None:
-        self._log.append(entries)
-        self._log.sync()
-
-    async def _guarded(self, function: Callable[..., None], *arguments: object) -> None:
+    async def _guarded(self, function: Callable[..., object], *arguments: object) -> None:
         try:
             await self._run_blocking(function, *arguments)
         except OSError as error:
-            self._kernel.stop_leading("its log failed")
+            self._kernel.stop("its log failed")
             logger.error("cannot write the log: {}", error)
             raise LogWriteError(
                 f"cannot write the log: {error.strerror or error}; nothing that was acknowledged is lost: "

@@ -1,0 +1,185 @@
+"""Who should vote: a pure choice from who belongs to the cluster, who is there, and who has the log. See cluster.md.
+
+| members  | voters                                                     |
+| 1        | itself                                                     |
+| 2        | one, and the other as a replica while it is in sync        |
+| 3 to 6   | 3                                                          |
+| 7 and up | 5                                                          |
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+
+from exo.shared.types.ids import NodeId
+from exo.shared.types.nodes import Node
+from exo.shared.types.voters import Voters
+
+STOPPED = "it was stopped"
+"""Why a node is disconnected that said so itself: it does not expect to be waited for."""
+
+
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
+    """What a leader sees of the other members."""
+
+    present: frozenset[NodeId]
+    """Connected now; the leader is one of them."""
+    missed: frozenset[NodeId] = frozenset()
+    """Gone for so long that their place is given to somebody else, if there is anybody."""
+    level: frozenset[NodeId] = frozenset()
+    """Their disks have the whole log, or nearly."""
+    leaving: frozenset[NodeId] = frozenset()
+    """About to stop, as they said."""
+    voteless: frozenset[NodeId] = frozenset()
+    """They lost their log: they may not vote before they were removed and added again."""
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a leader should do next about the voters."""
+
+    learners: frozenset[NodeId] = frozenset()
+    """To be sent entries so that they can be voters later."""
+    voters: Voters | None = None
+    """The next change, one voter away from the present ones; None: nothing to change now."""
+    reason: str = ""
+
+
+def voters_wanted(member_count: int) -> int:
+    """Return how many nodes of a cluster of this size should vote."""
+    if member_count <= 2:
+        return 1
+    return 3 if member_count <= 6 else 5
+
+
+def choose_voters(leader: NodeId, nodes: Mapping[NodeId, Node], voters: Voters, presence: Presence) -> Choice:
+    """Return who should learn, and the next step from the present voters to those that should be.
+
+    Voters stay as long as they can; newcomers are taken in the order in which they joined, other hosts first. A voter
+    that is merely lost stays until somebody else can take its place. One that was stopped, removed or has lost its
+    log goes at once.
+
+    Args:
+        leader: This node.
+        nodes: All members, in the order in which they joined.
+        voters: As of now.
+        presence: Who is there, as the leader sees it.
+    """
+    unfit = {
+        node_id
+        for node_id in {*nodes, *voters.members}
+        if node_id not in nodes
+        or node_id in presence.leaving
+        or node_id in presence.voteless
+        or (nodes[node_id].left_reason == STOPPED and node_id not in presence.present)
+    }
+    kept = [node_id for node_id in voters.voters if node_id not in unfit]
+    here = [node_id for node_id in kept if node_id not in presence.missed]
+    fresh = [
+        node_id
+        for node_id in nodes
+        if node_id in presence.present and node_id not in unfit and node_id not in kept
+    ]
+    # The lost ones come last: they keep their vote only where nobody else can have it.
+    lost = [node_id for node_id in kept if node_id in presence.missed]
+    ranked = _leader_first(leader, [*here, *_by_host(nodes, here, fresh), *lost])
+    count = max(
+        (size for size in (1, 3, 5) if size <= min(voters_wanted(len(nodes)), len(ranked))), default=1
+    )
+    if count == 1:
+        return _designate(leader, nodes, voters, presence, ranked, unfit)
+    return _towards(leader, voters, set(ranked[:count]), presence, unfit)
+
+
+def _leader_first(leader: NodeId, ranked: Sequence[NodeId]) -> list[NodeId]:
+    return sorted(ranked, key=lambda node_id: node_id != leader)
+
+
+def _by_host(
+    nodes: Mapping[NodeId, Node], kept: Collection[NodeId], candidates: Sequence[NodeId]
+) -> list[NodeId]:
+    """Return the candidates, those on hosts that have no voter yet first."""
+    hosts = {nodes[node_id].identity.host_id for node_id in kept}
+    first: list[NodeId] = []
+    later: list[NodeId] = []
+    for node_id in candidates:
+        host = nodes[node_id].identity.host_id
+        (later if host in hosts else first).append(node_id)
+        hosts.add(host)
+    return [*first, *later]
+
+
+def _towards(
+    leader: NodeId, voters: Voters, wanted: set[NodeId], presence: Presence, unfit: Collection[NodeId]
+) -> Choice:
+    """Take the next single step to three or five voters."""
+    missing = sorted(wanted - set(voters.voters))
+    surplus = sorted(set(voters.voters) - wanted)
+    learners = frozenset(missing)
+    are_level = presence.level.issuperset(missing)
+    if len(voters.voters) == 1 and not are_level:
+        # Two voters are worse than one: the step from one to three is taken without a pause in between.
+        return Choice(learners=learners)
+    for node_id in surplus:
+        if node_id != leader and (node_id in unfit or are_level):
+            return Choice(
+                learners=learners, voters=_without(voters, node_id), reason=f"{node_id} is no voter any more"
+            )
+    for node_id in missing:
+        if node_id in presence.level:
+            return Choice(
+                learners=learners, voters=_with(voters, node_id), reason=f"{node_id} is a voter now"
+            )
+    if leader in surplus:
+        return Choice(
+            learners=learners, voters=_without(voters, leader), reason=f"{leader} hands its vote on"
+        )
+    return Choice(learners=learners)
+
+
+def _with(voters: Voters, node_id: NodeId) -> Voters:
+    return Voters(voters=tuple(sorted((*voters.voters, node_id))))
+
+
+def _without(voters: Voters, gone: NodeId) -> Voters:
+    return Voters(voters=tuple(node_id for node_id in voters.voters if node_id != gone))
+
+
+def _designate(
+    leader: NodeId,
+    nodes: Mapping[NodeId, Node],
+    voters: Voters,
+    presence: Presence,
+    ranked: Sequence[NodeId],
+    unfit: Collection[NodeId],
+) -> Choice:
+    """Take the next single step to one voter and, if there is a second node, a replica."""
+    heirs = [node_id for node_id in ranked if node_id not in unfit]
+    if not heirs:
+        return Choice()
+    heir = leader if leader in heirs else next((n for n in heirs if n in presence.level), heirs[0])
+    if len(voters.voters) > 1:
+        surplus = [node_id for node_id in voters.voters if node_id != heir]
+        # Those that are gone first, this node last: it has to see the change through.
+        surplus.sort(key=lambda node_id: (node_id == leader, node_id in presence.present, node_id))
+        if heir in voters.voters:
+            return Choice(voters=_without(voters, surplus[0]), reason=f"{surplus[0]} is no voter any more")
+    if heir not in voters.voters:
+        if heir not in presence.level:
+            return Choice(learners=frozenset((heir,)))
+        return Choice(
+            learners=frozenset((heir,)), voters=_with(voters, heir), reason=f"{heir} takes over from {leader}"
+        )
+    seconds = [n for n in nodes if n != heir and n in presence.present and n not in unfit]
+    seconds.sort(
+        key=lambda n: (
+            n not in voters.replicas,
+            nodes[n].identity.host_id == nodes[heir].identity.host_id if heir in nodes else False,
+        )
+    )
+    second = seconds[0] if seconds else None
+    replicas = (second,) if second is not None and second in presence.level else ()
+    learners = frozenset((second,)) if second is not None else frozenset[NodeId]()
+    if replicas == voters.replicas:
+        return Choice(learners=learners)
+    reason = f"{second} is in sync" if replicas else f"{', '.join(voters.replicas)} is out of sync"
+    return Choice(learners=learners, voters=Voters(voters=voters.voters, replicas=replicas), reason=reason)
