@@ -1,0 +1,70 @@
+"""One node with 1,000 observers: 200 decisions a second to each, and telemetry from each every 2 s.
+
+Two processes, one for each side, over the real transport and messages. Decisions go out together every 20 ms, each
+message encoded once; telemetry is folded and made into ticks. It is not passed on to all 1,000: that would be 1,000
+times what 1,000 nodes publish.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cluster.assembly import WIRE
+from benchmarks.cluster.measuring import CannotMeasureError, Sheet
+from benchmarks.results import Result
+
+OBSERVERS = 1000
+CROWD_PERCENT_MAX = 90
+
+
+def run(*, quick: bool) -> list[Result]:
+    """The hub's share of a core, its memory, and the lag of decisions until an observer has them decoded."""
+    sheet = Sheet()
+    seconds = 4.0 if quick else 20.0
+    with tempfile.TemporaryDirectory(prefix="exo-benchmark-") as folder:
+        secret = str(Path(folder) / "secret" / "host.secret")
+        with _child("observer_hub", secret) as hub:
+            address = _line(hub, "address")
+            with _child("observer_crowd", secret, address, str(OBSERVERS)) as crowd:
+                _line(crowd, "connected")
+                _tell(hub, str(seconds))
+                used = _line(hub, "used")
+                heard = _line(crowd, "heard")
+    if used["observers"] < OBSERVERS or heard["cpu_percent"] > CROWD_PERCENT_MAX:
+        raise CannotMeasureError(
+            f"{OBSERVERS - used['observers']} observers were lost, and the process that plays them all used "
+            f"{heard['cpu_percent']:.0f} % of a core, so their lag is its own; measure on a machine with two idle cores"
+        )
+    assert used["frames"] > OBSERVERS * seconds / 4 and heard["messages"] > OBSERVERS * seconds * 10
+    name = f"{OBSERVERS} observers, {WIRE}"
+    sheet.add(f"{name}: the node's processor", used["cpu_percent"], "% of a core", at_most=50)
+    sheet.add(f"{name}: lag p50", heard["p50_ms"], "ms")
+    sheet.add(f"{name}: lag p99", heard["p99_ms"], "ms", at_most=50)
+    sheet.add(f"{name}: the node's memory", used["memory_mb"], "MB")
+    return sheet.results
+
+
+def _child(module: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", f"benchmarks.cluster.{module}", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _tell(process: "subprocess.Popen[str]", line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def _line(process: "subprocess.Popen[str]", key: str) -> Any:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise CannotMeasureError(f"one side of the observers ended before it said {key}")
+    return json.loads(line)[key]
