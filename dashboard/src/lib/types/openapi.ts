@@ -1123,6 +1123,11 @@ export interface components {
             event_id: string;
             /** Index */
             index: number;
+            /**
+             * More
+             * @description How many decisions follow that were made together with it.
+             */
+            more: number;
             /** Origin */
             origin: string;
             /** Seq */

@@ -36,6 +36,8 @@ class DecisionMessage(Shape):
     at: str
     event: dict[str, Any]
     """`type` says which event it is, such as `InstanceCreated`."""
+    more: int
+    """How many decisions follow that were made together with it."""
 
 
 class TelemetryMessage(Shape):
