@@ -7,7 +7,14 @@ import msgspec
 
 from exo.cluster.raft.options import CoreOptions
 from exo.shared.apply import apply_entries
-from exo.shared.types.events import ClusterFormed, Decision, LogEntry, NodeDisconnected, NodeJoined, TermOpened
+from exo.shared.types.events import (
+    ClusterFormed,
+    Decision,
+    LogEntry,
+    NodeDisconnected,
+    NodeJoined,
+    TermOpened,
+)
 from exo.shared.types.ids import EventId, NodeId
 from exo.shared.types.nodes import HostPort, NodeIdentity
 from exo.shared.types.state import State
@@ -167,19 +174,17 @@ class Cluster:
     def has_stopped(self, machine: Machine, why: str) -> None:
         """Others notice soon that the process is gone: most connections are reset."""
         for other in self._machines.values():
-            if other is not machine and other.is_running and self.random.random() < 0.7:
-                if not self.network.is_cut(machine.node_id, other.node_id):
-                    delay_us = self.random.randint(500, 20_000)
-                    self.timeline.after(delay_us, self._lost, other, machine.node_id, True)
+            is_reset = other is not machine and other.is_running and self.random.random() < 0.7
+            if is_reset and not self.network.is_cut(machine.node_id, other.node_id):
+                delay_us = self.random.randint(500, 20_000)
+                self.timeline.after(delay_us, self._lost, other, machine.node_id, True)
         self.on_stop(machine, why)
 
     def watch_failover(self, is_wanted: bool) -> None:
         """Measure from here to the next commit, or do not: something else is wrong too."""
         self._failed_at_us = self.timeline.now_us if is_wanted else None
 
-    def cut(
-        self, sources: Sequence[NodeId], targets: Sequence[NodeId], *, is_one_way: bool = False
-    ) -> None:
+    def cut(self, sources: Sequence[NodeId], targets: Sequence[NodeId], *, is_one_way: bool = False) -> None:
         """Cut links; connections over them end some time later, on both sides."""
         self.network.cut(sources, targets, is_one_way=is_one_way)
         for source in sources:
@@ -214,15 +219,19 @@ class Cluster:
         if leader is None or not leader.up.is_term_committed:
             return False
         last_index = self.ledger.newest.last_index
-        return leader.up.log.last_index == last_index and all(
-            machine.is_running
-            and machine.state.index == last_index
-            and machine.incarnation == leader.incarnation
-            and machine.origin.pending == 0
-            and not (machine.disk.is_forgetful and machine.node_id in leader.up.voters.members)
-            for machine in self._machines.values()
-            if machine.node_id in self.members
-        ) and leader.up.voters.members <= self.members
+        return (
+            leader.up.log.last_index == last_index
+            and all(
+                machine.is_running
+                and machine.state.index == last_index
+                and machine.incarnation == leader.incarnation
+                and machine.origin.pending == 0
+                and not (machine.disk.is_forgetful and machine.node_id in leader.up.voters.members)
+                for machine in self._machines.values()
+                if machine.node_id in self.members
+            )
+            and leader.up.voters.members <= self.members
+        )
 
     def why_not_one(self) -> str:
         """Return what `is_one` waits for."""
@@ -249,6 +258,8 @@ class Cluster:
         began_s = self.timeline.now_s
         while not self.is_one():
             if self.timeline.now_s - began_s > within_s:
-                raise BrokenPromiseError(f"not one cluster {within_s:g} s after it was healed: {self.why_not_one()}")
+                raise BrokenPromiseError(
+                    f"not one cluster {within_s:g} s after it was healed: {self.why_not_one()}"
+                )
             self.run_for(0.1)
         return self.timeline.now_s - began_s

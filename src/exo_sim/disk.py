@@ -48,6 +48,9 @@ class LogCopy:
         self.entries.extend(entries)
 
 
+FAST_US = (300, 2_000)
+"""How long a sync takes on a healthy disk, at least and at most."""
+
 Part = HardState | Snapshot | int | tuple[LogEntry, ...]
 """What reaches the disk whole or not at all; an integer is the index behind which the log is cut."""
 
@@ -77,7 +80,12 @@ class Disk:
     """
 
     def __init__(
-        self, timeline: Timeline, random: Random, *, written: Callable[[int], None], failed: Callable[[], None]
+        self,
+        timeline: Timeline,
+        random: Random,
+        *,
+        written: Callable[[int], None],
+        failed: Callable[[], None],
     ) -> None:
         self._timeline = timeline
         self._random = random
@@ -93,7 +101,7 @@ class Disk:
         self.synced = LogCopy(0, 0)
         self.written = LogCopy(0, 0)
         """With what waits to be synced."""
-        self.sync_us = (300, 2_000)
+        self.sync_us: tuple[int, int] = FAST_US
         self.is_full = False
         self.is_forgetful = False
         """Its log was damaged: what this node acknowledged may be gone, so that it must not vote."""

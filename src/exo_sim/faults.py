@@ -8,6 +8,7 @@ import msgspec
 
 from exo.shared.types.ids import NodeId
 from exo_sim.cluster import Cluster
+from exo_sim.disk import FAST_US
 from exo_sim.machine import Machine
 from exo_sim.network import CALM
 from exo_sim.timeline import US_PER_S
@@ -80,7 +81,7 @@ class Faults:
             machine.is_to_crash_after_vote = False
             machine.clock_rate = 1.0
             machine.disk.is_full = False
-            machine.disk.sync_us = FAST_DISK_US
+            machine.disk.sync_us = FAST_US
             machine.thaw()
             if not machine.is_running:
                 machine.start()
@@ -155,14 +156,19 @@ class Faults:
         if leader is not None and self._random.random() < 0.5:
             here = [leader.node_id]
         else:
-            here = [one.node_id for one in self._random.sample(machines, self._random.randint(1, len(machines) - 1))]
+            here = [
+                one.node_id
+                for one in self._random.sample(machines, self._random.randint(1, len(machines) - 1))
+            ]
         there = [one.node_id for one in machines if one.node_id not in here]
         if is_one_way and self._random.random() < 0.5:
             here, there = there, here
         self._cluster.cut(here, there, is_one_way=is_one_way)
         self._round += 1
         mine = self._round
-        self._tell("", f"{' '.join(here)} {'cannot send to' if is_one_way else 'cut off from'} {' '.join(there)}")
+        self._tell(
+            "", f"{' '.join(here)} {'cannot send to' if is_one_way else 'cut off from'} {' '.join(there)}"
+        )
 
         def heal() -> None:
             if self._round == mine:
@@ -218,7 +224,7 @@ class Faults:
         self._tell(machine.node_id, "its disk is slow from here on")
 
         def fast() -> None:
-            machine.disk.sync_us = FAST_DISK_US
+            machine.disk.sync_us = FAST_US
 
         self._for_a_while(0.5, 5.0, fast)
         return True
@@ -248,7 +254,7 @@ class Faults:
         if voters != cluster.ledger.newest.voters or not voters.members <= cluster.members:
             return False
         if machine.node_id in voters.replicas:
-            return True
+            return len(cluster.members) == 2  # Else it may be about to become one of two voters.
         gone = {one.node_id for one in cluster.machines if one.disk.is_forgetful} | {machine.node_id}
         return machine.node_id in voters.voters and 2 * len(gone & set(voters.voters)) < len(voters.voters)
 
@@ -327,7 +333,7 @@ class Faults:
             and not one.is_frozen
             and one.up.may_vote
             and one.node_id in cluster.members & one.up.voters.members
-            and one.up.voters.members != {one.node_id}
+            and len(one.up.voters.members) > 1
             and one.disk.incarnation == newest
         ]
         if not candidates:
@@ -354,6 +360,3 @@ class Faults:
         survivor.force(forgotten)
         cluster.watch_failover(False)
         return True
-
-
-FAST_DISK_US = (300, 2_000)

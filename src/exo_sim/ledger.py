@@ -153,7 +153,9 @@ class Ledger:
 
     # --- what is committed --------------------------------------------------------------------------------------
 
-    def committed(self, node: Witnessed, entries: Sequence[LogEntry], voters: Voters, *, term_led: int) -> None:
+    def committed(
+        self, node: Witnessed, entries: Sequence[LogEntry], voters: Voters, *, term_led: int
+    ) -> None:
         """A node folds entries: the same ones at the same places as everybody, each of them once."""
         history = self.history(node.incarnation)
         expected = node.state.index + 1
@@ -250,12 +252,16 @@ class Ledger:
         state = node.state
         known = history.states.setdefault(state.index, state)
         if known is not state and known != state:
-            raise BrokenPromiseError(f"{node.node_id} has another state at index {state.index} than others had")
+            raise BrokenPromiseError(
+                f"{node.node_id} has another state at index {state.index} than others had"
+            )
 
     def restored(self, node: Witnessed, index: int, before_index: int) -> None:
         """A node goes on from a snapshot: a newer one than what it had, and of what is committed."""
         if index <= before_index:
-            raise BrokenPromiseError(f"{node.node_id} goes back from index {before_index} to a snapshot at {index}")
+            raise BrokenPromiseError(
+                f"{node.node_id} goes back from index {before_index} to a snapshot at {index}"
+            )
         if index > self.history(node.incarnation).last_index:
             raise BrokenPromiseError(f"{node.node_id} restores a snapshot at {index}, which is not committed")
         if node.state.index != index:
@@ -341,5 +347,9 @@ class Ledger:
         begun = self.histories.pop(incarnation)
         self._leaders = {place: one for place, one in self._leaders.items() if place[0] != incarnation}
         self._openings = {place: one for place, one in self._openings.items() if place[0] != incarnation}
-        if any(isinstance(e.event, HistoryForced) and e.event.incarnation == incarnation for e in begun.entries):
-            raise BrokenPromiseError(f"{node.node_id} has lost incarnation {incarnation}, which was committed")
+        if any(
+            isinstance(e.event, HistoryForced) and e.event.incarnation == incarnation for e in begun.entries
+        ):
+            raise BrokenPromiseError(
+                f"{node.node_id} has lost incarnation {incarnation}, which was committed"
+            )

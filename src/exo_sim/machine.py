@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from exo.cluster.raft.core import Core
-from exo.cluster.raft.messages import InstallSnapshot, PeerMessage, Snapshot, VoteAnswer
+from exo.cluster.raft.messages import InstallSnapshot, Snapshot, VoteAnswer
 from exo.cluster.raft.options import CoreOptions, SnapshotPoint
 from exo.cluster.raft.steps import (
     Commit,
@@ -228,7 +228,9 @@ class Machine:
         self.first_voters = Voters()
         history = self.cluster.ledger.history(self.disk.incarnation)
         self.lost_log_at = history.last_index
-        self.cluster.tell(self.node_id, f"loses its log to bit rot, {self.lost_log_at} entries were committed")
+        self.cluster.tell(
+            self.node_id, f"loses its log to bit rot, {self.lost_log_at} entries were committed"
+        )
 
     # --- time ---------------------------------------------------------------------------------------------------
 
@@ -240,10 +242,9 @@ class Machine:
             return
         self._ticks += 1
         self.take(Tick())
-        if self.core is None:
-            return
-        self.origin.tick()
-        if self.core.role == "leader" and self._ticks % POLICY_TICKS == 0:
+        if self.is_running:
+            self.origin.tick()
+        if self.leads and self._ticks % POLICY_TICKS == 0:
             self._think_about_voters()
 
     def freeze(self) -> None:
@@ -394,9 +395,9 @@ class Machine:
         message = effect.message
         self.cluster.ledger.said(self, effect.to, message)
         self._say(effect.to, message)
-        if self.is_to_crash_after_vote and isinstance(message, VoteAnswer) and message.is_granted:
-            if not message.is_trial:
-                self.stop(f"crashes right after its vote for {effect.to} in term {message.term}")
+        is_vote = isinstance(message, VoteAnswer) and message.is_granted and not message.is_trial
+        if self.is_to_crash_after_vote and is_vote:
+            self.stop(f"crashes right after its vote for {effect.to} in term {message.term}")
 
     def _send_snapshot(self, effect: SendSnapshot) -> None:
         core = self.up
@@ -429,24 +430,23 @@ class Machine:
                 self.origin.decided(entry.event_id)
             if isinstance(entry.event, VotersChanged | HistoryForced):
                 self._voters_changed(entry.index, entry.event)
-        self._look_for_removal()
+        self._look_for_removal(self.state.index, self.state.voters)
         if own_seq:
             self.origin.committed(own_seq)
-        if self.state.index - self.disk.synced.base_index >= self.cluster.snapshot_entries:
-            if self.disk.synced.term_at(self.state.index) == self.state.term:
-                self.disk.save_snapshot(self._snapshot())
+        synced = self.disk.synced
+        is_due = self.state.index - synced.base_index >= self.cluster.snapshot_entries
+        if is_due and synced.term_at(self.state.index) == self.state.term:
+            self.disk.save_snapshot(self._snapshot())
 
     def _voters_changed(self, index: int, event: VotersChanged | HistoryForced) -> None:
         if self.cluster.is_telling and self.leads:
             self.cluster.tell(self.node_id, f"voters are now {describe(event.voters)} (entry {index})")
-        if self.lost_log_at is not None and index > self.lost_log_at:
-            if self.node_id not in event.voters.members:
-                self._removed_since_loss()
+        self._look_for_removal(index, event.voters)
 
-    def _look_for_removal(self) -> None:
-        if self.lost_log_at is not None and self.state.index > self.lost_log_at:
-            if self.node_id not in self.state.voters.members:
-                self._removed_since_loss()
+    def _look_for_removal(self, index: int, voters: Voters) -> None:
+        is_removed = self.node_id not in voters.members
+        if self.lost_log_at is not None and index > self.lost_log_at and is_removed:
+            self._removed_since_loss()
 
     def _removed_since_loss(self) -> None:
         """Nobody counts any more on what it acknowledged. It need not be a voter again: votes it gives are new ones."""
@@ -460,9 +460,11 @@ class Machine:
         before = self.state.index
         self.state = _decoder.decode(effect.snapshot.data)
         if self.cluster.is_telling:
-            self.cluster.tell(self.node_id, f"goes on from a snapshot at {self.state.index}, it was at {before}")
+            self.cluster.tell(
+                self.node_id, f"goes on from a snapshot at {self.state.index}, it was at {before}"
+            )
         self.cluster.ledger.restored(self, effect.snapshot.index, before)
-        self._look_for_removal()
+        self._look_for_removal(self.state.index, self.state.voters)
         own_seq = self.state.last_seq.get(self.node_id, 0)
         if own_seq:
             self.origin.committed(own_seq)
@@ -511,7 +513,9 @@ class Machine:
                 self._say(node_id, Hang(session))
 
     def _distrust(self, effect: Distrust) -> None:
-        raise BrokenPromiseError(f"{self.node_id} distrusts {effect.node_id}, which is honest: {effect.reason}")
+        raise BrokenPromiseError(
+            f"{self.node_id} distrusts {effect.node_id}, which is honest: {effect.reason}"
+        )
 
     def _outlived(self, effect: Outlived) -> None:
         """Begin as a newcomer of the new incarnation."""
@@ -579,5 +583,3 @@ def describe(voters: Voters) -> str:
     """Return who has to agree, for people."""
     text = " ".join(voters.voters)
     return f"{text} with replica {' '.join(voters.replicas)}" if voters.replicas else text
-
-

@@ -1,4 +1,4 @@
-"""A node as somebody who proposes: its outbox, and the conversation with whoever leads. Messages may get lost here too."""
+"""A node as somebody who proposes: its outbox, and the conversation with whoever leads. That may get lost too."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol

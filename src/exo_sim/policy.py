@@ -69,9 +69,7 @@ class PlainPolicy(Policy):
         if view.node_id not in view.members and change is None:
             able = [one for one in voters.voters if one in view.members & view.heard & view.in_step]
             hand_over_to = able[0] if able else None
-        return Wishes(
-            learners=frozenset(learners), voters=change, reason=reason, hand_over_to=hand_over_to
-        )
+        return Wishes(learners=frozenset(learners), voters=change, reason=reason, hand_over_to=hand_over_to)
 
     def _change(self, view: View) -> tuple[Voters | None, str]:
         voters = view.voters
@@ -105,9 +103,7 @@ class PlainPolicy(Policy):
             return _with(voters, spare[0]), f"{spare[0]} is to vote instead of {absent[0]}"
         return None, ""
 
-    def _change_single(
-        self, view: View, wanted_count: int, spare: list[NodeId]
-    ) -> tuple[Voters | None, str]:
+    def _change_single(self, view: View, wanted_count: int, spare: list[NodeId]) -> tuple[Voters | None, str]:
         voters = view.voters
         if not spare:
             return None, ""
@@ -115,7 +111,9 @@ class PlainPolicy(Policy):
             return _with(voters, spare[0]), f"{spare[0]} is to vote"
         missing = [one for one in spare if one not in voters.replicas]
         if missing:
-            return Voters(voters=voters.voters, replicas=(*voters.replicas, missing[0])), f"{missing[0]} is in sync"
+            return Voters(
+                voters=voters.voters, replicas=(*voters.replicas, missing[0])
+            ), f"{missing[0]} is in sync"
         return None, ""
 
     def _shrunk(self, view: View, voters: Voters) -> Voters:

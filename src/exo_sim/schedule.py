@@ -194,7 +194,9 @@ class Schedule:
             return
         for machine in self.cluster.running:
             if machine.leads:
-                machine.decide([self.cluster.fact(machine.node_id) for _ in range(self._random.choice((1, 3)))])
+                machine.decide(
+                    [self.cluster.fact(machine.node_id) for _ in range(self._random.choice((1, 3)))]
+                )
         self.cluster.timeline.after(int(self._random.expovariate(1.5) * US_PER_S), self._decide)
 
     def _read(self) -> None:
