@@ -52,6 +52,10 @@ class ScriptedGroup(Group):
     def is_open(self) -> bool:
         return self._is_open
 
+    @property
+    def has_interfaces(self) -> bool:
+        return self._is_open and bool(self._interfaces)
+
     async def open(self) -> None:
         if "open" in self.failures:
             raise OSError(97, self.failures["open"])

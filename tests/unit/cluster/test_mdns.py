@@ -14,6 +14,8 @@ from exo.cluster.facts import ClusterFacts
 from exo.shared.types.nodes import HostPort
 from support.discoveries import Ear, eventually, facts, with_nodes
 
+LOOPBACK = ("127.0.0.1",)
+
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
@@ -34,7 +36,7 @@ async def test_two_nodes_find_each_other_and_follow_what_changes(lines: list[str
             stranger, namespace=f"other-{namespace}", cluster_address=HostPort("127.0.0.1", 7003)
         ),
     }
-    nodes = {name: MdnsDiscovery(repeat_s=0.2) for name in now}
+    nodes = {name: MdnsDiscovery(only_on=LOOPBACK, repeat_s=0.2) for name in now}
     ears = {name: Ear() for name in now}
 
     def source(name: str) -> ClusterFacts:
@@ -65,10 +67,10 @@ async def test_who_leaves_is_forgotten_and_who_comes_back_is_found() -> None:
     a = facts(f"a-{namespace}", namespace=namespace, cluster_address=HostPort("127.0.0.1", 7001))
     b = facts(f"b-{namespace}", namespace=namespace, cluster_address=HostPort("127.0.0.1", 7002))
     ear = Ear()
-    watcher = MdnsDiscovery(repeat_s=0.1)
+    watcher = MdnsDiscovery(only_on=LOOPBACK, repeat_s=0.1)
 
     async def come_and_go() -> None:
-        task = asyncio.ensure_future(MdnsDiscovery().run(lambda: b, lambda _: None))
+        task = asyncio.ensure_future(MdnsDiscovery(only_on=LOOPBACK).run(lambda: b, lambda _: None))
         ear.sightings.clear()
         await ear.until(lambda: ear.addresses() == {"127.0.0.1:7002"})
         task.cancel()
@@ -90,10 +92,10 @@ async def test_who_leaves_is_forgotten_and_who_comes_back_is_found() -> None:
 async def test_without_a_network_it_says_so_once_and_tries_again(
     error: Exception, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
-    attempts: list[str] = []
+    attempts: list[object] = []
 
-    def refuse(host: str) -> None:
-        attempts.append(host)
+    def refuse(only_on: object) -> None:
+        attempts.append(only_on)
         raise error
 
     monkeypatch.setattr("exo.cluster.discovery.mdns._open", refuse)
@@ -101,7 +103,7 @@ async def test_without_a_network_it_says_so_once_and_tries_again(
     async def story() -> None:
         await eventually(lambda: len(attempts) >= 3)
 
-    await with_nodes({"a": MdnsDiscovery(retry_s=0.01)}, {"a": Ear()}, story)
+    await with_nodes({"a": MdnsDiscovery(only_on=LOOPBACK, retry_s=0.01)}, {"a": Ear()}, story)
     assert len(lines) == 1
     assert (getattr(error, "strerror", None) or str(error) or "EventLoopBlocked") in lines[0]
 
@@ -120,13 +122,35 @@ async def test_a_copied_node_id_is_told_and_the_others_are_found_all_the_same(li
 
     async def copy_comes_later() -> None:
         await ears["third"].until(lambda: ears["third"].addresses() == {"127.0.0.1:7001"})
-        await with_nodes({"copy": MdnsDiscovery(repeat_s=0.2)}, ears, copy_is_told, sources)
+        await with_nodes({"copy": MdnsDiscovery(only_on=LOOPBACK, repeat_s=0.2)}, ears, copy_is_told, sources)
 
     async def copy_is_told() -> None:
         await ears["copy"].until(lambda: "127.0.0.1:7003" in ears["copy"].addresses())
         await eventually(lambda: bool(lines))
 
-    others = {name: MdnsDiscovery(repeat_s=0.2) for name in ("first", "third")}
+    others = {name: MdnsDiscovery(only_on=LOOPBACK, repeat_s=0.2) for name in ("first", "third")}
     await with_nodes(others, ears, copy_comes_later, sources)
     assert len(lines) == 1
     assert "node_id" in lines[0]
+
+
+async def test_a_node_of_loopback_takes_no_part_until_others_can_reach_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[object] = []
+
+    def refuse(only_on: object) -> None:
+        opened.append(only_on)
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr("exo.cluster.discovery.mdns._open", refuse)
+    now = [facts()]
+    discovery = MdnsDiscovery(retry_s=0.01, reread_s=0.01)
+
+    async def story() -> None:
+        await asyncio.sleep(0.1)
+        assert not opened
+        now[0] = facts(cluster_address=HostPort("0.0.0.0", 7))
+        await eventually(lambda: len(opened) >= 2)
+
+    await with_nodes({"a": discovery}, {"a": Ear()}, story, {"a": lambda: now[0]})

@@ -51,9 +51,9 @@ class Group:
         return self._transport is not None
 
     @property
-    def interface_names(self) -> list[str]:
-        """The interfaces on which it hears and speaks."""
-        return [interface.name for interface, _ in self._senders.values()]
+    def has_interfaces(self) -> bool:
+        """There is at least one interface on which it hears and speaks."""
+        return bool(self._senders)
 
     async def open(self) -> None:
         """Bind the port.

@@ -42,9 +42,12 @@ _Unusable = (OSError, RuntimeError, zeroconf.Error)
 class MdnsDiscovery(Discovery):
     """Announces this node as a service and reports the others. What they say is a hint; the handshake decides.
 
-    A node that can only be reached on this host (a loopback address) stays on the loopback interface.
+    A node that can only be reached on this host (a loopback address) takes no part until it can be reached by others:
+    its neighbours on this host hear its beacons, and the port of mDNS is open to the network on whatever interface one
+    takes part.
 
     Args:
+        only_on: Addresses of the interfaces to take part on, whatever the node's address; None: all there are.
         repeat_s: How often those that are there are reported again.
         interfaces: Returns this host's interfaces as they are now.
     """
@@ -52,11 +55,13 @@ class MdnsDiscovery(Discovery):
     def __init__(
         self,
         *,
+        only_on: Sequence[str] | None = None,
         repeat_s: float = REPEAT_S,
         reread_s: float = REREAD_S,
         retry_s: float = RETRY_S,
         interfaces: Callable[[], Sequence[Interface]] = read_interfaces,
     ) -> None:
+        self._only_on = only_on
         self._repeat_s = repeat_s
         self._reread_s = reread_s
         self._retry_s = retry_s
@@ -79,6 +84,7 @@ class MdnsDiscovery(Discovery):
 
     async def run(self, facts: FactsSource, report: Report) -> None:
         while True:
+            await self._until_reachable(facts)
             try:
                 await self._take_part(facts, report)
             except* _Unusable as group:
@@ -87,10 +93,24 @@ class MdnsDiscovery(Discovery):
                 self._say_once(f"nodes are not found by mDNS here ({text})")
             await asyncio.sleep(self._retry_s)
 
+    async def _until_reachable(self, facts: FactsSource) -> None:
+        while self._only_on is None and is_loopback(facts().cluster_address.host):
+            await self._wake_within(self._reread_s)
+
+    async def _wake_within(self, seconds: float) -> bool:
+        """Wait for a nudge for so long; say whether it came."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        self._wake.clear()
+        return True
+
     async def _take_part(self, facts: FactsSource, report: Report) -> None:
         self._names.clear()
         self._known.clear()
-        async with _opened(facts().cluster_address.host) as mdns:
+        async with _opened(self._only_on) as mdns:
             browser = AsyncServiceBrowser(mdns.zeroconf, [SERVICE_TYPE], handlers=[self._changed])
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -107,18 +127,14 @@ class MdnsDiscovery(Discovery):
         interfaces = self._interfaces()
         announced: Announcement | None = None
         while True:
-            self._wake.clear()
             wanted = announce(facts(), interfaces)
             if wanted != announced:
                 await self._register(mdns, wanted, is_update=announced is not None)
                 announced = wanted
             await asyncio.sleep(UPDATE_PAUSE_S)
-            try:
-                async with asyncio.timeout(self._reread_s):
-                    await self._wake.wait()
-            except TimeoutError:
+            if not await self._wake_within(self._reread_s):
                 before, interfaces = interfaces, self._interfaces()
-                if interfaces != before and not is_loopback(facts().cluster_address.host):
+                if interfaces != before and self._only_on is None:
                     await mdns.async_update_interfaces()
 
     async def _register(self, mdns: AsyncZeroconf, wanted: Announcement, *, is_update: bool) -> None:
@@ -203,13 +219,13 @@ class MdnsDiscovery(Discovery):
 
 
 @asynccontextmanager
-async def _opened(host: str) -> AsyncGenerator[AsyncZeroconf]:
-    """Take part in mDNS on the interfaces on which a node at `host` can be reached; say goodbye at the end.
+async def _opened(only_on: Sequence[str] | None) -> AsyncGenerator[AsyncZeroconf]:
+    """Take part in mDNS; say goodbye at the end.
 
     Raises:
         OSError, RuntimeError, zeroconf.Error: There is no network, or no multicast.
     """
-    mdns = _open(host)
+    mdns = _open(only_on)
     try:
         await mdns.zeroconf.async_wait_for_start()
         yield mdns
@@ -218,9 +234,9 @@ async def _opened(host: str) -> AsyncGenerator[AsyncZeroconf]:
             await mdns.async_close()
 
 
-def _open(host: str) -> AsyncZeroconf:
-    if is_loopback(host):
-        return AsyncZeroconf(interfaces=["127.0.0.1"])
+def _open(only_on: Sequence[str] | None) -> AsyncZeroconf:
+    if only_on is not None:
+        return AsyncZeroconf(interfaces=list(only_on))
     try:
         return AsyncZeroconf(ip_version=zeroconf.IPVersion.All)
     except _Unusable:

@@ -124,7 +124,7 @@ class MulticastDiscovery(Discovery):
                 "hear",
                 f"nodes are not found by multicast here ({'; '.join(problems)}); name them with --peer",
             )
-        elif problems:
+        elif problems and not self._said:
             self._say_once("family", f"nodes are found by multicast, but not on {problems[0]}")
 
     async def _speak(self, groups: list[Group], facts: FactsSource, until_s: float) -> None:
@@ -150,8 +150,8 @@ class MulticastDiscovery(Discovery):
             )
             return
         is_near = is_loopback(facts().cluster_address.host)
-        problems = [group.send(beacon, is_loopback_only=is_near) for group in groups if group.is_open]
-        if problems and all(problem is not None for problem in problems):
+        problems = [group.send(beacon, is_loopback_only=is_near) for group in groups if group.has_interfaces]
+        if problems and all(problem is not None for problem in problems) and "hear" not in self._said:
             self._say_once("send", f"beacons cannot be sent here ({problems[0]}); name peers with --peer")
 
     def _say_once(self, what: str, text: str) -> None:
