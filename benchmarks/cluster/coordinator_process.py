@@ -1,6 +1,6 @@
 """A process that does nothing but take part in a cluster: what the core itself costs, without engines and API.
 
-    python -m benchmarks.cluster.coordinator_process HOME SECRET_FILE LISTEN [PEER ...]
+    python -m benchmarks.cluster.coordinator_process HOME LISTEN [PEER ...]
 
 Lines in: JSON objects with the command in `do`; see `Commands`. Lines out: JSON objects with one key, what they are
 about. All times are the machine's monotonic clock, which its processes share.
@@ -192,7 +192,6 @@ async def main(place: Place) -> None:
 
 if __name__ == "__main__":
     own = Place.parse(sys.argv[1:])
-    own.home.mkdir(parents=True, exist_ok=True)
     try:
         import uvloop
     except ImportError:

@@ -1,6 +1,6 @@
 """The 1,000 observers in one process: each has a connection of its own, publishes, and notes how late it hears.
 
-    python -m benchmarks.cluster.observer_crowd SECRET_FILE ADDRESS COUNT
+    python -m benchmarks.cluster.observer_crowd HOME ADDRESS COUNT
 
 Says when all are connected, and how late decisions were when the node hangs up.
 """
@@ -76,9 +76,9 @@ class Crowd:
             return
 
 
-async def main(secret_file: Path, address: HostPort, count: int) -> None:
+async def main(home: Path, address: HostPort, count: int) -> None:
     """Connect all, then observe until the end."""
-    transport, crowd = make_transport(secret_file), Crowd()
+    transport, crowd = make_transport(home), Crowd()
     connections: list[Connection] = []
     limit = anyio.CapacityLimiter(DIALS_AT_ONCE)
     async with anyio.create_task_group() as tasks:

@@ -1,6 +1,6 @@
 """The node that 1,000 observers follow: sends them decisions, takes their telemetry in.
 
-    python -m benchmarks.cluster.observer_hub SECRET_FILE
+    python -m benchmarks.cluster.observer_hub HOME
 
 Says its address; told for how many seconds, it sends and says what that cost, then ends.
 """
@@ -91,10 +91,10 @@ class Hub:
         )
 
 
-async def main(secret_file: Path) -> None:
+async def main(home: Path) -> None:
     """Serve, measure, end."""
     hub = Hub()
-    async with await make_transport(secret_file).listen(HostPort("127.0.0.1", 0)) as listener:
+    async with await make_transport(home).listen(HostPort("127.0.0.1", 0)) as listener:
         print(json.dumps({"address": str(listener.address)}), flush=True)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hub.accept, listener)

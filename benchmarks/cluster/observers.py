@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster.assembly import WIRE
+from benchmarks.cluster.assembly import WIRE, admit
 from benchmarks.cluster.measuring import CannotMeasureError, Sheet
 from benchmarks.results import Result
 
@@ -25,10 +25,12 @@ def run(*, quick: bool) -> list[Result]:
     sheet = Sheet()
     seconds = 4.0 if quick else 20.0
     with tempfile.TemporaryDirectory(prefix="exo-benchmark-") as folder:
-        secret = str(Path(folder) / "secret" / "host.secret")
-        with _child("observer_hub", secret) as hub:
+        homes = [Path(folder) / name for name in ("hub", "crowd")]
+        for home in homes:
+            admit(home)
+        with _child("observer_hub", str(homes[0])) as hub:
             address = _line(hub, "address")
-            with _child("observer_crowd", secret, address, str(OBSERVERS)) as crowd:
+            with _child("observer_crowd", str(homes[1]), address, str(OBSERVERS)) as crowd:
                 _line(crowd, "connected")
                 _tell(hub, str(seconds))
                 used = _line(hub, "used")

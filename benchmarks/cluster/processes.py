@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.cluster.assembly import Place
+from benchmarks.cluster.assembly import Place, admit
 from benchmarks.cluster.measuring import CannotMeasureError
 from exo.shared.types.nodes import HostPort
 
@@ -41,6 +41,7 @@ class CoordinatorProcess:
         """When it began to put itself together, with Python and its modules already there."""
         self._prefix = prefix
         self._errors = place.home.parent / f"{self.name}.err"
+        admit(place.home)
 
     def launch(self) -> None:
         """Start it without waiting."""
@@ -159,7 +160,6 @@ def cluster(count: int) -> Generator[Nodes]:
             CoordinatorProcess(
                 Place(
                     home=Path(folder) / f"node-{number}",
-                    secret_file=Path(folder) / "secret" / "host.secret",
                     listen=address,
                     peers=tuple(other for other in addresses if other != address),
                 )
@@ -191,7 +191,6 @@ def newcomer(nodes: Nodes, name: str) -> CoordinatorProcess:
     return CoordinatorProcess(
         Place(
             home=place.home.parent / name,
-            secret_file=place.secret_file,
             listen=free_addresses(1)[0],
             peers=tuple(node.place.listen for node in nodes),
         )

@@ -21,9 +21,13 @@ def run(*, quick: bool) -> list[Result]:
         for node in nodes:
             node.ask("record", "recording")
         _submit(nodes, 1.0)  # Connections are open, code is warm.
+        cpu_s, began_s = [node.cpu_s() for node in nodes], time.monotonic()
         times_ms = _submit(nodes, seconds)
+        past_s = time.monotonic() - began_s
+        shares = [(node.cpu_s() - before) / past_s * 100 for node, before in zip(nodes, cpu_s, strict=True)]
     sheet.add(f"submit to applied on all, {PER_S}/s, {WIRE}, p50", percentile(times_ms, 50), "ms", at_most=5)
     sheet.add(f"submit to applied on all, {PER_S}/s, {WIRE}, p99", percentile(times_ms, 99), "ms", at_most=25)
+    sheet.add(f"submit at {PER_S}/s: the busiest node's processor", max(shares), "% of a core")
     return sheet.results
 
 
