@@ -197,3 +197,57 @@ def test_a_stranger_cannot_announce_a_long_frame() -> None:
     trusted = FrameSplitter()
     trusted.trust()
     assert list(trusted.feed(struct.pack(">IB", HANDSHAKE_BYTES_MAX + 2, Kind.MESSAGE))) == []
+
+
+def naive_frames(stream: bytes, payload_bytes_max: int) -> tuple[list[tuple[Kind, bytes]], bool]:
+    """Return the frames of a whole stream, and whether it then goes wrong: the splitter's oracle."""
+    frames: list[tuple[Kind, bytes]] = []
+    kinds = {int(kind) for kind in Kind}
+    while len(stream) >= 5:
+        length, kind = struct.unpack(">IB", stream[:5])
+        if length < 1 or length > payload_bytes_max + 1:
+            return frames, True
+        if len(stream) < 4 + length:
+            return frames, False
+        if kind not in kinds:
+            return frames, True
+        frames.append((Kind(kind), stream[5 : 4 + length]))
+        stream = stream[4 + length :]
+    return frames, False
+
+
+_some_frame = st.builds(encode_frame, st.sampled_from(list(Kind)), st.binary(max_size=40))
+_odd_frame = st.builds(
+    lambda length, kind, rest: struct.pack(">IB", length, kind) + rest,
+    st.one_of(st.integers(0, 60), st.integers(0, 2**32 - 1)),
+    st.integers(0, 255),
+    st.binary(max_size=60),
+)
+
+
+@given(
+    st.lists(st.one_of(_some_frame, _odd_frame, st.binary(max_size=20)), max_size=6),
+    st.lists(st.integers(1, 70)),
+    st.integers(10, 60),
+)
+def test_any_bytes_cut_anywhere_give_the_same_frames_and_the_same_end(
+    parts: list[bytes], cuts: list[int], payload_bytes_max: int
+) -> None:
+    stream = b"".join(parts)
+    wanted, is_wrong = naive_frames(stream, payload_bytes_max)
+    splitter = FrameSplitter()
+    splitter.trust(payload_bytes_max)
+    found: list[tuple[Kind, bytes]] = []
+    sizes = [*cuts, len(stream)]
+    try:
+        while stream:
+            size = sizes.pop(0) if sizes else len(stream)
+            piece, stream = stream[:size], stream[size:]
+            found.extend(splitter.feed(piece))
+            kept = splitter._buffer  # pyright: ignore[reportPrivateUsage]
+            assert len(kept) <= payload_bytes_max + 5
+    except FrameError:
+        assert is_wrong
+    else:
+        assert not is_wrong
+    assert found == wanted

@@ -25,8 +25,8 @@ STRANGERS_PER_HOST_MAX = 32
 """Of them from one other host, so that none can take all the room."""
 _BACKLOG = 1024
 """A cluster's nodes all come back at once after the network was away."""
-_REBIND_TIMEOUT_S = 1.0
-"""For the event loop to let go of the socket before."""
+_LET_GO_TURNS = 1000
+"""Of a millisecond, for the event loop to close a socket: uvloop does it in a later turn."""
 
 
 class TcpListener(Listener, ConnectionOwner):
@@ -52,6 +52,7 @@ class TcpListener(Listener, ConnectionOwner):
         self._track = track
         self._limits = limits
         self._servers: list[asyncio.Server] = []
+        self._sockets: list[socket.socket] = []
         self._address = HostPort("", 0)
         self._strangers: dict[TcpConnection, asyncio.TimerHandle] = {}
         self._enrolling: dict[TcpConnection, asyncio.Task[None]] = {}
@@ -71,10 +72,10 @@ class TcpListener(Listener, ConnectionOwner):
         Raises:
             OSError: The port is in use, or the address is not this host's.
         """
-        sockets = await _bind(address)
+        self._sockets = await _bind(address)
         loop = asyncio.get_running_loop()
-        self._address = HostPort(address.host, sockets[0].getsockname()[1])
-        for handle in sockets:
+        self._address = HostPort(*self._sockets[0].getsockname()[:2])
+        for handle in self._sockets:
             self._servers.append(await loop.create_server(self._make, sock=handle, backlog=_BACKLOG))
 
     async def accept(self) -> Connection:
@@ -90,16 +91,20 @@ class TcpListener(Listener, ConnectionOwner):
             return
         self._gate.require_listenable(host)
         before = self._address
-        self._close_servers()
         # Linux lets nobody listen on all addresses of a port while somebody listens on one of them.
+        await self._let_go()
         try:
-            await self._reopen(HostPort(host, before.port))
+            await self.open(HostPort(host, before.port))
         except OSError as error:
-            await self._reopen(before)
+            await self._let_go()
+            await self.open(before)
             raise ConfigurationError(
                 f"cannot listen for other nodes on {HostPort(host, before.port)}: {error.strerror or error}; "
                 f"this node stays on {before}"
             ) from error
+        finally:
+            if self._is_closed:
+                self._close_servers()
 
     async def close(self) -> None:
         if self._is_closed:
@@ -120,16 +125,14 @@ class TcpListener(Listener, ConnectionOwner):
             server.close()
         self._servers.clear()
 
-    async def _reopen(self, address: HostPort) -> None:
-        loop = asyncio.get_running_loop()
-        give_up_s = loop.time() + _REBIND_TIMEOUT_S
-        while True:
-            try:
-                return await self.open(address)
-            except OSError:
-                if loop.time() > give_up_s:
-                    raise
-            await asyncio.sleep(0.01)
+    async def _let_go(self) -> None:
+        """Return when nothing holds the port any more."""
+        sockets, self._sockets = self._sockets, []
+        self._close_servers()
+        for _ in range(_LET_GO_TURNS):
+            if all(handle.fileno() == -1 for handle in sockets):
+                return
+            await asyncio.sleep(0.001)
 
     # --- ConnectionOwner ----------------------------------------------------------------------------------------
 

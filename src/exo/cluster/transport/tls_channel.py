@@ -139,5 +139,6 @@ class TlsChannel(Channel):
         except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
             pass
         except ssl.SSLError as error:
+            self.can_seal = False
             raise explain_tls_error(error, self._peer) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
