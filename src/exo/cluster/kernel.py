@@ -468,7 +468,7 @@ class Kernel:
             if isinstance(entry.event, ClusterDissolved):
                 self.redirected_to = entry.event.address
             if entry.origin == self.node_id:
-                self.proposals.committed(self.cluster_id, entry.seq, entry.index)
+                self.proposals.committed(self.cluster_id, entry.seq, entry.index, entry.event_id)
         node = self.state.nodes.get(self.node_id)
         if node is not None and node.identity.boot_id == self.boot_id:
             self.identity = node.identity

@@ -1,16 +1,21 @@
 """The origin's side of exactly-once: proposals in order, numbered when they are sent, sent again when in doubt. Pure.
 
 The master admits an origin's proposal only when its first number is the last admitted one plus 1. Numbers are given
-as late as possible, so that a proposal that was never sent can be withdrawn without leaving a hole.
+as late as possible, so that a proposal that was never sent can be withdrawn without leaving a hole. Once given, a
+number stays bound to its proposal: it may be in the log of a master that is cut off and leads again later.
+
+What a master decides itself, void in any other term, goes without a number: it must not take one that is bound to a
+fact which this node offered to an earlier master.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from exo.cluster.wire import ProposedEvent
-from exo.shared.types.ids import ClusterId
+from exo.shared.types.events import TermOpened
+from exo.shared.types.ids import ClusterId, EventId
 
 Fence = tuple[ClusterId | None, int]
 """The cluster and term in which a proposal was made, where it is void in any other."""
@@ -27,7 +32,7 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Numbered(msgspec.Struct, frozen=True):
-    """A proposal with the numbers it was sent under."""
+    """A proposal with the numbers it was sent under; `first_seq` is 0 for a master's own decision."""
 
     first_seq: int
     proposal: Proposal
@@ -42,7 +47,11 @@ class Outbox:
 
     def __init__(self) -> None:
         self._waiting: deque[Proposal] = deque()
+        self._again: deque[Numbered] = deque()
+        """Sent to an earlier master that may not have admitted it: to be sent again, under the same numbers."""
         self._sent: deque[Numbered] = deque()
+        self._decided: dict[EventId, int] = {}
+        """Tickets of what this node decided as the master of the present term, by the last event."""
         self._cluster_id: ClusterId | None = None
         self._next_seq: int | None = None
 
@@ -54,15 +63,14 @@ class Outbox:
     @property
     def has_waiting(self) -> bool:
         """Something can be sent now."""
-        return bool(self._waiting) and self._next_seq is not None
+        return bool(self._again or self._waiting) and self._next_seq is not None
 
     def has_fenced(self) -> bool:
         """Some decision is under way that only the present term may commit."""
-        held: Iterable[Proposal] = (*self._waiting, *(one.proposal for one in self._sent))
-        return any(proposal.fence is not None for proposal in held)
+        return bool(self._decided) or any(proposal.fence is not None for proposal in self._waiting)
 
     def add(self, proposal: Proposal, *, is_first: bool = False) -> None:
-        """Queue a proposal behind the others, or before all that were not sent yet."""
+        """Queue a proposal behind the others, or before all that were never sent."""
         if is_first:
             self._waiting.appendleft(proposal)
         else:
@@ -71,23 +79,38 @@ class Outbox:
     def begin(self, cluster_id: ClusterId, term: int, last_seq: int) -> list[int]:
         """A master was found that has admitted this origin's proposals up to `last_seq`.
 
-        What it admitted is awaited, the rest is sent again. Returns the tickets of proposals that are void
-        because they were made for another cluster or term.
+        What it admitted is awaited, the rest is sent again. Returns the tickets of proposals that are void because
+        they were decided in another cluster or term; whether an earlier master's decision is committed is unknown.
         """
-        in_doubt = self._sent
-        self._sent = deque()
-        again: list[Proposal] = []
-        for one in in_doubt:
-            if cluster_id == self._cluster_id and one.last_seq <= last_seq:
-                self._sent.append(one)
-            else:
-                again.append(one.proposal)
-        wanted = [*again, *self._waiting]
-        void = [proposal for proposal in wanted if proposal.fence not in (None, (cluster_id, term))]
-        self._waiting = deque(proposal for proposal in wanted if proposal.fence in (None, (cluster_id, term)))
-        self._cluster_id = cluster_id
+        in_doubt = [*self._sent, *self._again]
+        self._sent.clear()
+        self._again.clear()
         self._next_seq = last_seq + 1
-        return [proposal.ticket for proposal in void]
+        if cluster_id == self._cluster_id:
+            for one in in_doubt:
+                (self._sent if one.last_seq <= last_seq else self._again).append(one)
+            self._renumber()
+        else:
+            self._waiting.extendleft(one.proposal for one in reversed(in_doubt))
+        void = list(self._decided.values())
+        self._decided.clear()
+        position: Fence = (cluster_id, term)
+        void += [one.ticket for one in self._waiting if one.fence not in (None, position)]
+        self._waiting = deque(one for one in self._waiting if one.fence in (None, position))
+        self._cluster_id = cluster_id
+        return void
+
+    def _renumber(self) -> None:
+        """Keep the numbers of what is sent again, unless the master counts on from elsewhere.
+
+        That happens where the history was begun anew by force, or where an earlier boot of this node had used them.
+        """
+        seq = self._next_seq or 0
+        if self._again and self._again[0].first_seq != seq:
+            again, self._again = self._again, deque()
+            for one in again:
+                self._again.append(Numbered(seq, one.proposal))
+                seq += len(one.proposal.events)
 
     def pause(self) -> None:
         """The master is lost; nothing is sent until the next `begin`."""
@@ -98,18 +121,42 @@ class Outbox:
         if self._next_seq is None:
             return ()
         taken: list[Numbered] = []
+        opening: list[Numbered] = []
+        while self._again:
+            taken.append(self._again.popleft())
+            self._next_seq = taken[-1].last_seq + 1
         while self._waiting:
-            one = Numbered(self._next_seq, self._waiting.popleft())
-            self._next_seq = one.last_seq + 1
-            taken.append(one)
-        self._sent.extend(taken)
-        return taken
+            proposal = self._waiting.popleft()
+            if proposal.fence is None:
+                taken.append(Numbered(self._next_seq, proposal))
+                self._next_seq = taken[-1].last_seq + 1
+                continue
+            self._decided[proposal.events[-1].event_id] = proposal.ticket
+            # A term is opened before anything else is admitted in it, even what is sent again.
+            is_opening = any(isinstance(one.event, TermOpened) for one in proposal.events)
+            (opening if is_opening else taken).append(Numbered(0, proposal))
+        self._sent.extend(one for one in taken if one.first_seq)
+        return [*opening, *taken]
 
-    def committed(self, seq: int) -> list[int]:
-        """This origin's proposals up to number `seq` are committed. Returns the tickets of those that end here."""
+    def committed(self, seq: int, event_id: EventId | None = None) -> list[int]:
+        """This origin's proposals up to number `seq` are committed. Returns the tickets of those that end here.
+
+        Args:
+            seq: Of the event, or the highest in a snapshot.
+            event_id: Of the event; None where only the number is known. When it is not the event that was sent under
+                that number, an earlier boot of this node sent another one, and what was sent is sent again.
+        """
         tickets: list[int] = []
+        decided = self._decided.pop(event_id, None) if event_id is not None else None
+        if decided is not None:
+            return [decided]
         while self._sent and self._sent[0].last_seq <= seq:
-            tickets.append(self._sent.popleft().proposal.ticket)
+            one = self._sent.popleft()
+            is_other = one.last_seq == seq and event_id not in (None, one.proposal.events[-1].event_id)
+            if is_other:
+                self._waiting.appendleft(one.proposal)
+            else:
+                tickets.append(one.proposal.ticket)
         return tickets
 
     def withdraw(self, ticket: int) -> bool:

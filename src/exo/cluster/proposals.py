@@ -8,27 +8,19 @@ from exo.cluster.outbox import Fence, Numbered, Outbox, Proposal
 from exo.cluster.wire import PROPOSAL_BYTES_MAX, Propose, ProposedEvent, encode_checked
 from exo.shared.errors import NoMasterError
 from exo.shared.types.events import (
-    ClusterFormed,
     Decision,
-    InstanceCreated,
-    InstanceDeleted,
-    InstanceRestarted,
-    NodeDisconnected,
-    TermOpened,
+    DeviceAppeared,
+    DeviceLost,
+    NodeJoined,
+    NodeModelsChanged,
+    StageChanged,
 )
 from exo.shared.types.ids import ClusterId, EventId
 
-MASTER_DECISIONS = (
-    ClusterFormed,
-    TermOpened,
-    NodeDisconnected,
-    InstanceCreated,
-    InstanceDeleted,
-    InstanceRestarted,
-)
-"""What a master decides on the state it sees. Proposed in one term, it is void in any other: a master that was
-replaced meanwhile must not have its decision committed on a state that it never saw. Everything else is a node's
-fact about itself, and true whoever leads."""
+FACTS = (NodeJoined, NodeModelsChanged, DeviceAppeared, DeviceLost, StageChanged)
+"""What a node says of itself: true whoever leads, so it is offered to one master after the other until it is committed.
+Everything else a master decides on the state that it sees. Proposed in one term, it is void in any other: a master that
+was replaced meanwhile must not have its decision committed on a state that it never saw."""
 
 
 class Proposals:
@@ -76,7 +68,7 @@ class Proposals:
             events=tuple(ProposedEvent(event_id=EventId(self._new_id()), event=event) for event in events),
             cause_id=cause_id,
             at=self._wall_clock(),
-            fence=position if any(isinstance(event, MASTER_DECISIONS) for event in events) else None,
+            fence=None if all(isinstance(event, FACTS) for event in events) else position,
         )
         trial = Propose(
             term=0, first_seq=0, cause_id=proposal.cause_id, at=proposal.at, events=proposal.events
@@ -112,11 +104,13 @@ class Proposals:
     def take(self) -> Sequence[Numbered]:
         return self._outbox.take()
 
-    def committed(self, cluster_id: ClusterId | None, seq: int, index: int) -> None:
-        """The cluster has committed this node's proposals up to `seq`, at the latest at `index`."""
+    def committed(
+        self, cluster_id: ClusterId | None, seq: int, index: int, event_id: EventId | None = None
+    ) -> None:
+        """The cluster has committed this node's proposals up to `seq`, at the latest at `index`; see Outbox."""
         if self._outbox.cluster_id != cluster_id:
             return
-        for ticket in self._outbox.committed(seq):
+        for ticket in self._outbox.committed(seq, event_id):
             future = self._futures.pop(ticket, None)
             if future is not None and not future.done():
                 future.set_result(index)

@@ -65,30 +65,46 @@ def test_another_cluster_has_admitted_nothing_of_it() -> None:
     assert sent(outbox) == [(31, 1)]
 
 
-def test_a_decision_of_another_term_is_void_unless_it_was_admitted() -> None:
+def test_a_decision_goes_without_a_number_and_is_void_in_another_term() -> None:
     outbox = Outbox()
     outbox.begin(X, 1, 0)
     outbox.add(proposal(1, fence=(X, 1)))
     outbox.add(proposal(2, fence=(X, 1)))
     outbox.add(proposal(3))
-    sent(outbox)
+    assert sent(outbox) == [(0, 1), (0, 2), (1, 3)]
     outbox.add(proposal(4, fence=(X, 1)))
     assert outbox.has_fenced()
+    assert outbox.committed(0, EventId("1.0")) == [1]
     outbox.pause()
     assert outbox.begin(X, 2, 1) == [2, 4]
-    assert sent(outbox) == [(2, 3)]
-    assert outbox.committed(2) == [1, 3]
+    assert sent(outbox) == []
+    assert outbox.committed(1) == [3]
     assert not outbox.has_fenced()
 
 
-def test_the_same_master_again_gets_its_decisions_again() -> None:
+def test_a_number_stays_bound_to_what_was_sent_under_it() -> None:
     outbox = Outbox()
-    outbox.begin(X, 1, 0)
-    outbox.add(proposal(1, fence=(X, 1)))
-    sent(outbox)
-    outbox.pause()
-    assert outbox.begin(X, 1, 0) == []
-    assert sent(outbox) == [(1, 1)]
+    outbox.begin(X, 1, 4)
+    outbox.add(proposal(1))
+    outbox.add(proposal(2))
+    assert sent(outbox) == [(5, 1), (6, 2)]
+    outbox.begin(X, 2, 4)  # Another master, which has admitted neither.
+    outbox.add(proposal(3), is_first=True)
+    assert sent(outbox) == [(5, 1), (6, 2), (7, 3)]
+    outbox.begin(X, 3, 6)  # The first one leads again, with both in its log.
+    assert sent(outbox) == [(7, 3)]
+    assert outbox.committed(6) == [1, 2]
+
+
+def test_what_an_earlier_boot_sent_under_the_same_number_is_not_taken_for_this() -> None:
+    outbox = Outbox()
+    outbox.begin(X, 1, 4)
+    outbox.add(proposal(1))
+    assert sent(outbox) == [(5, 1)]
+    outbox.begin(X, 2, 5)
+    assert outbox.committed(5, EventId("of an earlier boot")) == []
+    assert sent(outbox) == [(6, 1)]
+    assert outbox.committed(6, EventId("1.0")) == [1]
 
 
 def test_only_what_was_never_sent_can_be_withdrawn() -> None:
