@@ -174,7 +174,7 @@ class PeersFileDiscovery(Discovery):
             return False
         has_changed = found != self._peers
         if has_changed or self._problem:
-            logger.info("{} peers are named in {}", len(found), self._path)
+            logger.info("peers named in {}: {}", self._path, len(found))
         self._problem, self._peers, self._is_read = "", found, True
         return has_changed
 
