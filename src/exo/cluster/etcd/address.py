@@ -48,13 +48,13 @@ def parse_etcd_url(url: str) -> EtcdAddress:
         raise _wrong(url, "it begins neither with etcd:// nor with etcds://")
     if "@" in parts.netloc:
         raise _wrong(url, "a password in a URL can be read by others: use ?user=NAME&password_file=PATH")
-    if parts.path not in ("", "/") or parts.fragment:
-        raise _wrong(url, f"{parts.path or parts.fragment!r} has no meaning there: use ?prefix=NAME")
     try:
         endpoints = tuple(HostPort.parse(text, ETCD_PORT) for text in parts.netloc.split(","))
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError as error:
         raise _wrong(url, str(error)) from error
+    if parts.path not in ("", "/") or parts.fragment:
+        raise _wrong(url, f"{parts.path or parts.fragment!r} has no meaning there: use ?prefix=NAME")
     options = dict(pairs)
     if len(options) < len(pairs):
         raise _wrong(url, "an option is given twice")

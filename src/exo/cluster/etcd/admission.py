@@ -1,42 +1,43 @@
-"""A master's admission of proposals: each origin's in order and once, given their places in the log. Pure."""
+"""What a master has admitted and not committed yet, cut into commits of a bounded size. Pure."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from exo.cluster.etcd.records import BATCH_BYTES_MAX, encode_batch
+from exo.cluster.raft.admission import Admission
+from exo.cluster.raft.steps import Propose
 from exo.cluster.wire import ProposedEvent
 from exo.shared.types.events import LogEntry, NodeDisconnected, NodeJoined
 from exo.shared.types.ids import NodeId
 
+_LARGEST = 2**62
 
-def entries_of(
-    events: Sequence[ProposedEvent],
-    *,
-    index: int,
-    term: int,
-    origin: NodeId,
-    first_seq: int,
-    cause_id: str,
-    at: str,
-) -> tuple[LogEntry, ...]:
-    """Return a proposal's entries; `index` is that of the first."""
-    return tuple(
+
+def commit_bytes(events: Sequence[ProposedEvent], *, origin: NodeId, cause_id: str, at: str) -> int:
+    """Return how long a proposal's entries are at most, wherever they come to stand in the log.
+
+    Raises:
+        OverflowError, ValueError, TypeError: They cannot be encoded.
+    """
+    entries = tuple(
         LogEntry(
-            index=index + position,
-            term=term,
+            index=_LARGEST,
+            term=_LARGEST,
             event_id=proposed.event_id,
             cause_id=cause_id,
             origin=origin,
-            seq=first_seq + position,
+            seq=_LARGEST,
             at=at,
             event=proposed.event,
+            more=_LARGEST,
         )
-        for position, proposed in enumerate(events)
+        for proposed in events
     )
+    return len(encode_batch(entries))
 
 
-class Admission:
-    """One term's: what is admitted and waits to be committed.
+class Intake:
+    """One term's.
 
     Args:
         term: Of the master.
@@ -48,12 +49,13 @@ class Admission:
     def __init__(
         self, *, term: int, index: int, last_seq: Mapping[NodeId, int], connected: Iterable[NodeId]
     ) -> None:
-        self.term = term
         self.connected = set(connected)
         """Members that are connected once everything admitted is committed."""
+        self._term = term
         self._last_index = index
-        self._last_seq = dict(last_seq)
-        self._waiting: deque[tuple[tuple[LogEntry, ...], int]] = deque()
+        self._admission = Admission(last_seq)
+        self._admission.begin(())
+        self._waiting: deque[tuple[Sequence[LogEntry], int]] = deque()
 
     @property
     def has_waiting(self) -> bool:
@@ -61,42 +63,23 @@ class Admission:
 
     def last_seq(self, origin: NodeId) -> int:
         """Return the number of the origin's last admitted event."""
-        return self._last_seq.get(origin, 0)
+        return self._admission.last_seq(origin)
 
-    def admit(
-        self,
-        origin: NodeId,
-        *,
-        term: int,
-        first_seq: int,
-        cause_id: str,
-        at: str,
-        events: Sequence[ProposedEvent],
-    ) -> str | None:
+    def admit(self, message: Propose) -> str | None:
         """Take a proposal in; return why not, or None. One that was admitted before counts as taken in."""
-        if term != self.term:
-            return f"it is for term {term}, this is term {self.term}"
-        expected = self.last_seq(origin) + 1
-        last = first_seq + len(events) - 1
-        if last < expected:
-            return None
-        if first_seq != expected:
-            return f"proposal {first_seq} where {expected} was expected"
-        entries = entries_of(
-            events,
-            index=self._last_index + 1,
-            term=term,
-            origin=origin,
-            first_seq=first_seq,
-            cause_id=cause_id,
-            at=at,
+        if message.term != self._term:
+            return f"it is for term {message.term}, this is term {self._term}"
+        size_bytes = commit_bytes(
+            message.events, origin=message.origin, cause_id=message.cause_id, at=message.at
         )
-        size_bytes = len(encode_batch(entries))
         if size_bytes > BATCH_BYTES_MAX:
             return f"decisions of {size_bytes} bytes; at most {BATCH_BYTES_MAX} fit into one commit"
-        self._waiting.append((entries, size_bytes))
+        entries = self._admission.admit(message, index=self._last_index + 1)
+        if isinstance(entries, str):
+            return entries
+        if entries:
+            self._waiting.append((entries, size_bytes))
         self._last_index += len(entries)
-        self._last_seq[origin] = last
         for entry in entries:
             if isinstance(entry.event, NodeJoined):
                 self.connected.add(entry.event.identity.node_id)

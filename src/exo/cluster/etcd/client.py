@@ -40,6 +40,9 @@ BYTES_PER_S_MIN = 256 * 1024
 WHOLE_ANSWER_S = 30.0
 """The longest that an answer may take that never pauses."""
 
+_TRANSPORT_ERRORS = (httpx.HTTPError, OSError)
+"""Time-outs are OSErrors, and so are those of TLS, which httpx lets through as they are."""
+
 T = TypeVar("T")
 
 
@@ -116,29 +119,29 @@ class EtcdClient:
         request = Watch(
             create_request=CreateWatch(key=key, range_end=range_end, start_revision=start_revision)
         )
+        try:
+            with anyio.fail_after(2 * self._timeout_s):
+                response = await self._open_stream(url + "/v3/watch", msgspec.json.encode(request))
+        except _TRANSPORT_ERRORS as error:
+            raise self._noted(transport_fault(url, error)) from error
+        try:
+            if response.status_code != 200:
+                raise self._noted(answer_fault(url, response.status_code, await response.aread()))
+            async for line in response.aiter_lines():
+                if line:
+                    yield self._watched(url, line)
+        except _TRANSPORT_ERRORS as error:
+            raise self._noted(transport_fault(url, error)) from error
+        finally:
+            await response.aclose()
+        raise self._noted(EtcdUnreachableError(f"etcd at {url} ended the watch; see whether it is stopping"))
+
+    async def _open_stream(self, url: str, content: bytes) -> httpx.Response:
         # A member that loses the others would stay silent for ever: it shall end the stream instead.
         headers = {**await self._headers(), "Grpc-Metadata-Hasleader": "true"}
         timeout = httpx.Timeout(self._timeout_s, read=None)
-        try:
-            async with self._http.stream(
-                "POST",
-                f"{url}/v3/watch",
-                content=msgspec.json.encode(request),
-                headers=headers,
-                timeout=timeout,
-            ) as response:
-                if response.status_code != 200:
-                    raise self._noted(answer_fault(url, response.status_code, await response.aread()))
-                lines = response.aiter_lines()
-                with anyio.fail_after(self._timeout_s):
-                    first = await anext(lines, "")
-                yield self._watched(url, first)
-                async for line in lines:
-                    if line:
-                        yield self._watched(url, line)
-        except (httpx.HTTPError, TimeoutError) as error:
-            raise self._noted(transport_fault(url, error)) from error
-        raise self._noted(EtcdUnreachableError(f"etcd at {url} ended the watch; see whether it is stopping"))
+        request = self._http.build_request("POST", url, content=content, headers=headers, timeout=timeout)
+        return await self._http.send(request, stream=True)
 
     def _watched(self, url: str, line: str) -> WatchAnswer:
         parsed = _decode(url, line.encode(), WatchLine)
@@ -190,7 +193,7 @@ class EtcdClient:
         try:
             with anyio.fail_after(WHOLE_ANSWER_S):
                 return await self._http.post(url + path, content=content, headers=headers, timeout=timeout)
-        except (httpx.HTTPError, TimeoutError) as error:
+        except _TRANSPORT_ERRORS as error:
             fault = transport_fault(url, error)
             if isinstance(fault, EtcdRefusedError):
                 raise _EndpointRefusedError(fault) from error

@@ -2,7 +2,7 @@
 
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import httpx
 import msgspec
@@ -44,12 +44,35 @@ def transport_fault(url: str, error: Exception) -> EtcdError:
         return EtcdUnreachableError(
             f"etcd at {url} gave no answer in time; see whether it runs and is not cut off"
         )
-    numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
-    reason = os.strerror(numbers[0]) if numbers else None
-    what = "cannot be reached" if isinstance(error, httpx.ConnectError) else "ended the connection"
-    return EtcdUnreachableError(
-        f"etcd at {url} {what} ({reason or error or type(error).__name__}); start it, or correct --coordinator"
-    )
+    reason = _reason(causes) or str(error) or "it hung up"
+    if isinstance(error, httpx.ConnectError) and url.startswith("https:") and _began(causes):
+        return EtcdUnreachableError(
+            f"etcd at {url} ended the connection before it was secure ({reason}); use etcd:// if it speaks no TLS"
+        )
+    if isinstance(error, httpx.ConnectError):
+        return EtcdUnreachableError(
+            f"etcd at {url} cannot be reached ({reason}); start it, or correct --coordinator"
+        )
+    # An alert over a missing certificate is often lost on the way, and only the end of the connection is seen.
+    hint = ""
+    if url.startswith("https:"):
+        hint = ", or give ?cert=PATH&key=PATH if it wants certificates"
+    elif isinstance(error, httpx.RemoteProtocolError):
+        hint = ", or use etcds:// if it wants TLS"
+    return EtcdUnreachableError(f"etcd at {url} ended the connection ({reason}); see whether it runs{hint}")
+
+
+def _reason(causes: Sequence[BaseException]) -> str | None:
+    for cause in causes:
+        # The numbers of TLS are others than the system's.
+        if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
+            return os.strerror(cause.errno)
+    return None
+
+
+def _began(causes: Sequence[BaseException]) -> bool:
+    """Say whether TLS had begun."""
+    return any(isinstance(cause, ssl.SSLError) for cause in causes)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -117,4 +140,5 @@ def failure_fault(url: str, code: int, text: str) -> EtcdError:
 
 def is_unauthenticated(code: int, text: str) -> bool:
     """Say whether a new token may help."""
-    return code == _UNAUTHENTICATED or "user name is empty" in text or "auth store is old" in text
+    signs = ("user name is empty", "auth store is old", "invalid auth token")
+    return code == _UNAUTHENTICATED or any(sign in text for sign in signs)

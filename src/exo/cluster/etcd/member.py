@@ -9,11 +9,11 @@ from loguru import logger
 from exo.cluster.board import Board
 from exo.cluster.coordinator import Leadership
 from exo.cluster.errors import UnsendableError
-from exo.cluster.etcd.admission import entries_of
+from exo.cluster.etcd.admission import commit_bytes
 from exo.cluster.etcd.errors import LogGapError
 from exo.cluster.etcd.link import Link
 from exo.cluster.etcd.options import EtcdOptions
-from exo.cluster.etcd.records import BATCH_BYTES_MAX, encode_batch
+from exo.cluster.etcd.records import BATCH_BYTES_MAX
 from exo.cluster.etcd.seat import Seat
 from exo.cluster.etcd.store import Hold, MasterSeen
 from exo.cluster.lane import Lane
@@ -32,7 +32,6 @@ from exo.shared.types.state import State
 INCARNATION = 1
 """etcd's history is never begun anew by force under the same cluster id."""
 _TRIAL_ID = EventId("0" * 32)
-_TRIAL_NUMBER = 2**62
 
 
 class Member:
@@ -218,7 +217,7 @@ class Member:
         self.recent.add(news)
         for entry in news:
             if entry.origin == self.node_id:
-                self.proposals.committed(self.state.cluster_id, entry.seq, entry.index)
+                self.proposals.committed(self.state.cluster_id, entry.seq, entry.index, entry.event_id)
         self._moved_on(was_member=was_member)
 
     def go_on_from(self, state: State) -> None:
@@ -270,17 +269,9 @@ class Member:
         return self.proposals.add(events, cause_id, position=(self._cluster_id, self.term), is_first=is_first)
 
     def _check_size(self, events: Sequence[Decision], cause_id: str) -> None:
-        trial = entries_of(
-            [ProposedEvent(event_id=_TRIAL_ID, event=event) for event in events],
-            index=_TRIAL_NUMBER,
-            term=_TRIAL_NUMBER,
-            origin=self.node_id,
-            first_seq=_TRIAL_NUMBER,
-            cause_id=cause_id,
-            at=self._wall_clock(),
-        )
+        trial = [ProposedEvent(event_id=_TRIAL_ID, event=event) for event in events]
         try:
-            size_bytes = len(encode_batch(trial))
+            size_bytes = commit_bytes(trial, origin=self.node_id, cause_id=cause_id, at=self._wall_clock())
         except (OverflowError, ValueError, TypeError) as error:
             raise UnsendableError(f"what was proposed cannot be sent to other nodes: {error}") from error
         if size_bytes > BATCH_BYTES_MAX:
@@ -296,14 +287,7 @@ class Member:
                 self.uplink_work.fire()
             return
         for numbered in self.proposals.take():
-            proposal = numbered.proposal
-            refusal = seat.admit(
-                self.node_id,
-                first_seq=numbered.first_seq,
-                cause_id=proposal.cause_id,
-                at=proposal.at,
-                events=proposal.events,
-            )
+            refusal = seat.admit(numbered)
             assert refusal is None, refusal
 
     def _ensure_member(self) -> None:

@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Sequence
 
 from exo.cluster.board import Board
-from exo.cluster.etcd.admission import Admission
+from exo.cluster.etcd.admission import Intake
 from exo.cluster.etcd.store import Hold
 from exo.cluster.etcd.wire import encode_live
 from exo.cluster.lane import Lane
+from exo.cluster.outbox import Numbered
+from exo.cluster.raft.steps import Propose
 from exo.cluster.session import Session
 from exo.cluster.signal import Signal
-from exo.cluster.wire import Propose, ProposedEvent
+from exo.cluster.wire import Propose as ProposeMessage
 from exo.shared.types.events import LogEntry, NodeDisconnected
 from exo.shared.types.ids import NodeId
 
@@ -39,7 +41,7 @@ class Seat:
         self._board = board
         self._lane = lane
         self.is_sure = is_sure
-        self._admission = Admission(
+        self._intake = Intake(
             term=hold.term,
             index=state.index,
             last_seq=state.last_seq,
@@ -52,33 +54,45 @@ class Seat:
 
     def last_seq(self, origin: NodeId) -> int:
         """Return the number of the origin's last admitted event."""
-        return self._admission.last_seq(origin)
+        return self._intake.last_seq(origin)
 
-    def admit(
-        self, origin: NodeId, *, first_seq: int, cause_id: str, at: str, events: Sequence[ProposedEvent]
-    ) -> str | None:
-        """Take a proposal of this term in; return why not, or None."""
-        refusal = self._admission.admit(
-            origin, term=self.term, first_seq=first_seq, cause_id=cause_id, at=at, events=events
+    def admit(self, numbered: Numbered) -> str | None:
+        """Take a proposal of this node in; return why not, or None."""
+        proposal = numbered.proposal
+        return self._admit(
+            Propose(
+                session=None,
+                origin=self._node_id,
+                term=self.term,
+                first_seq=numbered.first_seq,
+                cause_id=proposal.cause_id,
+                at=proposal.at,
+                events=proposal.events,
+            )
         )
+
+    def proposal_received(self, session: Session, message: ProposeMessage) -> str | None:
+        """A follower proposes; return why its connection has to end, or None."""
+        return self._admit(
+            Propose(
+                session=session.number,
+                origin=session.node_id,
+                term=message.term,
+                first_seq=message.first_seq,
+                cause_id=message.cause_id,
+                at=message.at,
+                events=message.events,
+            )
+        )
+
+    def _admit(self, proposal: Propose) -> str | None:
+        refusal = self._intake.admit(proposal)
         self.work.fire()
         return refusal
 
-    def proposal_received(self, session: Session, message: Propose) -> str | None:
-        """A follower proposes; return why its connection has to end, or None."""
-        if message.term != self.term:
-            return f"it proposes for term {message.term}, this is term {self.term}"
-        return self.admit(
-            session.node_id,
-            first_seq=message.first_seq,
-            cause_id=message.cause_id,
-            at=message.at,
-            events=message.events,
-        )
-
     def take_batch(self) -> tuple[LogEntry, ...]:
         """Return what is to be committed next, together."""
-        return self._admission.take()
+        return self._intake.take()
 
     # --- followers ----------------------------------------------------------------------------------------------
 
@@ -100,7 +114,7 @@ class Seat:
     def missing(self) -> Sequence[NodeId]:
         """Return the members that are connected as far as is decided, and are not here."""
         present = {session.node_id for session in self._sessions.values()} | {self._node_id}
-        return sorted(self._admission.connected - present)
+        return sorted(self._intake.connected - present)
 
     def judge_lost(
         self, node_ids: Iterable[NodeId], reason: str, *, now_s: float, window_s: float, is_silent: bool
@@ -110,7 +124,7 @@ class Seat:
         None: nothing. More than half of all fell silent within `window_s`, so this node's own link may be the one
         that is broken, and whoever leads next may see them.
         """
-        connected = self._admission.connected
+        connected = self._intake.connected
         lost = [node_id for node_id in node_ids if node_id in connected]
         self._losses = [(at_s, node_id) for at_s, node_id in self._losses if now_s - at_s < window_s]
         if is_silent:
