@@ -62,6 +62,8 @@ class _SelfVote(msgspec.Struct, frozen=True):
     """This node's own vote, which counts when it is durable."""
 
     term: int
+    forced_index: int | None = None
+    """It was forced to lead, and nobody else is asked: its term begins with the entry at this index."""
 
 
 class _Pending(msgspec.Struct):
@@ -273,8 +275,12 @@ class Core:
                 self.durable_index = max(self.durable_index, done.last_index)
             self._effects.extend(self._release(done.then))
             for one in done.then:
-                if isinstance(one, _SelfVote) and one.term == self.term and self.role == "candidate":
+                if not isinstance(one, _SelfVote) or one.term != self.term or self.role != "candidate":
+                    continue
+                if one.forced_index is None:
                     self._count_vote(self.node_id, is_granted=True)
+                else:
+                    self._begin_leading(one.forced_index)
         self._advance_commit()
 
     def _send(self, to: NodeId, message: PeerMessage) -> None:
@@ -764,10 +770,11 @@ class Core:
                 voters=Voters(voters=(self.node_id,)),
             ),
         )
-        # Before it leads, so that nobody is sent anything: others hear of this only once it is on disk.
         self.log.append([entry])
         self._appended.append(entry)
-        self._begin_leading(entry.index)
+        # It leads once this is on disk: others must not hear of an incarnation that a crash may undo.
+        self.role, self.leader_id, self._is_trial, self._votes = "candidate", None, False, {}
+        self._then.append(_SelfVote(self.term, entry.index))
 
 
 def _order_fault(message: Append) -> str | None:
