@@ -134,9 +134,9 @@ class Ledger:
             raise BrokenPromiseError(f"{before} and {node.node_id} both lead term {term}")
         self._leaders[place] = node.node_id
         self.counts["elections"] += 1
+        self._has_voted(node, node.node_id, term)
         if is_forced:
             return
-        self._has_voted(node, node.node_id, term)
         # Raft's leader completeness speaks of what was committed in earlier terms: a candidate that was asleep may
         # learn late that it won an election, after later terms. It will commit nothing.
         history = self.history(node.incarnation)
