@@ -12,7 +12,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from exo.cluster.trust.certificates import NODE_URI, UNREADABLE, is_node_id, key_fingerprint, public_bytes, to_der
+from exo.cluster.trust.certificates import (
+    NODE_URI,
+    UNREADABLE,
+    is_node_id,
+    key_fingerprint,
+    public_bytes,
+    to_der,
+)
 from exo.cluster.trust.errors import CertificateError
 from exo.shared.types.ids import ClusterId, NodeId
 
