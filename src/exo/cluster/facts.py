@@ -30,8 +30,15 @@ class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
     master_address: HostPort | None
     member_count: int
     instance_count: int
+    is_established: bool = False
+    """The cluster has an authority or keys: somebody made it more than a node that has just started."""
     is_voteless: bool = False
     """The node has lost its log: it may not vote before it was removed from the voters and added again."""
+
+    @property
+    def has_something_to_lose(self) -> bool:
+        """The cluster has instances, an authority or keys: it never gives itself up to join another."""
+        return self.instance_count > 0 or self.is_established
 
     @property
     def is_master(self) -> bool:
@@ -42,13 +49,13 @@ class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
 def is_senior(one: ClusterFacts, other: ClusterFacts) -> bool:
     """Say whether the first one's cluster keeps its history when the two meet: a total order on clusters.
 
-    A cluster with instances goes before one without, then the one with more members, then the smaller id.
+    A cluster with something to lose goes before one without, then the one with more members, then the smaller id.
     """
     return _rank(one) < _rank(other)
 
 
 def _rank(facts: ClusterFacts) -> tuple[bool, int, str]:
-    return facts.instance_count == 0, -facts.member_count, facts.cluster_id or "~"
+    return not facts.has_something_to_lose, -facts.member_count, facts.cluster_id or "~"
 
 
 class Sighting(msgspec.Struct, frozen=True, kw_only=True):

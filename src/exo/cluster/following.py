@@ -17,6 +17,7 @@ from exo.cluster.wire import (
     Entries,
     FromListener,
     Hello,
+    KeepAuthority,
     LiveState,
     NotNow,
     SnapshotPart,
@@ -163,6 +164,8 @@ class Following:
                     self._kernel.uplink.live_received(message)
                 case Answer():
                     self._kernel.uplink.answer_received(message)
+                case KeepAuthority():
+                    self._kernel.keep_authority(message)
                 case SnapshotPart():
                     snapshot = self._add_part(message)
                     if snapshot is not None:

@@ -187,7 +187,16 @@ class Hosting:
             live = encode(LiveState(live=kernel.state.live, index=kernel.state.index))
             # Beyond what one message can carry, the whole state goes in pieces.
             ticks = [live] if len(live) <= MESSAGE_BYTES_MAX else encode_snapshot(kernel.state)
-        return [*session.take_answers(), *ticks]
+        return [*self._authority_for(session), *session.take_answers(), *ticks]
+
+    def _authority_for(self, session: Session) -> Sequence[bytes]:
+        """Whoever may lead next has to be able to sign certificates then."""
+        kernel = self._kernel
+        is_heir = session.node_id in kernel.core.voters.members
+        if session.has_authority or not is_heir or kernel.authority is None:
+            return ()
+        session.has_authority = True
+        return (encode(kernel.authority),)
 
     def _encode(self, entries: Sequence[LogEntry]) -> list[bytes]:
         """Followers that are level get the same bytes: encoded once."""

@@ -49,7 +49,7 @@ from exo.cluster.raft.steps import (
 from exo.cluster.recent import Recent
 from exo.cluster.signal import Signal
 from exo.cluster.uplink import Uplink
-from exo.cluster.wire import encode_state
+from exo.cluster.wire import KeepAuthority, encode_state
 from exo.shared.errors import NoMasterError
 from exo.shared.types.events import (
     ClusterDissolved,
@@ -115,6 +115,10 @@ class Kernel:
         self.farewell: Farewell | None = None
         """The cluster that this node was part of is no more, or not for it."""
         self.redirected_to: HostPort | None = None
+        self.authority: KeepAuthority | None = None
+        """The key of the cluster's authority, if this node has it; voters get it from the master."""
+        self.keep_authority: Callable[[KeepAuthority], None] = lambda kept: None
+        """Keeps the key that a master sent."""
         self._random = random
         self._writes: list[Write] = []
         self._effects: deque[Effect] = deque()
@@ -183,7 +187,15 @@ class Kernel:
     @property
     def may_yield(self) -> bool:
         """This node leads, and its cluster has nothing to lose."""
-        return self.is_open and not self.state.instances and not self.proposals.has_fenced()
+        return self.is_open and not self._has_something_to_lose and not self.proposals.has_fenced()
+
+    @property
+    def _is_established(self) -> bool:
+        return self.state.access.authority_pem is not None or bool(self.state.access.keys)
+
+    @property
+    def _has_something_to_lose(self) -> bool:
+        return bool(self.state.instances) or self._is_established
 
     def facts(self) -> ClusterFacts:
         master_node_id = self.leadership.master_node_id
@@ -202,6 +214,7 @@ class Kernel:
             master_address=None if master_node_id is None else self.address_of(master_node_id),
             member_count=len(self.state.nodes),
             instance_count=len(self.state.instances),
+            is_established=self._is_established,
             is_voteless=not self.core.may_vote,
         )
 
@@ -341,7 +354,7 @@ class Kernel:
         Before everything else of this node: facts about a node that is not there are ignored, and its identity
         replaces what was said of an earlier boot.
         """
-        if self.is_leaving or self.is_member or self.proposals.is_pending(self._join_ticket):
+        if self.is_leaving or self.farewell or self.is_member or self.proposals.is_pending(self._join_ticket):
             return
         if self.core.leading is not None or (
             self.uplink.master is not None and not self.uplink.is_catching_up
@@ -467,6 +480,9 @@ class Kernel:
         for entry in fresh:
             if isinstance(entry.event, ClusterDissolved):
                 self.redirected_to = entry.event.address
+            elif isinstance(entry.event, NodeRemoved) and entry.event.node_id == self.node_id:
+                logger.warning("this node was removed from the cluster: {}", entry.event.reason)
+                self.farewell = "removed"
             if entry.origin == self.node_id:
                 self.proposals.committed(self.cluster_id, entry.seq, entry.index, entry.event_id)
         node = self.state.nodes.get(self.node_id)

@@ -70,7 +70,7 @@ def refusal(kernel: Kernel, own: ClusterFacts, hello: Hello) -> NotNowCode | Non
         # Whoever led an earlier term or incarnation is welcome as a follower.
         is_rival = theirs.is_master and (theirs.incarnation, theirs.term) == (own.incarnation, own.term)
         return "two_masters" if is_rival else None
-    if theirs.is_master and theirs.instance_count and own.instance_count:
+    if theirs.is_master and theirs.has_something_to_lose and own.has_something_to_lose:
         return "both_have_instances"
     if theirs.is_master and not is_senior(own, theirs):
         return "junior"

@@ -29,6 +29,7 @@ from exo.cluster.mesh import Mesh
 from exo.cluster.options import CoordinatorOptions
 from exo.cluster.scouting import Scout
 from exo.cluster.transport.base import Listener, Transport
+from exo.cluster.wire import KeepAuthority
 from exo.cluster.writer import RunBlocking, Writer
 from exo.shared.errors import ConfigurationError, ExoError, NoMasterError
 from exo.shared.types.commands import Command, Reply
@@ -313,6 +314,16 @@ class EmbeddedCoordinator(Coordinator):
                 kernel.uplink.say_farewell()
             while kernel.is_agreeing or kernel.standing == "leader":
                 await kernel.board.changed.wait()
+
+    def share_authority(self, authority: KeepAuthority | None, keep: Callable[[KeepAuthority], None]) -> None:
+        """Pass the key of the cluster's authority on to whoever may lead next, while this node leads.
+
+        Args:
+            authority: The key, where this node has it.
+            keep: Called with the key that a master passes on to this node.
+        """
+        self._kernel.authority, self._kernel.keep_authority = authority, keep
+        self._kernel.hosting.wake_all()
 
     # --- taking part --------------------------------------------------------------------------------------------
 

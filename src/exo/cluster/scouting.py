@@ -63,11 +63,11 @@ def judge(own: ClusterFacts, seen: ClusterFacts, *, is_waiting: bool) -> Judgeme
     if seen.master_node_id is None or seen.master_address is None:
         return Judgement("no_master", "it waits for the master of its own cluster")
     if own.is_master:
-        if own.instance_count and seen.instance_count:
+        if own.has_something_to_lose and seen.has_something_to_lose:
             return Judgement(
                 "both_have_instances",
-                f"its cluster {seen.cluster_id} has instances and so has this one: clusters are not merged then; "
-                "delete the instances of one of them",
+                f"its cluster {seen.cluster_id} has instances, keys or an authority, and so has this one: such clusters "
+                "are not merged; delete what one of them has, or start its node with a new data directory",
             )
         if is_senior(own, seen):
             return Judgement("joining", "its cluster should join this one", tell=seen.master_address)

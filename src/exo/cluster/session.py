@@ -24,6 +24,8 @@ class Session:
         """The next committed entry to send; None: a snapshot comes first."""
         self.gets_entries = True
         """False for a node that agrees: it learns of entries and commits from the core."""
+        self.has_authority = False
+        """It was sent the key of the cluster's authority."""
         self.is_leaving = False
         """It said that it is about to stop."""
         self._answers: deque[bytes] = deque()

@@ -154,8 +154,20 @@ class Answer(_Message, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class KeepAuthority(_Message, frozen=True, kw_only=True):
+    """Master to a voter: the key of the cluster's authority, for when you lead. Both in PEM form."""
+
+    certificate_pem: str
+    key_pem: str
+
+    def __repr__(self) -> str:
+        return f"KeepAuthority({self.certificate_pem!r}, ***)"
+
+
 FromDialer = Hello | Propose | Publish | Call | Confirm | Farewell
-FromListener = Welcome | Agreed | NotNow | SnapshotPart | Entries | LiveState | TelemetryTick | Answer
+FromListener = (
+    Welcome | Agreed | NotNow | SnapshotPart | Entries | LiveState | TelemetryTick | Answer | KeepAuthority
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _from_dialer = msgspec.msgpack.Decoder(FromDialer)
