@@ -103,6 +103,11 @@ class Following:
                 return False, "that was all"
             if not isinstance(answer, Welcome):
                 return False, f"it began with {type(answer).__name__}"
+            if connection.peer_node_id not in (None, answer.facts.node_id):
+                return (
+                    False,
+                    f"it calls itself {answer.facts.node_id}, and its certificate {connection.peer_node_id}",
+                )
             is_known = answer.facts.cluster_id == own.cluster_id
             if is_known and answer.facts.incarnation == own.incarnation and answer.facts.term < own.term:
                 return False, f"term {answer.facts.term} is over, this is term {own.term}"

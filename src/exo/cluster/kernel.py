@@ -57,6 +57,7 @@ from exo.shared.types.events import (
     Decision,
     LogEntry,
     NodeJoined,
+    NodeRemoved,
     TermOpened,
 )
 from exo.shared.types.ids import ClusterId, NodeId

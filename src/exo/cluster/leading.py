@@ -111,6 +111,13 @@ class Reception:
             if not isinstance(hello, Hello):
                 reason = "it did not say hello"
                 return
+            if connection.peer_node_id not in (None, hello.facts.node_id):
+                self._kernel.counts["peer_lied"] += 1
+                reason = (
+                    f"it calls itself {hello.facts.node_id}, and its certificate {connection.peer_node_id}"
+                )
+                logger.warning("ending a connection: {}", reason)
+                return
             reason = await self._greet(connection, hello)
         except TimeoutError:
             reason = "it said nothing"

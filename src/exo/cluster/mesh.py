@@ -98,7 +98,8 @@ class Mesh:
         if isinstance(answer, NotNow):
             self._report(Sighting(address=connection.peer_address, facts=answer.facts, via="greeting"))
             return "that was all"
-        if not isinstance(answer, Agreed) or answer.facts.node_id != node_id:
+        is_other = connection.peer_node_id not in (None, node_id)
+        if not isinstance(answer, Agreed) or answer.facts.node_id != node_id or is_other:
             return "it is another node than was expected"
         if answer.facts.cluster_id != self._kernel.cluster_id or own.cluster_id != self._kernel.cluster_id:
             return "it belongs to another cluster"

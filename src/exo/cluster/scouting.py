@@ -66,8 +66,8 @@ def judge(own: ClusterFacts, seen: ClusterFacts, *, is_waiting: bool) -> Judgeme
         if own.has_something_to_lose and seen.has_something_to_lose:
             return Judgement(
                 "both_have_instances",
-                f"its cluster {seen.cluster_id} has instances, keys or an authority, and so has this one: such clusters "
-                "are not merged; delete what one of them has, or start its node with a new data directory",
+                f"its cluster {seen.cluster_id} has instances, keys or an authority, and so has this one: such "
+                "clusters are not merged; delete what one of them has, or start its node with a new data directory",
             )
         if is_senior(own, seen):
             return Judgement("joining", "its cluster should join this one", tell=seen.master_address)
