@@ -65,11 +65,11 @@ class NotMeasured:
 
 def table(results: Sequence[Result | NotMeasured]) -> str:
     """The figures for people."""
-    rows: list[tuple[str, ...]] = [("figure", "value", "baseline", "ratio", "bar", "")]
+    rows: list[tuple[str, ...]] = [("figure", "value", "baseline", "ratio", "bar", "", "fixed loop, fsync")]
     reasons: list[str] = []
     for one in results:
         if isinstance(one, NotMeasured):
-            rows.append((one.name, "not measured", "", "", "", "FAILS"))
+            rows.append((one.name, "not measured", "", "", "", "FAILS", ""))
             reasons.append(f"{one.name}: {one.reason}")
             continue
         sign: Literal[">=", "<="] = ">=" if one.at_least else "<="
@@ -81,6 +81,9 @@ def table(results: Sequence[Result | NotMeasured]) -> str:
                 "" if one.ratio is None else f"{one.ratio:.3f}",
                 "" if one.bar is None else f"{sign} {one.bar:g}",
                 {True: "holds", False: "FAILS", None: ""}[one.holds],
+                ""
+                if one.calibration is None
+                else "{cpu_loop_ms:.1f}, {fsync_ms:.2f} ms".format(**one.calibration),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

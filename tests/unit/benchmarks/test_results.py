@@ -25,3 +25,11 @@ def test_the_bar_is_on_the_ratio_where_there_is_a_baseline(
     assert {"name", "value", "unit", "baseline", "ratio", "bar", "holds"} <= set(fields)
     assert fields["holds"] is holds
     assert ("FAILS" in table([result])) is (holds is False)
+
+
+def test_what_the_machine_did_stands_beside_figures_without_a_baseline() -> None:
+    calibration = {"cpu_loop_ms": 24.25, "fsync_ms": 0.64}
+    alone = Result(name="alone", value=2.0, unit="ms", calibration=calibration)
+    _, first, second = table([alone, Result(name="beside", value=2.0, unit="ms", baseline=1.0)]).splitlines()
+    assert first.endswith("24.2, 0.64 ms")
+    assert not second.endswith("ms")
