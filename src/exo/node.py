@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import getnode, uuid4
 
 import anyio
@@ -18,30 +20,35 @@ import anyio.to_thread
 import msgspec
 from loguru import logger
 
+from exo.api.access_enrolment import EnrolmentDesk
 from exo.api.app import create_app
-from exo.api.context import StartInfo
+from exo.api.context import NodeActions, StartInfo
 from exo.api.server import ApiServer
-from exo.cluster.discovery.base import Discovery
-from exo.cluster.discovery.multicast import MulticastDiscovery
-from exo.cluster.discovery.static import StaticDiscovery
-from exo.cluster.log.store import NodeStore, open_store
+from exo.cluster.discovery.factory import make_discoveries
 from exo.cluster.node_id import load_node_id
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.secret import load_host_secret
+from exo.cluster.transport.base import Listener
 from exo.cluster.transport.tcp import TcpTransport
 from exo.dataplane.client import GenerationClient
 from exo.engines.registry import available_engines
 from exo.gpu.factory import GPUBackendFactory, devices_of
 from exo.master.loop import Master
 from exo.master.solver import Solver
-from exo.settings import Settings, prepare_home, require_loopback, secret_file
+from exo.node_store import Opened, note_members, open_node_store, regain_vote
+from exo.node_trust import NodeAuthority, NodeTrust
+from exo.settings import Settings, prepare_home, secret_file
 from exo.shared.errors import ConfigurationError, ExoError, NoMasterError
 from exo.shared.types.devices import GPUDevice
+from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import HostPort, NodeIdentity
 from exo.worker.loop import Worker
 from exo.worker.models.store import ModelStore
 from exo.worker.runner.supervisor import StageRunner
 from exo.worker.telemetry import GPUTelemetryCollector, GPUTelemetryConfig
+
+if TYPE_CHECKING:
+    from exo.cluster.etcd.coordinator import EtcdCoordinator
 
 NODE_FILE = "node.json"
 """In the data directory while a node runs: where it can be reached."""
@@ -64,7 +71,6 @@ async def run_node(settings: Settings) -> None:
         ConfigurationError: A port is in use, the data directory cannot be written, another node uses it, ...
         LogCorruptError: The log cannot be replayed.
     """
-    require_loopback(settings.host)
     prepare_home(settings.home)
     try:
         await _run(settings)
@@ -90,19 +96,21 @@ async def _run(settings: Settings) -> None:
     started_s = time.monotonic()
     api_socket = _bind(settings.host, settings.port)
     try:
-        store = _open_store(settings.home / "log")
+        node_id = load_node_id(settings.home)
+        opened = open_node_store(settings.home, node_id)
         try:
-            await _run_with(settings, api_socket, store, started_s)
+            await _run_with(settings, api_socket, node_id, opened, started_s)
         finally:
             (settings.home / NODE_FILE).unlink(missing_ok=True)
-            store.close()
+            opened.store.close()
     finally:
         api_socket.close()
     logger.info("stopped")
 
 
-async def _run_with(settings: Settings, api_socket: socket.socket, store: NodeStore, started_s: float) -> None:
-    node_id = load_node_id(settings.home)
+async def _run_with(
+    settings: Settings, api_socket: socket.socket, node_id: NodeId, opened: Opened, started_s: float
+) -> None:
     boot_id = uuid4().hex
     secret = load_host_secret(secret_file())
     backends = GPUBackendFactory.for_this_platform(node_id).create_all()
@@ -112,11 +120,20 @@ async def _run_with(settings: Settings, api_socket: socket.socket, store: NodeSt
     models = await anyio.to_thread.run_sync(model_store.scan)
 
     transport = TcpTransport(secret)
+    trust = NodeTrust(
+        settings.home,
+        node_id,
+        transport,
+        cluster_host=settings.cluster_host,
+        advertise_host=settings.advertise_host,
+    )
+    for address in opened.last_seen.others(node_id).values():
+        trust.introduced.introduce(address)
     async with (
         GenerationClient(
             secret=secret, node_id=node_id, listen_host="127.0.0.1", listen_port=settings.data_port
         ) as generation_client,
-        await transport.listen(HostPort("127.0.0.1", settings.cluster_port)) as listener,
+        await transport.listen(HostPort(trust.listen_host(), settings.cluster_port)) as listener,
         anyio.create_task_group() as tasks,
     ):
         api_address = HostPort(settings.host, api_socket.getsockname()[1])
@@ -127,7 +144,7 @@ async def _run_with(settings: Settings, api_socket: socket.socket, store: NodeSt
             host_id=_host_id(),
             platform=f"{platform.system().lower()}-{platform.machine().lower()}",
             exo_version=version("exo"),
-            cluster_address=listener.address,
+            cluster_address=trust.advertised(listener.address),
             data_address=generation_client.address,
             api_address=api_address,
             is_worker=settings.is_worker,
@@ -135,18 +152,13 @@ async def _run_with(settings: Settings, api_socket: socket.socket, store: NodeSt
             models=models,
             engines=available_engines() if settings.is_worker else (),
         )
-        coordinator = EmbeddedCoordinator(
-            identity=identity,
-            namespace=settings.namespace,
-            store=store,
-            transport=transport,
-            listener=listener,
-            discoveries=_discoveries(settings, secret),
-            is_checking_invariants=os.environ.get("EXO_CHECK_INVARIANTS") == "1",
-        )
-        master = Master(coordinator, Solver(), lambda: uuid4().hex[:12])
+        coordinator = _make_coordinator(settings, secret, identity, opened, transport, listener, trust)
+        authority = NodeAuthority(trust.store, coordinator, trust.share_with(coordinator))
+        master = Master(coordinator, Solver(), lambda: uuid4().hex[:12], authority=authority)
         await tasks.start(coordinator.run)
         tasks.start_soon(master.run)
+        tasks.start_soon(note_members, settings.home, coordinator)
+        tasks.start_soon(trust.run, coordinator, listener, settings.namespace, identity.name)
         collector = GPUTelemetryCollector(
             node_id=node_id,
             backends=backends,
@@ -173,7 +185,9 @@ async def _run_with(settings: Settings, api_socket: socket.socket, store: NodeSt
             generation_client=generation_client,
             settings=settings,
             started=StartInfo(node_id=node_id, exo_version=version("exo"), started_at=_utc_now()),
+            actions=NodeActions(join_wanted=trust.join_wanted),
         )
+        transport.set_enrol(EnrolmentDesk(app.state.context))
         file = NodeFile(
             node_id=node_id,
             pid=os.getpid(),
@@ -200,21 +214,56 @@ async def _run_with(settings: Settings, api_socket: socket.socket, store: NodeSt
         tasks.cancel_scope.cancel()
 
 
+def _make_coordinator(
+    settings: Settings,
+    secret: bytes,
+    identity: NodeIdentity,
+    opened: Opened,
+    transport: TcpTransport,
+    listener: Listener,
+    trust: NodeTrust,
+) -> "EmbeddedCoordinator | EtcdCoordinator":
+    is_checking_invariants = os.environ.get("EXO_CHECK_INVARIANTS") == "1"
+    if settings.coordinator != "embedded":
+        from exo.cluster.etcd.coordinator import open_etcd_coordinator
+
+        return open_etcd_coordinator(
+            settings.coordinator,
+            identity=identity,
+            namespace=settings.namespace,
+            transport=transport,
+            listener=listener,
+            is_checking_invariants=is_checking_invariants,
+        )
+    discoveries = make_discoveries(
+        is_multicast_enabled=settings.is_discovery_enabled,
+        is_mdns_enabled=settings.is_mdns_enabled and settings.is_discovery_enabled,
+        is_tailscale_enabled=settings.is_tailscale_enabled and settings.is_discovery_enabled,
+        peers=settings.peers,
+        peers_file=settings.peers_file,
+        keys=lambda: trust.beacon_keys(secret),
+        discovery_port=settings.discovery_port,
+        cluster_port=settings.cluster_port,
+    )
+    return EmbeddedCoordinator(
+        identity=identity,
+        namespace=settings.namespace,
+        store=opened.store,
+        transport=transport,
+        listener=listener,
+        discoveries=[*discoveries, trust.introduced],
+        is_checking_invariants=is_checking_invariants,
+        is_voteless=opened.is_voteless,
+        vote_regained=partial(regain_vote, settings.home),
+    )
+
+
 async def _stop_on_signal(server: ApiServer) -> None:
     """End the node the first time; without waiting for anyone the second time."""
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for received in signals:
             logger.info("stopping ({})", signal.Signals(received).name)
             server.stop()
-
-
-def _discoveries(settings: Settings, secret: bytes) -> list[Discovery]:
-    found: list[Discovery] = []
-    if settings.is_discovery_enabled:
-        found.append(MulticastDiscovery(lambda: (secret,), port=settings.discovery_port))
-    if settings.peers:
-        found.append(StaticDiscovery(settings.peers))
-    return found
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -232,16 +281,6 @@ def _bind(host: str, port: int) -> socket.socket:
             "stop what uses the port, or choose another with --port (0 takes any free one)"
         ) from error
     return bound
-
-
-def _open_store(folder: Path) -> NodeStore:
-    try:
-        return open_store(folder)
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot use the log in {folder}: {error.strerror or error}; "
-            "give this user the right to write there, or choose another data directory with EXO_HOME"
-        ) from error
 
 
 def _announce_devices(devices: tuple[GPUDevice, ...]) -> None:

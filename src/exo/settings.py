@@ -12,7 +12,6 @@ from exo.shared.types.nodes import HostPort
 API_PORT = 52415
 CLUSTER_PORT = 52416
 DATA_PORT = 52417
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Settings(BaseModel):
@@ -29,6 +28,15 @@ class Settings(BaseModel):
     is_discovery_enabled: bool = True
     namespace: str = "default"
     peers: tuple[HostPort, ...] = ()
+    peers_file: Path | None = None
+    is_mdns_enabled: bool = True
+    is_tailscale_enabled: bool = True
+    cluster_host: str | None = None
+    """Where to listen for other nodes; None: loopback, and all addresses once the cluster has given a certificate."""
+    advertise_host: str | None = None
+    """The address that nodes of other hosts are told; None: this host's first one."""
+    coordinator: str = "embedded"
+    """`embedded`, or the address of an etcd."""
     is_worker: bool = True
     is_auto_place_enabled: bool = True
     is_key_required: bool = False
@@ -72,16 +80,3 @@ def prepare_home(home: Path) -> None:
             f"cannot write to the data directory {home}: {error.strerror or error}; "
             "choose another one with EXO_HOME or --home"
         ) from error
-
-
-def require_loopback(host: str) -> None:
-    """Refuse to serve a network until there are keys that say who may come in.
-
-    Raises:
-        ConfigurationError: The host is not a loopback address.
-    """
-    if host not in LOOPBACK_HOSTS:
-        raise ConfigurationError(
-            f"cannot listen on {host}: without access keys exo serves this machine only; "
-            "reach it from elsewhere through a tunnel, such as: ssh -L 52415:127.0.0.1:52415 HOST"
-        )

@@ -1,0 +1,34 @@
+"""Addresses that turned up elsewhere: in a join token's invitation, or where this node's cluster was last seen."""
+
+import anyio
+
+from exo.cluster.discovery.base import Discovery, FactsSource, Report
+from exo.cluster.facts import Sighting
+from exo.cluster.signal import Signal
+from exo.shared.types.nodes import HostPort
+
+INTERVAL_S = 5.0
+ADDRESSES_MAX = 64
+
+
+class IntroducedPeers(Discovery):
+    """Reports each address now and then; more can be added while it runs."""
+
+    def __init__(self) -> None:
+        self._addresses: dict[HostPort, None] = {}
+        self._changed = Signal()
+
+    def introduce(self, address: HostPort) -> None:
+        """Try this address too; of too many the oldest are forgotten."""
+        self._addresses.pop(address, None)
+        self._addresses[address] = None
+        while len(self._addresses) > ADDRESSES_MAX:
+            del self._addresses[next(iter(self._addresses))]
+        self._changed.fire()
+
+    async def run(self, facts: FactsSource, report: Report) -> None:
+        while True:
+            for address in list(self._addresses):
+                report(Sighting(address=address, via="introduced"))
+            with anyio.move_on_after(INTERVAL_S if self._addresses else None):
+                await self._changed.wait()

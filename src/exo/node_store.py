@@ -1,0 +1,73 @@
+"""What a node finds in its data directory at start: its log, or that it was lost, and who else was there."""
+
+from pathlib import Path
+
+import anyio.to_thread
+import msgspec
+from loguru import logger
+
+from exo.cluster.coordinator import Coordinator
+from exo.cluster.last_seen import LastSeen, read_last_seen, write_last_seen
+from exo.cluster.log.store import NodeStore, open_store, set_aside
+from exo.shared.errors import ConfigurationError, LogCorruptError
+from exo.shared.types.ids import NodeId
+
+VOTELESS_FILE = "voteless"
+"""There while this node may not vote: it has lost its log, and with it what it voted and acknowledged."""
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A node's store, and what is known beside it."""
+
+    store: NodeStore
+    is_voteless: bool
+    last_seen: LastSeen
+
+
+def open_node_store(home: Path, node_id: NodeId) -> Opened:
+    """Open what the node keeps. A damaged log is set aside where other nodes have what was in it.
+
+    Raises:
+        ConfigurationError: The directory cannot be used, or another process uses it.
+        LogCorruptError: The log is damaged, and no other node is known that has a copy.
+    """
+    folder = home / "log"
+    last_seen = read_last_seen(home)
+    try:
+        try:
+            store = open_store(folder)
+        except LogCorruptError as error:
+            if not last_seen.others(node_id):
+                raise
+            (home / VOTELESS_FILE).touch()
+            aside = set_aside(folder)
+            logger.error("{}", error.message)
+            logger.warning(
+                "the damaged log is in {} now; this node joins its cluster again and gets a copy from {}",
+                aside,
+                ", ".join(map(str, last_seen.others(node_id).values())),
+            )
+            store = open_store(folder)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot use the log in {folder}: {error.strerror or error}; "
+            "give this user the right to write there, or choose another data directory with EXO_HOME"
+        ) from error
+    return Opened(store, (home / VOTELESS_FILE).exists(), last_seen)
+
+
+def regain_vote(home: Path) -> None:
+    """The node was removed from the voters and may be added again."""
+    (home / VOTELESS_FILE).unlink(missing_ok=True)
+
+
+async def note_members(home: Path, coordinator: Coordinator) -> None:
+    """Keep the file that says who is in the cluster up to date, until cancelled."""
+    noted = read_last_seen(home)
+    async for state in coordinator.changes():
+        if state.nodes and (seen := LastSeen.of(state)) != noted:
+            noted = seen
+            try:
+                await anyio.to_thread.run_sync(write_last_seen, home, seen)
+            except OSError as error:
+                logger.warning("cannot note who is in the cluster: {}", error.strerror or error)

@@ -1,0 +1,359 @@
+"""A node's certificate through its life: asked for, renewed, shown, and followed by opening the network."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import anyio
+import anyio.to_thread
+import msgspec
+from loguru import logger
+
+from exo.api.access_join import PendingJoin, read_pending_join, remove_pending_join
+from exo.cluster.coordinator import Coordinator
+from exo.cluster.discovery.addresses import own_hosts
+from exo.cluster.discovery.interfaces import read_interfaces
+from exo.cluster.discovery.introduced import IntroducedPeers
+from exo.cluster.errors import DialError
+from exo.cluster.replica import EmbeddedCoordinator
+from exo.cluster.transport.addresses import is_loopback
+from exo.cluster.transport.base import Listener
+from exo.cluster.transport.tcp import TcpTransport
+from exo.cluster.trust.authority import (
+    Authority,
+    create_authority,
+    issue_certificate,
+    request_fingerprint,
+)
+from exo.cluster.trust.certificates import read_node_certificate, renewal_due, to_der
+from exo.cluster.trust.enrolment_client import EnrolProgress, enrol
+from exo.cluster.trust.errors import EnrolmentError
+from exo.cluster.trust.identity import TlsIdentity
+from exo.cluster.trust.key_store import KeyStore
+from exo.cluster.trust.messages import EnrolRequest
+from exo.cluster.trust.token import parse_token
+from exo.cluster.wire import KeepAuthority
+from exo.master.authority import Issued
+from exo.master.errors import AuthorityUnavailableError
+from exo.shared.errors import ConfigurationError, ExoError
+from exo.shared.types.commands import Enrolled, EnrolNode, Refusal
+from exo.shared.types.events import NodeJoined
+from exo.shared.types.ids import CommandId, NodeId
+from exo.shared.types.nodes import HostPort
+
+RETRY_S = 5.0
+RENEWAL_CHECK_S = 3600.0
+COMMAND_TIMEOUT_S = 15.0
+
+
+class NodeAuthority:
+    """The master's side: signs with the key that lies in this node's key store.
+
+    Args:
+        store: This node's keys.
+        coordinator: Says which cluster this is.
+        share: Called when this node has the key, so that whoever may lead next gets it too.
+    """
+
+    def __init__(self, store: KeyStore, coordinator: Coordinator, share: Callable[[Authority], None]) -> None:
+        self._store = store
+        self._coordinator = coordinator
+        self._share = share
+
+    async def create(self) -> str:
+        """See master.authority.Authority."""
+        return await anyio.to_thread.run_sync(self._create)
+
+    def _create(self) -> str:
+        found = self._store.load_authority()
+        if found is None:
+            cluster_id = self._coordinator.state.cluster_id
+            if cluster_id is None:
+                raise AuthorityUnavailableError("this node is in no cluster yet; try again")
+            found = create_authority(cluster_id, now=datetime.now(UTC))
+            self._store.save_authority(found)
+        self._share(found)
+        return found.certificate_pem
+
+    async def issue(self, request_der: bytes, node_id: NodeId) -> Issued:
+        """See master.authority.Authority."""
+        return await anyio.to_thread.run_sync(self._issue, request_der, node_id)
+
+    def _issue(self, request_der: bytes, node_id: NodeId) -> Issued:
+        authority = self._store.load_authority()
+        if authority is None or authority.certificate_pem != self._coordinator.state.access.authority_pem:
+            raise AuthorityUnavailableError(
+                "the node that leads does not have the key of the cluster's authority yet; try again in a moment"
+            )
+        certificate_pem = issue_certificate(authority, request_der, node_id, now=datetime.now(UTC))
+        certificate = read_node_certificate(to_der(certificate_pem))
+        return Issued(
+            certificate_pem=certificate_pem,
+            serial=certificate.serial,
+            not_after_s=certificate.valid_until.timestamp(),
+        )
+
+
+class NodeTrust:
+    """Keeps what this node shows to others up to date, for as long as it runs.
+
+    Args:
+        home: The data directory.
+        node_id: This node.
+        transport: Shows the certificate.
+        cluster_host: Where to listen for other nodes; None: on all addresses once there is a certificate.
+        advertise_host: The address that others are told; None: the host's first one.
+        shown: Called with the certificate whenever it is another one.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        node_id: NodeId,
+        transport: TcpTransport,
+        *,
+        cluster_host: str | None,
+        advertise_host: str | None,
+        shown: Callable[[TlsIdentity], None] = lambda identity: None,
+    ) -> None:
+        self._home = home
+        self._node_id = node_id
+        self._transport = transport
+        self._cluster_host = cluster_host
+        self._advertise_host = advertise_host
+        self._shown = shown
+        self._join_wanted = asyncio.Event()
+        self.store = KeyStore(home)
+        self.identity: TlsIdentity | None = None
+        self.introduced = IntroducedPeers()
+        self._show(self.store.load_identity(node_id))
+
+    # --- what others ask ----------------------------------------------------------------------------------------
+
+    def beacon_keys(self, host_secret: bytes) -> list[bytes]:
+        """Return the keys under which this node's beacons are made and read: its cluster's, and its host's.
+
+        The cluster's is made of the authority's certificate, which anybody may see: a beacon is a hint, and TLS
+        decides.
+        """
+        if self.identity is None:
+            return [host_secret]
+        return [hashlib.sha256(b"exo beacon" + self.identity.authority_der).digest(), host_secret]
+
+    def join_wanted(self) -> None:
+        """A token waits in the data directory: use it."""
+        self._join_wanted.set()
+
+    def listen_host(self) -> str:
+        """Return where to listen for other nodes."""
+        if self._cluster_host is not None:
+            return self._cluster_host
+        return "127.0.0.1" if self.identity is None else "0.0.0.0"
+
+    def advertised(self, address: HostPort) -> HostPort:
+        """Return the address that others are told for one at which this node listens."""
+        if self._advertise_host is not None:
+            return HostPort(self._advertise_host, address.port)
+        if address.host not in ("0.0.0.0", "::"):
+            return address
+        hosts = own_hosts(read_interfaces())
+        return HostPort(hosts[0] if hosts else "127.0.0.1", address.port)
+
+    def share_with(self, coordinator: Coordinator) -> Callable[[Authority], None]:
+        """Have the authority's key passed on to whoever may lead next, and keep what a master passes on.
+
+        Returns what to call when this node has made the key.
+        """
+        if not isinstance(coordinator, EmbeddedCoordinator):
+            return lambda authority: None
+
+        def keep(message: KeepAuthority) -> None:
+            if message.certificate_pem != coordinator.state.access.authority_pem:
+                return
+            authority = Authority(certificate_pem=message.certificate_pem, key_pem=message.key_pem)
+            try:
+                self.store.save_authority(authority)
+            except ExoError as error:
+                logger.warning("cannot keep the authority's key: {}", error.message)
+                return
+            share(authority)
+
+        def share(authority: Authority) -> None:
+            message = KeepAuthority(certificate_pem=authority.certificate_pem, key_pem=authority.key_pem)
+            coordinator.share_authority(message, keep)
+
+        coordinator.share_authority(None, keep)
+        found = self.store.load_authority()
+        if found is not None:
+            share(found)
+        return share
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    async def run(self, coordinator: Coordinator, listener: Listener, namespace: str, name: str) -> None:
+        """Follow what the cluster decides, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._follow, coordinator, listener)
+            tasks.start_soon(self._renew, coordinator)
+            tasks.start_soon(self._join, coordinator, namespace, name)
+
+    async def _follow(self, coordinator: Coordinator, listener: Listener) -> None:
+        access = None
+        async for state in coordinator.changes():
+            if state.access is access and not self._is_narrow(listener):
+                continue
+            access = state.access
+            serials = frozenset(access.revoked)
+            self._transport.set_revoked(node_ids=frozenset(access.removed), serials=serials)
+            if access.authority_pem is None or self._node_id in access.removed:
+                continue
+            if self.identity is None or self.identity.authority_pem != access.authority_pem:
+                is_given = await self._ask(coordinator, "host_secret")
+                if not is_given:
+                    access = None  # Look again at the next change.
+                    await anyio.sleep(1.0)
+                    continue
+            await self._widen(coordinator, listener)
+
+    def _is_narrow(self, listener: Listener) -> bool:
+        return self.identity is not None and listener.address.host != self.listen_host()
+
+    async def _widen(self, coordinator: Coordinator, listener: Listener) -> None:
+        try:
+            await listener.widen(self.listen_host())
+        except ConfigurationError as error:
+            logger.warning("{}", error.message)
+            return
+        address = self.advertised(listener.address)
+        node = coordinator.state.nodes.get(self._node_id)
+        if node is None or node.identity.cluster_address == address:
+            return
+        logger.info("other hosts reach this node at {}", address)
+        changed = msgspec.structs.replace(node.identity, cluster_address=address)
+        await _patiently(
+            lambda: coordinator.propose([NodeJoined(identity=changed)], cause_id=f"address-{address}")
+        )
+
+    async def _ask(self, coordinator: Coordinator, proof: str) -> bool:
+        """Ask the master for a certificate; what speaks for this node is the connection that the request takes."""
+        request_der = await anyio.to_thread.run_sync(self.store.create_request, self._node_id)
+        node = coordinator.state.nodes.get(self._node_id)
+        command = EnrolNode(
+            command_id=CommandId(uuid4().hex),
+            node_id=self._node_id,
+            name=node.identity.name if node is not None else "",
+            request_der=request_der,
+            fingerprint=request_fingerprint(request_der, self._node_id),
+            address=str(node.identity.cluster_address) if node is not None else "",
+            proof="certificate" if proof == "certificate" else "host_secret",
+            is_proven=True,
+        )
+        try:
+            reply = await coordinator.send(command, timeout_s=COMMAND_TIMEOUT_S)
+        except ExoError as error:
+            logger.debug("no certificate yet: {}", error.message)
+            return False
+        if isinstance(reply, Enrolled):
+            await self._keep(reply.certificate_pem, reply.authority_pem)
+            return True
+        if isinstance(reply, Refusal):
+            logger.warning("the cluster gives this node no certificate: {}", reply.message)
+        return False
+
+    async def _keep(self, certificate_pem: str, authority_pem: str) -> None:
+        def keep() -> TlsIdentity | None:
+            self.store.save_membership(certificate_pem=certificate_pem, authority_pem=authority_pem)
+            return self.store.load_identity(self._node_id)
+
+        self._show(await anyio.to_thread.run_sync(keep))
+
+    def _show(self, identity: TlsIdentity | None) -> None:
+        self.identity = identity
+        self._transport.set_identity(identity)
+        if identity is not None:
+            self._shown(identity)
+
+    async def _renew(self, coordinator: Coordinator) -> None:
+        while True:
+            if self.identity is not None and renewal_due(self.identity.certificate, datetime.now(UTC)):
+                logger.info("this node's certificate is due to be renewed")
+                await self._ask(coordinator, "certificate")
+            await anyio.sleep(RENEWAL_CHECK_S)
+
+    # --- joining another cluster --------------------------------------------------------------------------------
+
+    async def _join(self, coordinator: Coordinator, namespace: str, name: str) -> None:
+        while True:
+            try:
+                pending = await anyio.to_thread.run_sync(read_pending_join, self._home)
+            except ConfigurationError as error:
+                logger.warning("{}", error.message)
+                pending = None
+            if pending is not None and await self._join_once(coordinator, pending, namespace, name):
+                await anyio.to_thread.run_sync(remove_pending_join, self._home)
+                pending = None
+            with anyio.move_on_after(RETRY_S if pending is not None else None):
+                await self._join_wanted.wait()
+            self._join_wanted.clear()
+
+    async def _join_once(
+        self, coordinator: Coordinator, pending: PendingJoin, namespace: str, name: str
+    ) -> bool:
+        """Use a token at every address that may be of its cluster; say whether the token is of no more use."""
+        token = parse_token(pending.token)
+        if self.identity is not None and self.identity.authority_hash == token.authority_hash:
+            logger.info("this node is a member of that cluster already")
+            return True
+        addresses = _addresses(coordinator, pending)
+        if not addresses:
+            logger.warning("no node of the cluster is seen; name one with exo join TOKEN --address HOST:PORT")
+        request = EnrolRequest(
+            node_id=self._node_id,
+            name=name,
+            platform="",
+            exo_version="",
+            csr=await anyio.to_thread.run_sync(self.store.create_request, self._node_id),
+            namespace=namespace,
+        )
+        for address in addresses:
+            try:
+                given = await enrol(
+                    address, request=request, token=token, known_authority=None, on_progress=_tell
+                )
+            except EnrolmentError as error:
+                logger.error("joining through {} failed: {}", address, error.message)
+                return True
+            except DialError as error:
+                logger.warning("joining through {} failed: {}", address, error.message)
+                continue
+            await self._keep(given.certificate_pem, given.authority_pem)
+            logger.success("this node may join the cluster {} now", given.cluster_id)
+            self.introduced.introduce(address)
+            return True
+        return False
+
+
+def _addresses(coordinator: Coordinator, pending: PendingJoin) -> list[HostPort]:
+    if pending.address is not None:
+        return [HostPort.parse(pending.address)]
+    seen = (peer.address for peer in coordinator.peers_seen if peer.status in ("other_secret", "unreachable"))
+    return [
+        address for address in dict.fromkeys(seen) if address is not None and not is_loopback(address.host)
+    ]
+
+
+def _tell(progress: EnrolProgress) -> None:
+    logger.info("{}", progress.text)
+
+
+async def _patiently(attempt: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        try:
+            await attempt()
+            return
+        except ExoError as error:
+            logger.debug("trying again: {}", error.message)
+            await anyio.sleep(1.0)
