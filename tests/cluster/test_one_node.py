@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -247,9 +248,33 @@ def test_a_data_directory_that_cannot_be_is_one_sentence_and_exit_code_2(tmp_pat
     assert "EXO_HOME" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_other_addresses_than_loopback_are_refused(tmp_path: Path) -> None:
-    done = run_exo("--host", "0.0.0.0", home=tmp_path / "h")
-    assert done.returncode == 2 and "ssh -L" in done.stderr
+def test_a_node_on_every_address_answers_this_machine_and_elsewhere_only_who_has_a_key(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    with NodeProcess(home, "--no-discovery", "--host", "0.0.0.0") as node:
+        assert node.get("/state")["index"] > 0
+        # What a proxy on this machine passes on comes from elsewhere.
+        elsewhere = {"x-forwarded-for": "192.0.2.7"}
+        assert httpx.get(f"{node.url}/state", headers=elsewhere).status_code == 403
+        made = run_exo("key", "create", "--scope", "read", home=home)
+        assert made.returncode == 0
+        key = made.stdout.strip()
+        assert httpx.get(f"{node.url}/state", headers=elsewhere).status_code == 401
+        with_key = elsewhere | {"authorization": f"Bearer {key}"}
+        assert httpx.get(f"{node.url}/state", headers=with_key).status_code == 200
+        assert httpx.get(f"{node.url}/keys", headers=with_key).status_code == 403
+    audit = run_exo("audit", "--verify", home=home)
+    assert audit.returncode == 0
+    assert "CreateKey" in run_exo("audit", home=home).stdout
+    assert key.rpartition("-")[2] not in run_exo("audit", "--json", home=home).stdout
+
+
+def test_where_keys_are_required_exo_itself_shows_its_users(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with NodeProcess(home, "--no-discovery", "--require-key") as node:
+        assert httpx.get(f"{node.url}/state").status_code == 401
+        assert run_exo("status", home=home).returncode == 0
 
 
 def test_a_half_written_log_tail_is_cut_off_and_nothing_else_is_lost(tmp_path: Path) -> None:

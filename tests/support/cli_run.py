@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from anyio.from_thread import BlockingPortal
 
+from exo.api.context import ApiContext
 from support.api_world import World
 
 
@@ -26,3 +27,4 @@ class RunningWorld(NamedTuple):
     world: World
     url: str
     portal: BlockingPortal
+    context: ApiContext

@@ -60,18 +60,22 @@ class AccessGate:
         self._clock = clock
         self._limit = FailureLimit()
 
-    def admit(self, needed: Needed, address: str, headers: Mapping[str, str]) -> Caller:
+    def admit(
+        self, needed: Needed, address: str, headers: Mapping[str, str], *, own_address: str = ""
+    ) -> Caller:
         """Return who asks, if that one may.
 
         Args:
             needed: What the route needs.
             address: Of the other end of the connection.
             headers: Of the request, by names in lower case.
+            own_address: Of this end of the connection; whoever has the same is on this machine.
 
         Raises:
             AccessRefused: The request is not to be carried out.
         """
-        is_local = is_loopback(address) and not any(name in headers for name in FORWARDED_HEADERS)
+        is_here = is_loopback(address) or (address != "" and address == own_address)
+        is_local = is_here and not any(name in headers for name in FORWARDED_HEADERS)
         if not is_local and not self._coordinator.state.access.keys:
             raise AccessRefused(
                 403,
@@ -84,7 +88,7 @@ class AccessGate:
         shown = credential(headers)
         key = parse_key(shown)
         if key is not None or (shown and not is_trusted):
-            caller = self._by_key(key, address)
+            caller = self._by_key(key, address, is_here=is_here)
         elif is_trusted:
             # What is no key of exo's is passed over here: many clients insist on sending something.
             return Caller(kind="loopback", address=address, scopes=EVERYTHING)
@@ -102,7 +106,7 @@ class AccessGate:
             who=caller,
         )
 
-    def _by_key(self, key: PlainKey | None, address: str) -> Caller:
+    def _by_key(self, key: PlainKey | None, address: str, *, is_here: bool) -> Caller:
         now_s = self._clock()
         wait_s = self._limit.wait_s(address, now_s)
         if wait_s > 0:
@@ -115,18 +119,18 @@ class AccessGate:
                 headers={"Retry-After": str(seconds)},
             )
         try:
-            return self._known(key, address)
+            return self._known(key, address, is_here=is_here)
         except AccessRefused:
             self._limit.failed(address, now_s)
             raise
 
-    def _known(self, key: PlainKey | None, address: str) -> Caller:
+    def _known(self, key: PlainKey | None, address: str, *, is_here: bool) -> Caller:
         if key is None:
             raise _unauthorized(
                 "key_malformed", f"this is no API key of exo; {self._how_to_show()}", address=address
             )
         if self._owner_hash is not None and key.key_id == OWNER_ID:
-            if hmac.compare_digest(self._owner_hash, key.hash) and is_loopback(address):
+            if hmac.compare_digest(self._owner_hash, key.hash) and is_here:
                 return Caller(kind="owner", address=address, scopes=EVERYTHING)
         else:
             found = find_key(self._coordinator.state.access, key)

@@ -9,6 +9,7 @@ from typing import Any, Self, cast
 
 import httpx
 
+from exo.api.access_owner import read_owner_key
 from exo.settings import API_PORT, default_home
 from exo.shared.errors import ConfigurationError, ExoError
 
@@ -16,6 +17,8 @@ Json = dict[str, Any]
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
+
+_LOOPBACK_BEHIND = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class NodeUnreachableError(ExoError):
@@ -32,18 +35,28 @@ class RefusedError(ExoError):
 
 
 class NodeClient:
-    """A node's API. Use in `with`."""
+    """A node's API. Use in `with`.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: Where it answers.
+        key: An API key to show, where one is needed.
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url
         # No proxy of the environment: a node is on this machine, or at the end of a tunnel to it.
         self._http = httpx.Client(
-            base_url=url, trust_env=False, timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            trust_env=False,
+            timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         )
 
     @classmethod
     def open(cls, url: str | None, home: Path | None = None) -> Self:
         """Return a client of the node at this address, or of the one that runs here.
+
+        It shows the key in EXO_API_KEY; to the node that runs here otherwise the one that it made for its user.
 
         Args:
             url: The node's address.
@@ -53,7 +66,12 @@ class NodeClient:
             ConfigurationError: The address is none.
             NodeUnreachableError: No node runs on the data directory that was given.
         """
-        return cls(check_url(url) if url else running_node_url(home))
+        key = os.environ.get("EXO_API_KEY", "").strip() or None
+        if url:
+            return cls(check_url(url), key)
+        return cls(
+            running_node_url(home), key or read_owner_key(home.expanduser() if home else default_home())
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +165,7 @@ def running_node_url(home: Path | None = None) -> str:
     Raises:
         NodeUnreachableError: No node runs on the directory that was given; another one is not asked instead.
     """
-    found = _noted_url(home.expanduser() if home else default_home())
+    found = noted_url(home.expanduser() if home else default_home())
     if found is not None:
         return found
     if home is not None:
@@ -157,7 +175,7 @@ def running_node_url(home: Path | None = None) -> str:
     return f"http://127.0.0.1:{os.environ.get('EXO_PORT') or API_PORT}"
 
 
-def _noted_url(home: Path) -> str | None:
+def noted_url(home: Path) -> str | None:
     """Return the address that the node of a data directory has noted there, while it runs."""
     try:
         note = json.loads((home / "node.json").read_text(encoding="utf-8"))
@@ -168,6 +186,8 @@ def _noted_url(home: Path) -> str | None:
 
     if not psutil.pid_exists(pid):
         return None
+    # One that listens on every address is reached on this machine's own.
+    host = _LOOPBACK_BEHIND.get(str(host), str(host))
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -25,23 +25,29 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 
 def register(app: typer.Typer) -> None:
     """Add the subcommands to the command line."""
+    from exo.cli import audit, join, key, node_commands, token
+
     for command in (status, models, place, delete, chat, doctor):
         app.command()(command)
+    for group in (node_commands, token, key):
+        app.add_typer(group.app)
+    app.command()(join.join)
+    app.command()(audit.audit)
 
 
-def _open(context: typer.Context, url: str | None) -> "NodeClient":
+def open_node(context: typer.Context, url: str | None) -> "NodeClient":
     """Return a client of the node that is meant: a flag counts more than a variable."""
     from exo.cli.client import NodeClient
 
-    home = _home(context)
+    home = home_given(context)
     return NodeClient.open(None, home) if home and not is_typed(context, "url") else NodeClient.open(url)
 
 
-def _open_at(context: typer.Context, home: Path | None, url: str | None) -> "NodeClient":
-    """As `_open`, for a command with a flag --home of its own."""
+def open_node_at(context: typer.Context, home: Path | None, url: str | None) -> "NodeClient":
+    """As `open_node`, for a command with a flag --home of its own."""
     from exo.cli.client import NodeClient
 
-    is_home_typed = is_typed(context, "home") or _home(context) is not None
+    is_home_typed = is_typed(context, "home") or home_given(context) is not None
     return (
         NodeClient.open(None, home)
         if is_home_typed and not is_typed(context, "url")
@@ -49,7 +55,7 @@ def _open_at(context: typer.Context, home: Path | None, url: str | None) -> "Nod
     )
 
 
-def _home(context: typer.Context) -> Path | None:
+def home_given(context: typer.Context) -> Path | None:
     """Return the data directory that was given before the command."""
     return cast("Path | None", context.obj)
 
@@ -64,7 +70,7 @@ def status(context: typer.Context, url: Url = None, as_json: AsJson = False, _ve
     """Show the cluster: master, nodes, devices, instances."""
     from exo.cli import status as module
 
-    with _open(context, url) as client:
+    with open_node(context, url) as client:
         module.show_status(client, as_json=as_json)
 
 
@@ -72,7 +78,7 @@ def models(context: typer.Context, url: Url = None, as_json: AsJson = False, _ve
     """List the models that the cluster's nodes have."""
     from exo.cli import status as module
 
-    with _open(context, url) as client:
+    with open_node(context, url) as client:
         module.show_models(client, as_json=as_json)
 
 
@@ -114,7 +120,7 @@ def place(
     """Place a model on the cluster and wait until it is ready."""
     from exo.cli import place as module
 
-    with _open(context, url) as client:
+    with open_node(context, url) as client:
         wish = module.make_wish(
             client,
             model=model,
@@ -146,7 +152,7 @@ def delete(
     """Stop an instance and forget it."""
     from exo.cli import place as module
 
-    with _open(context, url) as client:
+    with open_node(context, url) as client:
         module.delete(client, instance)
 
 
@@ -176,7 +182,7 @@ def chat(
     """Chat with a model; places it first where it is not placed."""
     from exo.cli import chat as module
 
-    with _open(context, url) as client:
+    with open_node(context, url) as client:
         options = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         code = module.run(client, model=model, prompt=prompt, system=system, options=options)
     raise typer.Exit(code)
@@ -204,10 +210,10 @@ def doctor(
     """Say what works on this machine, what is missing, and how to install it."""
     from exo.cli import doctor as module
 
-    chosen = home if is_typed(context, "home") else _home(context) or home
+    chosen = home if is_typed(context, "home") else home_given(context) or home
     if host is not None and not peers:
         raise typer.BadParameter("an address goes with --peers: exo doctor --peers HOST[:PORT]")
     if peers:
-        code = module.run_peers(lambda: _open_at(context, chosen, url), chosen, host, as_json=as_json)
+        code = module.run_peers(lambda: open_node_at(context, chosen, url), chosen, host, as_json=as_json)
         raise typer.Exit(code)
     raise typer.Exit(module.run(chosen, as_json=as_json))

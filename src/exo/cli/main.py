@@ -50,7 +50,7 @@ def start(
         typer.Option(
             envvar="EXO_HOST",
             metavar="ADDRESS",
-            help="Address of API and dashboard; loopback only.",
+            help="Address of API and dashboard; beyond loopback nobody is answered without an API key.",
         ),
     ] = "127.0.0.1",
     cluster_port: Annotated[
@@ -148,6 +148,14 @@ def start(
             help="Refuse a chat with a model that is not placed, rather than placing it.",
         ),
     ] = False,
+    require_key: Annotated[
+        bool,
+        typer.Option(
+            "--require-key",
+            envvar="EXO_REQUIRE_KEY",
+            help="Ask programs on this machine for an API key, too; for machines with several users.",
+        ),
+    ] = False,
     telemetry_interval: Annotated[
         float,
         typer.Option(
@@ -195,6 +203,7 @@ def start(
         peers=peer or [],
         is_worker=not no_worker,
         is_auto_place_enabled=not no_auto_place,
+        is_key_required=require_key,
         models_dirs=models_dir or [],
         telemetry_interval_s=telemetry_interval,
         verbosity=-1 if quiet else min(verbose, 2),

@@ -109,9 +109,10 @@ def wait_until_ready(client: NodeClient, instance_id: str, *, timeout_s: float) 
             )
             if instance["status"] == "ready":
                 return instance
-            if instance["status"] == "failed" and _is_lasting(client, instance_id):
+            lasting = _lasting_failure(client, instance_id) if instance["status"] == "failed" else None
+            if lasting is not None:
                 raise InstanceFailedError(
-                    f"{instance['model_id']} failed: {instance['reason']}; "
+                    f"{lasting['model_id']} failed: {lasting['reason']}; "
                     f"mend that, then: exo delete {instance_id}, and place it again"
                 )
             if time.monotonic() >= deadline_s:
@@ -122,16 +123,17 @@ def wait_until_ready(client: NodeClient, instance_id: str, *, timeout_s: float) 
             time.sleep(POLL_S)
 
 
-def _is_lasting(client: NodeClient, instance_id: str) -> bool:
-    """Say whether a failure is one that the master will not mend by starting the instance again."""
+def _lasting_failure(client: NodeClient, instance_id: str) -> Json | None:
+    """Return the instance if it has failed in a way that the master will not mend by starting it again."""
     from exo.cli.client import RefusedError
 
     try:
-        return client.get(f"/instance/{instance_id}/wait", {"timeout_s": 0})["status"] == "failed"
+        instance = client.get(f"/instance/{instance_id}/wait", {"timeout_s": 0})
     except RefusedError as error:
         if error.status == 504:
-            return False
+            return None
         raise
+    return instance if instance["status"] == "failed" else None
 
 
 def show_previews(client: NodeClient, wish: Json, *, as_json: bool) -> None:

@@ -101,6 +101,17 @@ async def test_this_machine_needs_no_key_and_may_send_any_placeholder(world: Wor
         assert (await http.get("/state")).status_code == 200
 
 
+async def test_who_comes_from_the_nodes_own_address_is_on_this_machine(world: World) -> None:
+    app = world.app()
+    own = httpx.ASGITransport(app=app, client=("192.0.2.1", 40000))
+    async with httpx.AsyncClient(transport=own, base_url="http://192.0.2.1:52415") as http:
+        assert (await http.get("/state")).status_code == 200
+        assert (await http.get("/state", headers={"host": "rebound.example"})).status_code == 421
+        assert (await http.get("/state", headers={"x-forwarded-for": "192.0.2.1"})).status_code == 403
+    async with httpx.AsyncClient(transport=own, base_url="http://192.0.2.2:52415") as http:
+        assert (await http.get("/state")).status_code == 403
+
+
 @pytest.mark.parametrize("path", ["/state", "/v1/models", "/healthz", "/", "/docs", "/nowhere"])
 async def test_elsewhere_nothing_is_answered_until_there_is_a_key(world: World, path: str) -> None:
     async with client_of(world.app(), address=ELSEWHERE) as http:

@@ -32,7 +32,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:52415", "[::1]:52415", "LOCALHOST:1"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:52415", "[::1]:52415", "LOCALHOST:1", "0.0.0.0:1"])
 async def test_names_of_this_machine_are_answered(http: httpx.AsyncClient, host: str) -> None:
     assert (await http.get("/healthz", headers={"host": host})).status_code == 200
 

@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def _serve(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningWorld]:
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(served(world)) as server:
         monkeypatch.setenv("EXO_URL", server.url)
-        yield RunningWorld(world, server.url, portal)
+        yield RunningWorld(world, server.url, portal, server.context)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_every_flag_reaches_the_node(run: Run, started: list[Settings], tmp_path
         "-vv", "--port", "1", "--host", "localhost", "--cluster-port", "2", "--data-port", "3", "--discovery-port",
         "4", "--home", str(tmp_path / "h"), "--no-worker", "--peer", "127.0.0.1:5", "--peer", "localhost",
         "--namespace", "n", "--name", "me", "--models-dir", str(tmp_path), "--no-auto-place", "--no-discovery",
-        "--telemetry-interval", "0.5",
+        "--telemetry-interval", "0.5", "--require-key",
     )  # fmt: skip
     assert outcome.code == 0
     assert started == [
@@ -57,6 +57,7 @@ def test_every_flag_reaches_the_node(run: Run, started: list[Settings], tmp_path
             peers=(HostPort("127.0.0.1", 5), HostPort("localhost", 52416)),
             is_worker=False,
             is_auto_place_enabled=False,
+            is_key_required=True,
             models_dirs=(tmp_path,),
             telemetry_interval_s=0.5,
             verbosity=2,
@@ -85,6 +86,7 @@ def test_every_flag_has_an_environment_variable(
         "EXO_MODELS_DIRS": f"{one}{os.pathsep}{two}",
         "EXO_NO_AUTO_PLACE": "true",
         "EXO_NO_DISCOVERY": "1",
+        "EXO_REQUIRE_KEY": "1",
         "EXO_TELEMETRY_INTERVAL": "0.5",
         "EXO_VERBOSITY": "1",
     }
@@ -96,6 +98,7 @@ def test_every_flag_has_an_environment_variable(
     assert (settings.is_worker, settings.is_auto_place_enabled, settings.is_discovery_enabled) == (False,) * 3
     assert (settings.models_dirs, settings.home, settings.name) == ((one, two), tmp_path / "h", "me")
     assert (settings.port, settings.cluster_port, settings.data_port, settings.discovery_port) == (1, 2, 3, 4)
+    assert settings.is_key_required
     assert (settings.verbosity, settings.telemetry_interval_s, settings.namespace) == (1, 0.5, "n")
     help_text = run("--help").out
     for name in (*variables, "EXO_QUIET"):

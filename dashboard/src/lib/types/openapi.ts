@@ -354,7 +354,7 @@ export interface paths {
         post?: never;
         /**
          * Remove Node
-         * @description End a node's membership and revoke its certificates. What is placed on it fails, and is placed elsewhere.
+         * @description End a node's membership and revoke its certificates. What is placed on it fails.
          */
         delete: operations["remove_node"];
         options?: never;

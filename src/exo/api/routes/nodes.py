@@ -83,7 +83,7 @@ async def remove_node(
     context: Context,
     reason: Annotated[str, Query(max_length=128, description="Shown to the node")] = "",
 ) -> Response:
-    """End a node's membership and revoke its certificates. What is placed on it fails, and is placed elsewhere."""
+    """End a node's membership and revoke its certificates. What is placed on it fails."""
     command = RemoveNode(command_id=new_command_id(), node_id=NodeId(node_id), reason=reason)
     return json_answer({"index": await decided_index(context, command)})
 

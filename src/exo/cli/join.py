@@ -1,0 +1,58 @@
+"""`exo join`: have this machine's node join the cluster that a token is for."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exo.cli.commands import Verbose, home_given, is_typed
+
+
+def join(
+    context: typer.Context,
+    token: Annotated[
+        str,
+        typer.Argument(metavar="TOKEN", help="From `exo token create` on a node of the cluster; -: read it."),
+    ],
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Cluster port of one of its nodes, where discovery does not reach."
+        ),
+    ] = None,
+    home: Annotated[
+        Path | None, typer.Option(envvar="EXO_HOME", help="The data directory whose node is to join.")
+    ] = None,
+    _verbose: Verbose = 0,
+) -> None:
+    """Join a cluster with a token: at once if the node runs, else when it starts."""
+    import sys
+
+    from exo.api.access_join import PendingJoin, write_pending_join
+    from exo.cli.client import NodeClient, noted_url
+    from exo.cli.output import remarks
+    from exo.cluster.trust.token import parse_token
+    from exo.settings import CLUSTER_PORT, default_home, prepare_home
+    from exo.shared.errors import ConfigurationError
+    from exo.shared.types.nodes import HostPort
+
+    plain = parse_token(sys.stdin.readline() if token == "-" else token)
+    try:
+        checked = None if address is None else str(HostPort.parse(address, CLUSTER_PORT))
+    except ValueError as error:
+        raise ConfigurationError(f"--address: {error}") from error
+    given = home if is_typed(context, "home") else home_given(context) or home
+    folder = (given or default_home()).expanduser().absolute()
+    if noted_url(folder) is not None:
+        with NodeClient.open(None, folder) as client:
+            noted = client.post("/access/join", {"token": plain.reveal(), "address": checked})
+        is_used_now = noted["is_used_now"]
+    else:
+        prepare_home(folder)
+        write_pending_join(folder, PendingJoin(token=plain.reveal(), address=checked))
+        is_used_now = False
+    if is_used_now:
+        print("the node asks the cluster now; `exo status` shows when it has joined")
+    else:
+        print("the token is kept for the node; it joins when it starts next")
+    remarks().print(f"the cluster's authority is {plain.authority_hash}")
