@@ -16,7 +16,6 @@ from exo.shared.types.events import (
     TermOpened,
 )
 from exo.shared.types.ids import EventId, NodeId
-from exo.shared.types.nodes import HostPort, NodeIdentity
 from exo.shared.types.state import State
 from exo.shared.types.voters import Voters
 from exo_sim.errors import BrokenPromiseError
@@ -24,7 +23,7 @@ from exo_sim.ledger import Ledger
 from exo_sim.machine import Machine, describe
 from exo_sim.network import Network
 from exo_sim.origin import CLUSTER
-from exo_sim.policy import PlainPolicy, Policy
+from exo_sim.policy import PlainPolicy, Policy, identity
 from exo_sim.timeline import US_PER_S, Timeline
 
 FIRST_TERM = 1
@@ -42,22 +41,6 @@ class StoryLine(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.at_s:8.3f}  {self.who:<4} {self.what}"
-
-
-def identity(node_id: NodeId) -> NodeIdentity:
-    """A member about which nothing matters but its name."""
-    address = HostPort(node_id, 1)
-    return NodeIdentity(
-        node_id=node_id,
-        boot_id=node_id,
-        name=node_id,
-        host_id=node_id,
-        platform="simulated",
-        exo_version="0",
-        cluster_address=address,
-        data_address=address,
-        api_address=address,
-    )
 
 
 def first_entries(node_ids: Sequence[NodeId], voters: Voters) -> tuple[LogEntry, ...]:
@@ -202,7 +185,7 @@ class Cluster:
         if self._failed_at_us is not None:
             self.failover_us.append(self.timeline.now_us - self._failed_at_us)
             self._failed_at_us = None
-        if self.is_telling:
+        if self.is_telling and not isinstance(entry.event, NodeDisconnected):  # Those are the load.
             event = type(entry.event).__name__
             self.tell("", f"entry {entry.index} is committed: {event} of {entry.origin} in term {entry.term}")
 

@@ -545,6 +545,7 @@ class Machine:
         leading = core.leading
         if leading is None:
             return
+        # Every member is to have everything. A voter that lost its log is followed as a newcomer once it has no vote.
         wanted = cluster.members - core.voters.members - {self.node_id}
         for node_id in sorted(wanted ^ self._followed):
             self.take(Follow(node_id=node_id, is_wanted=node_id in wanted))

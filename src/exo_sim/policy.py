@@ -4,7 +4,9 @@ from abc import ABC, abstractmethod
 
 import msgspec
 
+from exo.cluster.membership import Presence, choose_voters
 from exo.shared.types.ids import NodeId
+from exo.shared.types.nodes import HostPort, Node, NodeIdentity
 from exo.shared.types.voters import Voters
 
 
@@ -29,7 +31,6 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """What the leader should do; at most one change of the voters at a time."""
 
-    learners: frozenset[NodeId]
     voters: Voters | None = None
     reason: str = ""
     hand_over_to: NodeId | None = None
@@ -60,8 +61,6 @@ class PlainPolicy(Policy):
 
     def wishes(self, view: View) -> Wishes:
         voters = view.voters
-        # A voter that lost its log is followed as a newcomer only once it does not count any more.
-        learners = view.members - voters.members - {view.node_id}
         change, reason = self._change(view)
         if change is not None and change == voters:
             change = None
@@ -69,7 +68,7 @@ class PlainPolicy(Policy):
         if view.node_id not in view.members and change is None:
             able = [one for one in voters.voters if one in view.members & view.heard & view.in_step]
             hand_over_to = able[0] if able else None
-        return Wishes(learners=frozenset(learners), voters=change, reason=reason, hand_over_to=hand_over_to)
+        return Wishes(voters=change, reason=reason, hand_over_to=hand_over_to)
 
     def _change(self, view: View) -> tuple[Voters | None, str]:
         voters = view.voters
@@ -133,3 +132,37 @@ def _with(voters: Voters, node_id: NodeId) -> Voters:
 
 def _without(voters: Voters, node_id: NodeId) -> Voters:
     return Voters(voters=tuple(one for one in voters.voters if one != node_id))
+
+
+class RealPolicy(Policy):
+    """What a real leader follows: `exo.cluster.membership`."""
+
+    def wishes(self, view: View) -> Wishes:
+        choice = choose_voters(
+            view.node_id,
+            {node_id: Node(identity=identity(node_id)) for node_id in sorted(view.members)},
+            view.voters,
+            Presence(
+                present=view.heard,
+                missed=view.missed,
+                level=view.in_step,
+                voteless=view.forgetful,
+            ),
+        )
+        return Wishes(voters=choice.voters, reason=choice.reason)
+
+
+def identity(node_id: NodeId) -> NodeIdentity:
+    """A member about which nothing matters but its name."""
+    address = HostPort(node_id, 1)
+    return NodeIdentity(
+        node_id=node_id,
+        boot_id=node_id,
+        name=node_id,
+        host_id=node_id,
+        platform="simulated",
+        exo_version="0",
+        cluster_address=address,
+        data_address=address,
+        api_address=address,
+    )

@@ -12,7 +12,7 @@ from exo.shared.types.voters import Voters
 from exo_sim.cluster import Cluster, StoryLine
 from exo_sim.errors import BrokenPromiseError
 from exo_sim.faults import Faults
-from exo_sim.policy import PlainPolicy, Policy
+from exo_sim.policy import PlainPolicy, Policy, RealPolicy
 from exo_sim.timeline import US_PER_S
 
 FAULTY_S = 30.0
@@ -85,6 +85,8 @@ class Schedule:
 
     def _build(self, is_telling: bool, policy: Policy | None) -> tuple[Cluster, Faults]:
         weights = {**_NETWORK, **_MACHINE, **_PEOPLE}
+        is_real = self.seed // len(MODES) % 2 == 1
+        usual = RealPolicy() if is_real else PlainPolicy(3)
         memberships: Sequence[frozenset[NodeId]] = ()
         members: frozenset[NodeId] | None = None
         match self.mode:
@@ -99,19 +101,19 @@ class Schedule:
                 memberships = [frozenset(nodes(text)) for text in ("abc", "abcd", "abd", "bcd", "acd")]
             case "5":
                 names, voters = nodes("abcde"), Voters(voters=nodes("abcde"))
-                policy = policy or PlainPolicy(5)
+                usual = PlainPolicy(5)  # The real one has five voters of seven members or more.
                 memberships = [frozenset(nodes(text)) for text in ("abcde", "abcd", "bcde", "abce")]
             case "grow":
                 names, voters = nodes("abcde"), Voters(voters=nodes("a"))
                 members = frozenset(nodes("a"))
-                policy = policy or PlainPolicy(self._random.choice((3, 5)))
+                usual = RealPolicy() if is_real else PlainPolicy(self._random.choice((3, 5)))
                 texts = ("a", "ab", "abc", "abcd", "abcde", "bcde", "cde", "bd", "e", "de", "ace")
                 memberships = [frozenset(nodes(text)) for text in texts]
                 weights |= {"membership change": 12}
             case _:
                 raise ValueError(f"{self.mode!r} is no kind of cluster; there are 1, 2, 3, 5 and grow")
         cluster = Cluster(
-            self.seed, names, voters, members=members, policy=policy or PlainPolicy(3), is_telling=is_telling
+            self.seed, names, voters, members=members, policy=policy or usual, is_telling=is_telling
         )
         return cluster, Faults(cluster, self._random, weights, memberships)
 

@@ -1,0 +1,85 @@
+"""`python -m exo_sim`: replay one seed and print its story, or run many and print what they came to."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from exo_sim.report import lines, report_on
+from exo_sim.schedule import MODES, Outcome, run_schedule
+
+_CHUNK = 10
+
+
+def _run_chunk(work: tuple[Sequence[int], str | None]) -> tuple[list[Outcome], float]:
+    """Run some seeds; returns with them the processor time that they took."""
+    seeds, mode = work
+    began_s = time.process_time()
+    outcomes = [run_schedule(seed, mode) for seed in seeds]
+    return outcomes, time.process_time() - began_s
+
+
+def run_many(seeds: range, mode: str | None, job_count: int) -> Iterator[tuple[list[Outcome], float]]:
+    """Run seeds, several at a time where there are jobs for that; yields what became of some of them."""
+    chunks: Iterable[tuple[Sequence[int], str | None]] = (
+        (seeds[start : start + _CHUNK], mode) for start in range(0, len(seeds), _CHUNK)
+    )
+    if job_count == 1:
+        yield from map(_run_chunk, chunks)
+        return
+    with ProcessPoolExecutor(job_count) as pool:
+        yield from pool.map(_run_chunk, chunks)
+
+
+def _many(arguments: argparse.Namespace) -> int:
+    outcomes: list[Outcome] = []
+    cpu_s = 0.0
+    seeds = range(arguments.first, arguments.first + arguments.schedules)
+    for done, took_s in run_many(seeds, arguments.nodes, arguments.jobs):
+        outcomes += done
+        cpu_s += took_s
+        if sys.stderr.isatty():
+            print(f"\r{len(outcomes)} of {len(seeds)}", end="", file=sys.stderr, flush=True)
+    report = report_on(outcomes, cpu_s)
+    print("\n".join(lines(report)))
+    if arguments.json is not None:
+        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    return 1 if report.failures or report.too_quiet else 0
+
+
+def _one(arguments: argparse.Namespace) -> int:
+    outcome = run_schedule(arguments.seed, arguments.nodes, is_telling=True)
+    for line in outcome.story:
+        print(line)
+    faults = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.faults.items()))
+    print(f"\nseed {outcome.seed}, {outcome.mode} nodes, {outcome.virtual_s:.1f} virtual seconds; {faults}")
+    if outcome.broken is None:
+        print(f"no promise was broken; one cluster again {outcome.healed_s:.1f} s after the repair")
+    return 0 if outcome.broken is None else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 when every promise was kept."""
+    parser = argparse.ArgumentParser(
+        prog="python -m exo_sim",
+        description="Simulate clusters of agreement cores in virtual time, with faults.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seed", type=int, help="replay one run and print its story")
+    what.add_argument("--schedules", type=int, metavar="N", help="run N seeds and print what they came to")
+    parser.add_argument("--nodes", choices=sorted(set(MODES)), help="kind of cluster; by the seed otherwise")
+    parser.add_argument(
+        "--first", type=int, default=0, metavar="SEED", help="the first seed of many; default 0"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes to run them in; default 1")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report of many there as well")
+    arguments = parser.parse_args(argv)
+    return _many(arguments) if arguments.seed is None else _one(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
