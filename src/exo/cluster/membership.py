@@ -159,8 +159,9 @@ def _designate(
     heir = leader if leader in heirs else next((n for n in heirs if n in presence.level), heirs[0])
     if len(voters.voters) > 1:
         surplus = [node_id for node_id in voters.voters if node_id != heir]
-        # Those that are gone first, this node last: it has to see the change through.
-        surplus.sort(key=lambda node_id: (node_id == leader, node_id in presence.present, node_id))
+        # Those that are of no use first: with one of two voters gone or voteless, no further change could be agreed
+        # on. This node last: it has to see the change through.
+        surplus.sort(key=lambda n: (n == leader, n not in unfit, n in presence.present, n))
         if heir in voters.voters:
             return Choice(voters=_without(voters, surplus[0]), reason=f"{surplus[0]} is no voter any more")
     if heir not in voters.voters:
