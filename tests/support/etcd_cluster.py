@@ -19,7 +19,7 @@ from support.states import identity
 QUICK_ETCD = EtcdOptions(
     lease_s=1,
     pulse_s=0.3,
-    touch_max_s=1.0,
+    touch_max_s=0.7,
     request_timeout_s=0.5,
     retry_s=0.05,
     retry_max_s=0.2,
@@ -27,7 +27,7 @@ QUICK_ETCD = EtcdOptions(
     start_patience_s=10.0,
     rejoin_grace_s=0.5,
     resign_pause_s=0.5,
-    master_wait_s=1.0,
+    master_wait_s=0.5,
     proposal_timeout_s=1.0,
 )
 

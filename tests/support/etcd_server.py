@@ -141,6 +141,20 @@ class EtcdServer:
         """Forget all history."""
         self.call("/v3/kv/compaction", {"revision": str(self.revision()), "physical": True})
 
+    def fill(self, prefix: str) -> None:
+        """Write until the quota is reached."""
+        with contextlib.suppress(urllib.error.HTTPError):
+            for number in range(1000):
+                self.call("/v3/kv/put", {"key": text64(f"{prefix}{number}"), "value": text64("x" * 200_000)})
+
+    def make_room(self, prefix: str) -> None:
+        """Delete what is there, compact, defragment and disarm."""
+        self.delete(prefix)
+        self.compact()
+        self.call("/v3/maintenance/defragment", {})
+        for alarm in self.call("/v3/maintenance/alarm", {"action": "GET"}).get("alarms", []):
+            self.call("/v3/maintenance/alarm", {**alarm, "action": "DEACTIVATE"})
+
     def demand_password(self, user: str, password: str) -> None:
         """Let only this user, and `root` with the same password, in."""
         for name in dict.fromkeys(("root", user)):

@@ -10,9 +10,12 @@ import msgspec
 import pytest
 
 from exo.cluster.errors import UnsendableError
+from exo.cluster.etcd.client import EtcdClient
 from exo.cluster.etcd.coordinator import EtcdCoordinator, elapsed_s, open_etcd_coordinator
 from exo.cluster.etcd.errors import EtcdHistoryError, EtcdUnreachableError
 from exo.cluster.etcd.messages import WatchAnswer
+from exo.cluster.etcd.records import MasterRecord
+from exo.cluster.etcd.store import EtcdStore, Hold, Tail
 from exo.shared.errors import ConfigurationError, LogCorruptError, NoMasterError
 from exo.shared.types.commands import Command, Deleted, DeleteInstance, Reply
 from exo.shared.types.events import DeviceLost, LinkMeasured, LogEntry, NodeRemoved, TelemetryFrame
@@ -229,6 +232,67 @@ async def test_when_all_others_are_gone_the_last_one_leads_all_the_same(cluster:
     assert last.leadership.term > 1, "it had doubted itself first"
 
 
+async def test_an_election_that_was_won_without_hearing_of_it_is_given_up(
+    cluster: EtcdCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the winning request is lost: the node finds its own key there, and stands again."""
+    real, calls = EtcdStore.campaign, 0
+
+    async def campaign(self: EtcdStore, record: MasterRecord, lease_id: int, tail: Tail) -> Hold | None:
+        nonlocal calls
+        calls += 1
+        hold = await real(self, record, lease_id, tail)
+        if calls > 1:
+            return hold
+        revokes.append(lease_id)
+        raise EtcdUnreachableError("the answer is lost; try again")
+
+    revokes: list[int] = []
+    real_revoke = EtcdClient.revoke
+
+    async def revoke(self: EtcdClient, lease_id: int) -> None:
+        if revokes == [lease_id]:
+            revokes.append(lease_id)
+            raise EtcdUnreachableError("this too; try again")
+        await real_revoke(self, lease_id)
+
+    monkeypatch.setattr(EtcdStore, "campaign", campaign)
+    monkeypatch.setattr(EtcdClient, "revoke", revoke)
+    options = msgspec.structs.replace(QUICK_ETCD, lease_s=30)
+    a = await cluster.start("a", options=options)
+    await cluster.until(lambda: a.leadership.is_self)
+    assert a.leadership.term == 2, "the first term had no master that knew of it"
+
+
+async def test_a_lease_that_etcd_ended_is_noticed_even_if_the_watch_is_silent(
+    cluster: EtcdCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await cluster.start("a", options=msgspec.structs.replace(QUICK_ETCD, pulse_s=30.0))
+    await cluster.until(lambda: a.leadership.is_self)
+    member = cluster.node("a")._member
+    monkeypatch.setattr(member, "master_seen", lambda *_: None)
+    assert member.seat is not None
+    held = member.seat
+    await cluster.node("a")._client.revoke(held.hold.lease_id)
+    await cluster.until(lambda: member.seat is not held)
+
+
+async def test_a_commit_that_is_refused_deposes_even_if_the_watch_is_silent(
+    cluster: EtcdCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.start("a", options=msgspec.structs.replace(QUICK_ETCD, pulse_s=30.0, lease_s=30))
+    node = cluster.node("a")
+    await cluster.until(lambda: node.leadership.is_self)
+    monkeypatch.setattr(node._member, "master_seen", lambda *_: None)
+    cluster.server.delete(f"/{cluster.prefix}/test/master")
+    proposed = asyncio.ensure_future(node.propose([tagged(node.node_id, "too late")], cause_id="c"))
+    await cluster.until(lambda: node._member.seat is None)
+    assert not node.leadership.is_self
+    monkeypatch.undo()
+    proposed.cancel()
+    await asyncio.gather(proposed, return_exceptions=True)
+
+
 # --- etcd is gone ------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +502,28 @@ async def test_etcd_with_an_older_history_is_not_believed(own_cluster: EtcdClust
     assert own_cluster.node("a").state.cluster_id != before.cluster_id
 
 
+async def test_an_answer_that_the_watch_has_overtaken_is_no_older_history(
+    cluster: EtcdCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a SIGSTOP: the answer to an old question lies in the socket, and the watch is read first."""
+    a, b = await cluster.start_cluster("a", "b")
+    node = cluster.node(b.node_id)
+    read_after, is_late = node._store.read_after, True
+
+    async def late(index: int) -> Tail:
+        nonlocal is_late
+        tail = await read_after(index)
+        if is_late:
+            is_late = False
+            newest = await a.propose([tagged(a.node_id, "meanwhile")], cause_id="c")
+            await node.wait_for(lambda state: state.index >= newest or None, timeout_s=5)
+        return tail
+
+    monkeypatch.setattr(node._store, "read_after", late)
+    assert await node.confirm(timeout_s=5) == a.state.index
+    assert not is_late and node.trouble is None
+
+
 async def test_a_log_with_a_hole_stops_the_node(cluster: EtcdCluster) -> None:
     a = await cluster.start("a")
     for number in range(10):
@@ -598,6 +684,23 @@ async def test_it_is_opened_by_a_url(cluster: EtcdCluster) -> None:
         running.cancel()
         await asyncio.wait([running])
     assert f"/{cluster.prefix}/test/master" not in cluster.server.keys(f"/{cluster.prefix}/test/")
+
+
+async def test_an_etcd_that_is_full_is_named_and_used_again_when_there_is_room(tmp_path: Path) -> None:
+    options = msgspec.structs.replace(QUICK_ETCD, lease_s=30, proposal_timeout_s=10.0)
+    with running_etcd(tmp_path / "etcd", quota_bytes=2 * 1024 * 1024) as server:
+        async with closing(EtcdCluster(server, options)) as cluster:
+            assert isinstance(cluster, EtcdCluster)
+            a = await cluster.start("a")
+            node = cluster.node("a")
+            await cluster.until(lambda: a.leadership.is_self)
+            server.fill("junk/")
+            proposed = asyncio.ensure_future(a.propose([tagged(a.node_id, "later")], cause_id="c"))
+            await cluster.until(lambda: "is full: nothing can be decided" in (node.trouble or ""))
+            assert a.leadership.is_self, "it still leads; it cannot decide"
+            server.make_room("junk/")
+            await proposed
+            await cluster.until(lambda: node.trouble is None)
 
 
 def test_a_history_error_is_no_log_error() -> None:

@@ -48,31 +48,37 @@ class Following:
 
     async def _attempt(self, master: MasterSeen) -> bool:
         """Say whether the master was followed."""
-        record, reason = master.record, "the node is stopping"
+        record = master.record
         try:
             connection = await self._transport.dial(
                 record.address, timeout_s=self._member.options.dial_timeout_s
             )
-            try:
-                if connection.peer_node_id not in (None, record.node_id):
-                    raise _NotNowError(f"its certificate says {connection.peer_node_id}")
-                reason = await self._join(connection, master)
-                return True
-            except (ConnectionLostError, _NotNowError, TimeoutError, msgspec.DecodeError) as error:
-                reason = str(error) or "it gave no answer"
-                raise
-            finally:
-                connection.close(reason)
-        except (DialError, ConnectionLostError) as error:
-            reason = error.message
-        except (_NotNowError, TimeoutError, msgspec.DecodeError) as error:
-            reason = str(error) or "it gave no answer"
+        except DialError as error:
+            self._not_followed(master, error.message)
+            return False
+        reason, was_followed = "the node is stopping", False
+        try:
+            if connection.peer_node_id not in (None, record.node_id):
+                raise _NotNowError(f"its certificate says {connection.peer_node_id}")
+            reason = await self._join(connection, master)
+            was_followed = True
+        except (_NotNowError, ConnectionLostError) as error:
+            reason = error.message if isinstance(error, ConnectionLostError) else str(error)
+        except TimeoutError:
+            reason = "it gave no answer"
+        except msgspec.DecodeError as error:
+            reason = f"it speaks another release of exo ({error})"
+        finally:
+            connection.close(reason)
+        if not was_followed:
+            self._not_followed(master, reason)
+        return was_followed
+
+    def _not_followed(self, master: MasterSeen, reason: str) -> None:
         if self._wanted() == master:
-            who = f"etcd names {record.name} at {record.address} as the master"
+            who = f"etcd names {master.record.name} at {master.record.address} as the master"
             # Usual for a moment, while the lease of a master that is gone has not ended.
-            message = f"{who}, which does not take this node: {reason}"
-            self._member.troubled(TROUBLE, message, level="INFO")
-        return False
+            self._member.troubled(TROUBLE, f"{who}, which does not take this node: {reason}", level="INFO")
 
     async def _join(self, connection: Connection, master: MasterSeen) -> str:
         """Return why following is over."""

@@ -41,11 +41,12 @@ class Reader:
         """
         async with self._lock:
             while True:
-                asked_s = self._member.clock()
-                tail = await self._store.read_after(self._member.state.index)
-                self._check_history(tail)
+                # The watch may fold more while this is on its way: what is read is held against what was known before.
+                asked_s, index = self._member.clock(), self._member.state.index
+                tail = await self._store.read_after(index)
+                self._check_history(tail, index)
                 self.snapshot_index = tail.snapshot.index if tail.snapshot is not None else 0
-                if self._needs_snapshot(tail):
+                if self._needs_snapshot(tail, index):
                     await self._load_snapshot()
                     continue
                 self._member.fold(tail.entries)
@@ -56,8 +57,7 @@ class Reader:
                     self._member.troubled(TROUBLE, None)
                     return tail
 
-    def _check_history(self, tail: Tail) -> None:
-        index = self._member.state.index
+    def _check_history(self, tail: Tail, index: int) -> None:
         is_other = self._etcd_cluster_id not in (None, tail.etcd_cluster_id) or tail.revision < self._revision
         if index and (is_other or tail.head.index < index):
             # For good: once the new history is longer, nothing would tell it from the old one.
@@ -69,9 +69,8 @@ class Reader:
         self._etcd_cluster_id = tail.etcd_cluster_id
         self._revision = tail.revision
 
-    def _needs_snapshot(self, tail: Tail) -> bool:
-        index, snapshot_index = self._member.state.index, self.snapshot_index
-        if snapshot_index <= index:
+    def _needs_snapshot(self, tail: Tail, index: int) -> bool:
+        if self.snapshot_index <= index:
             if tail.is_complete and tail.head.index > index + len(tail.entries):
                 raise LogCorruptError(
                     f"the log in etcd has no entries from {index + 1} on, and should reach to {tail.head.index}; "
