@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from exo.api.access_join import PendingJoin, read_pending_join
 from exo.api.context import NodeActions, utc_text
-from exo.cli.client import noted_url
+from exo.cli.client import NodeClient, noted_url
 from exo.cli.durations import parse_duration_s
 from exo.cluster.trust.token import parse_token
-from exo.shared.errors import ConfigurationError
+from exo.shared.errors import ConfigurationError, ExoError
 from exo.shared.types.events import JoinWished, VotersChanged
 from exo.shared.types.ids import NodeId
 from exo.shared.types.voters import Voters
@@ -211,3 +211,29 @@ def test_what_is_no_time_is_told(text: str) -> None:
 def test_a_node_on_every_address_is_reached_on_loopback(tmp_path: Path) -> None:
     note_node(tmp_path, "http://0.0.0.0:7")
     assert noted_url(tmp_path) == "http://127.0.0.1:7"
+
+
+def test_the_record_is_followed_line_by_line(
+    ruled: RunningWorld, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("key", "create", "--scope", "infer")
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) > 1:
+            raise ExoError("that is enough")
+        with NodeClient(ruled.url) as client:
+            client.post("/keys", {"scopes": ["read"]})
+
+    monkeypatch.setattr("time.sleep", pause)
+    outcome = run("audit", "--follow", "--json")
+    assert "that is enough" in outcome.err
+    assert [json.loads(line)["seq"] for line in outcome.out.splitlines()] == [1, 2]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder in the way of a file is told otherwise there")
+def test_a_token_that_cannot_be_kept_is_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "h" / "keys" / "token").mkdir(parents=True)
+    outcome = run("join", TOKEN, "--home", str(tmp_path / "h"))
+    assert outcome.code == 2 and "cannot write" in outcome.err and "b" * 32 not in outcome.err
