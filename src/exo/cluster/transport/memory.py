@@ -78,7 +78,7 @@ class MemoryNetwork:
     def heal(self) -> None:
         """Let everything through again; what waited arrives."""
         self._cuts.clear()
-        for end in self._connections:
+        for end in list(self._connections):  # What arrives may end connections.
             end.deliver_held()
 
     def break_connections(self, one: str, other: str) -> None:
