@@ -25,6 +25,8 @@ def configure_logs(verbosity: int) -> None:
     logging.basicConfig(
         handlers=[_ToLoguru()], level=logging.DEBUG if verbosity >= 2 else logging.WARNING, force=True
     )
+    # It warns of every interface on which nothing can be sent; that is usual, and mends itself.
+    logging.getLogger("zeroconf").setLevel(logging.ERROR)
 
 
 class _ToLoguru(logging.Handler):

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -42,7 +42,7 @@ from exo.shared.errors import ConfigurationError, ExoError
 from exo.shared.types.commands import Enrolled, EnrolNode, Refusal
 from exo.shared.types.events import NodeJoined
 from exo.shared.types.ids import CommandId, NodeId
-from exo.shared.types.nodes import HostPort
+from exo.shared.types.nodes import HostPort, NodeIdentity
 
 RETRY_S = 5.0
 RENEWAL_CHECK_S = 3600.0
@@ -201,41 +201,40 @@ class NodeTrust:
             tasks.start_soon(self._join, coordinator, namespace, name)
 
     async def _follow(self, coordinator: Coordinator, listener: Listener) -> None:
-        access = None
+        seen = None
         async for state in coordinator.changes():
-            if state.access is access and not self._is_narrow(listener):
-                continue
             access = state.access
-            serials = frozenset(access.revoked)
-            self._transport.set_revoked(node_ids=frozenset(access.removed), serials=serials)
-            if access.authority_pem is None or self._node_id in access.removed:
+            if access is not seen:
+                seen = access
+                self._transport.set_revoked(
+                    node_ids=frozenset(access.removed), serials=frozenset(access.revoked)
+                )
+            node = state.nodes.get(self._node_id)
+            if access.authority_pem is None or node is None:
                 continue
             if self.identity is None or self.identity.authority_pem != access.authority_pem:
-                is_given = await self._ask(coordinator, "host_secret")
-                if not is_given:
-                    access = None  # Look again at the next change.
-                    await anyio.sleep(1.0)
-                    continue
-            await self._widen(coordinator, listener)
+                if not await self._ask(coordinator, "host_secret"):
+                    await anyio.sleep(RETRY_S / 5)
+                continue
+            if listener.address.host != self.listen_host():
+                try:
+                    await listener.widen(self.listen_host())
+                except ConfigurationError as error:
+                    logger.warning("{}", error.message)
+                    await anyio.sleep(RETRY_S)
+            if node.identity.cluster_address != self.advertised(listener.address):
+                await self._tell_address(coordinator, node.identity, self.advertised(listener.address))
 
-    def _is_narrow(self, listener: Listener) -> bool:
-        return self.identity is not None and listener.address.host != self.listen_host()
-
-    async def _widen(self, coordinator: Coordinator, listener: Listener) -> None:
+    async def _tell_address(
+        self, coordinator: Coordinator, identity: NodeIdentity, address: HostPort
+    ) -> None:
+        changed = msgspec.structs.replace(identity, cluster_address=address)
         try:
-            await listener.widen(self.listen_host())
-        except ConfigurationError as error:
-            logger.warning("{}", error.message)
-            return
-        address = self.advertised(listener.address)
-        node = coordinator.state.nodes.get(self._node_id)
-        if node is None or node.identity.cluster_address == address:
-            return
-        logger.info("other hosts reach this node at {}", address)
-        changed = msgspec.structs.replace(node.identity, cluster_address=address)
-        await _patiently(
-            lambda: coordinator.propose([NodeJoined(identity=changed)], cause_id=f"address-{address}")
-        )
+            await coordinator.propose([NodeJoined(identity=changed)], cause_id=f"address-{address}")
+            logger.info("other hosts reach this node at {}", address)
+        except ExoError as error:
+            logger.debug("the address is not told yet: {}", error.message)
+            await anyio.sleep(RETRY_S / 5)
 
     async def _ask(self, coordinator: Coordinator, proof: str) -> bool:
         """Ask the master for a certificate; what speaks for this node is the connection that the request takes."""
@@ -347,13 +346,3 @@ def _addresses(coordinator: Coordinator, pending: PendingJoin) -> list[HostPort]
 
 def _tell(progress: EnrolProgress) -> None:
     logger.info("{}", progress.text)
-
-
-async def _patiently(attempt: Callable[[], Awaitable[object]]) -> None:
-    while True:
-        try:
-            await attempt()
-            return
-        except ExoError as error:
-            logger.debug("trying again: {}", error.message)
-            await anyio.sleep(1.0)

@@ -31,7 +31,7 @@ from exo.cluster.wire import (
     decode_from_dialer,
     encode,
 )
-from exo.shared.types.commands import Command
+from exo.shared.types.commands import Command, EnrolNode
 
 _NUMBERS_BYTES_MAX = 64
 """By how much the term and the number lengthen a proposal that was measured without them."""
@@ -183,7 +183,8 @@ class Reception:
                     if frame.node_id == session.node_id:
                         self._kernel.lane.frame_received(frame)
                 case Call():
-                    self._execute(message.command, partial(_answer, session, message.call_id))
+                    command = _believed(message.command, session)
+                    self._execute(command, partial(_answer, session, message.call_id))
                 case Confirm(call_id=call_id):
                     self._kernel.confirm().add_done_callback(partial(self._confirmed, session, call_id))
                 case Farewell():
@@ -213,6 +214,17 @@ class Reception:
         except ValueError as error:
             logger.error("hanging up on {}: {}", session.node_id, error)
             session.connection.close(str(error))
+
+
+def _believed(command: Command, session: Session) -> Command:
+    """Return a follower's command without the claims that are not its to make."""
+    if not isinstance(command, EnrolNode) or command.proof not in ("certificate", "host_secret"):
+        return command
+    # What speaks for a node is this very connection: its own, by its certificate or by the secret of this host.
+    is_own = command.node_id == session.node_id
+    is_certified = session.connection.peer_node_id is not None
+    is_proven = command.is_proven and is_own and (command.proof == "certificate") == is_certified
+    return msgspec.structs.replace(command, is_proven=is_proven)
 
 
 def _answer(session: Session, call_id: int, answer: Answer) -> None:

@@ -111,7 +111,11 @@ class Scout:
         if isinstance(item, PeerSeen):
             # By host: a flood from ever new ports must not push out what is useful.
             host = item.address.host if item.address is not None else "unknown"
-            self._note(f"{item.status} {host}", None, item)
+            known = self._noticed.get(item.node_id) if item.node_id is not None else None
+            if (
+                known is None or known.facts is None
+            ):  # Else it has proved who it is, and this is old or a lie.
+                self._note(f"{item.status} {item.node_id or host}", None, item)
         elif item.facts is not None:
             self._facts_seen(item.facts, item.via)
         elif item.address not in self._own_addresses and not self._is_connected_member(item.address):
@@ -141,6 +145,8 @@ class Scout:
             detail=judgement.detail,
             age_s=0.0,
         )
+        for status in ("other_secret", "other_version", "other_namespace"):
+            self._noticed.pop(f"{status} {facts.node_id}", None)
         self._note(facts.node_id, facts, seen)
         self._noticed[facts.node_id].told_s = told_s
         if judgement.join is not None or judgement.tell is not None:

@@ -35,6 +35,7 @@ class NodeStore:
         self.log = log
         self.snapshots = snapshots
         self.votes = votes
+        self._is_closed = False
 
     def apply_writes(self, writes: Sequence[Write]) -> None:
         """Carry out writes in their order, durably: all of their entries with one append and one sync.
@@ -99,9 +100,11 @@ class NodeStore:
         require_match(self.log, self.snapshots.load())
 
     def close(self) -> None:
-        """Release the files."""
-        self.votes.close()
-        self.log.close()
+        """Release the files. Harmless when that was done before."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.votes.close()
+            self.log.close()
 
     def _finish_staged(self) -> None:
         snapshot = self.snapshots.load_staged()
