@@ -7,6 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from exo.cluster.facts import PeerSeen
+from exo.shared.errors import ConfigurationError
 from exo.shared.types.commands import Command, Reply
 from exo.shared.types.events import Decision, LogEntry, Telemetry, TelemetryFrame
 from exo.shared.types.ids import NodeId
@@ -75,6 +76,31 @@ class Coordinator(ABC):
                 been carried out.
             UnsendableError: A NoMasterError before anything was tried: the command cannot be put into a message.
         """
+
+    @abstractmethod
+    async def confirm(self, *, timeout_s: float) -> int:
+        """Make sure that `state` here is as new as the moment of the call: what any node had acknowledged is in it.
+
+        Returns:
+            The index that it was brought up to.
+
+        Raises:
+            NoMasterError: There is no master, or a majority does not confirm in time that there is.
+        """
+
+    async def forget(self, node_ids: Sequence[NodeId]) -> int:
+        """Begin the history anew without voters that are lost for good, and with them what only they had.
+
+        Raises:
+            ConfigurationError: There is a master, this node has no copy, or other nodes are named than those that
+                are missing.
+            NoMasterError: It did not succeed.
+        """
+        raise ConfigurationError("this coordinator has no voters of its own to forget")
+
+    async def leave(self) -> None:
+        """Hand over what this node does for the others, as far as that is possible in a moment; it stops soon."""
+        return
 
     @abstractmethod
     def set_command_handler(self, handler: CommandHandler) -> None:
