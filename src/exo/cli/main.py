@@ -81,6 +81,41 @@ def start(
             help="Cluster port of another node, where discovery does not reach; repeat it, or separate by commas.",
         ),
     ] = None,
+    peers_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="EXO_PEERS_FILE",
+            metavar="FILE",
+            help="A JSON or TOML file with more of them; read again when it changes.",
+        ),
+    ] = None,
+    cluster_host: Annotated[
+        str | None,
+        typer.Option(
+            envvar="EXO_CLUSTER_HOST",
+            metavar="ADDRESS",
+            show_default="loopback; all addresses once the cluster has given this node a certificate",
+            help="Where other nodes may connect.",
+        ),
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            "--advertise",
+            envvar="EXO_ADVERTISE",
+            metavar="HOST",
+            show_default="this host's first address",
+            help="The address that nodes of other hosts are told.",
+        ),
+    ] = None,
+    coordinator: Annotated[
+        str,
+        typer.Option(
+            envvar="EXO_COORDINATOR",
+            metavar="embedded|etcd://HOST:PORT",
+            help="Who keeps the decisions: the nodes themselves, or an etcd that runs already.",
+        ),
+    ] = "embedded",
     namespace: Annotated[
         str,
         typer.Option(
@@ -94,6 +129,22 @@ def start(
             "--no-discovery",
             envvar="EXO_NO_DISCOVERY",
             help="Neither look for other nodes nor announce this one.",
+        ),
+    ] = False,
+    no_mdns: Annotated[
+        bool,
+        typer.Option(
+            "--no-mdns",
+            envvar="EXO_NO_MDNS",
+            help="Do not look for nodes by mDNS, nor announce this one there.",
+        ),
+    ] = False,
+    no_tailscale: Annotated[
+        bool,
+        typer.Option(
+            "--no-tailscale",
+            envvar="EXO_NO_TAILSCALE",
+            help="Do not look for nodes in the Tailscale network.",
         ),
     ] = False,
     discovery_port: Annotated[
@@ -201,6 +252,12 @@ def start(
         is_discovery_enabled=not no_discovery,
         namespace=namespace,
         peers=peer or [],
+        peers_file=peers_file,
+        is_mdns_enabled=not no_mdns,
+        is_tailscale_enabled=not no_tailscale,
+        cluster_host=cluster_host,
+        advertise_host=advertise,
+        coordinator=coordinator,
         is_worker=not no_worker,
         is_auto_place_enabled=not no_auto_place,
         is_key_required=require_key,
