@@ -18,7 +18,7 @@ import anyio
 from benchmarks.cluster import large
 from benchmarks.cluster.assembly import make_transport
 from benchmarks.cluster.measuring import percentile
-from exo.cluster.errors import ConnectionLostError
+from exo.cluster.errors import ConnectionLostError, DialError
 from exo.cluster.transport.base import Connection, Transport
 from exo.cluster.wire import Entries, Publish, decode_from_listener, encode
 from exo.shared.types.events import TelemetryFrame
@@ -27,6 +27,7 @@ from exo.shared.types.nodes import HostPort
 PUBLISH_S = 2.0
 WARM_S = 1.0
 DIALS_AT_ONCE = 16
+DIALS_EACH = 5
 
 
 class Crowd:
@@ -101,7 +102,13 @@ async def _dial(
     transport: Transport, address: HostPort, limit: anyio.CapacityLimiter, connections: list[Connection]
 ) -> None:
     async with limit:
-        connections.append(await transport.dial(address, timeout_s=30))
+        for rest in reversed(range(DIALS_EACH)):
+            try:
+                connections.append(await transport.dial(address, timeout_s=30))
+                return
+            except DialError:  # The node takes only so many strangers at a time.
+                if not rest:
+                    raise
 
 
 if __name__ == "__main__":

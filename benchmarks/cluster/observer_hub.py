@@ -98,7 +98,8 @@ async def main(home: Path) -> None:
         print(json.dumps({"address": str(listener.address)}), flush=True)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hub.accept, listener)
-            seconds = float(await anyio.to_thread.run_sync(sys.stdin.readline))
+            line = await anyio.to_thread.run_sync(sys.stdin.readline)
+            seconds = float(line or 0)  # Nothing: the other side did not come about.
             await hub.send(1.0)
             hub.frames, cpu_s, wall_s = 0, time.process_time(), time.perf_counter()
             await hub.send(seconds)
