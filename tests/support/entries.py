@@ -1,7 +1,9 @@
-"""Log entries for tests of logs and of the cluster core."""
+"""Log entries and snapshots for tests of logs and of the cluster core."""
 
+from exo.cluster.raft.messages import Snapshot
 from exo.shared.types.events import Decision, LogEntry, NodeDisconnected
 from exo.shared.types.ids import EventId, NodeId
+from exo.shared.types.voters import Voters
 
 
 def entry(
@@ -23,3 +25,15 @@ def entry(
 def entries(first: int, last: int) -> list[LogEntry]:
     """Entries `first` to `last`, both included."""
     return [entry(index) for index in range(first, last + 1)]
+
+
+def snapshot(index: int, *, term: int = 1, data: bytes | None = None) -> Snapshot:
+    """A snapshot whose content tells its index."""
+    return Snapshot(
+        index=index,
+        term=term,
+        incarnation=1,
+        voters=Voters(voters=(NodeId("a"), NodeId("b"), NodeId("c"))),
+        last_seq={NodeId("a"): index},
+        data=b"state %d" % index if data is None else data,
+    )

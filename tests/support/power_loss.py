@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable, Iterator
 from random import Random
 
-from exo.cluster.log.files import WritableFile
+from exo.cluster.log.files import Files, WritableFile
 
 SECTOR_BYTES = 512
 
@@ -205,3 +205,8 @@ def _any(writes: list[tuple[int, bytes]], random: Random) -> Iterator[tuple[int,
             if random.random() < share:
                 yield offset + start, data[start:end]
             start = end
+
+
+def cut_content(files: Files, name: str, count: int) -> None:
+    """Take that many bytes from the end of what was written to a file; the zeros behind it do not count."""
+    files.truncate(name, len(files.read(name).rstrip(b"\0")) - count)

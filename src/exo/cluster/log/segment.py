@@ -91,7 +91,9 @@ def cut(files: Files, segment: Segment, data: bytes, index: int) -> Segment:
     else:
         # The cut goes through a frame, which is all or nothing: a new file with a smaller one at its end.
         write_whole(files, name, keep)
-        files.remove(packed_name(segment.first_index))
+        if segment.is_packed:
+            files.sync_names()  # One of the two has to be there, whatever comes.
+            files.remove(packed_name(segment.first_index))
     return Segment(
         first_index=segment.first_index,
         is_packed=False,

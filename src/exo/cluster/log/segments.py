@@ -117,8 +117,10 @@ class SegmentLog(EventLog):
         if index >= self._last_index:
             return
         try:
-            # Noted before it is done: what is half done is finished at the next opening.
-            self._marked.write(Mark(min(mark.synced_index, index), mark.start_index, "cut", index))
+            # Noted before it is done: what is half done is finished at the next opening. An earlier step of which
+            # that is noted already, and which goes as far back, stays noted: nothing was acknowledged since.
+            if mark.task == "none" or (mark.task == "cut" and mark.task_index > index):
+                self._marked.write(Mark(min(mark.synced_index, index), mark.start_index, "cut", index))
             self._close_file()
             self._has_unsynced_name = True
             self._shelf.cut_after(index)
@@ -218,6 +220,8 @@ class SegmentLog(EventLog):
             )
         if found.torn is not None:
             logger.warning("cutting off the torn tail of {}: {}", self._where, found.torn)
+        if found.removals:
+            self._files.sync_names()  # What makes them dispensable has to stay.
         for name in found.removals:
             self._files.remove(name)
         for part in found.segments:

@@ -66,8 +66,14 @@ class TwoSlots:
         """Both slots hold it."""
         self._number = 0 if newest is None else newest.number
         self._file = files.open_in_place(name, _FILE_BYTES)
-        if is_missing:
-            files.sync_names()
+        try:
+            # What was found is acted on: it has to stay, even if whoever wrote it was killed before it was durable.
+            self._file.sync()
+            if is_missing:
+                files.sync_names()
+        except BaseException:
+            self._file.close()
+            raise
 
     def write(self, payload: bytes) -> None:
         """Replace the value, durably.

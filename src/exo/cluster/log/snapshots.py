@@ -38,6 +38,7 @@ class FileSnapshotStore(SnapshotStore):
             if name.endswith(DRAFT_SUFFIX):
                 files.remove(name)
         self._number = max((_number(name) for name in self._names()), default=0)
+        files.sync_names()  # What was found is acted on: it has to stay.
         self._remove_older()
 
     def load(self) -> Snapshot | None:
