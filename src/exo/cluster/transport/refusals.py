@@ -3,6 +3,16 @@
 import ssl
 
 from exo.cluster.errors import HandshakeError
+from exo.shared.tls import ACCESS_DENIED_ALERT, explain_tls_failure
+
+__all__ = [
+    "ACCESS_DENIED_ALERT",
+    "CODES",
+    "COUNTED",
+    "encode_refusal",
+    "explain_tls_error",
+    "read_refusal",
+]
 
 CODES = (
     "early_certificate",
@@ -34,55 +44,11 @@ COUNTED = (
 )
 """The keys of `TcpTransport.counts`, all there from the start."""
 
-_CLOCKS = "if it was made lately, compare the clocks of the two hosts"
-_SENTENCES = {
-    "expired_certificate": f"has expired; {_CLOCKS}, otherwise that node has to join again: exo join",
-    "early_certificate": f"is not valid yet; {_CLOCKS}",
-    "foreign_certificate": "is from the authority of another cluster; a node joins this one with exo join",
-}
-_VERIFY_CODES = {9: "early_certificate", 10: "expired_certificate"}
-"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL; all others: not signed as it should be."""
-_ALERTS = {
-    "CERTIFICATE_EXPIRED": (
-        "expired_certificate",
-        f"it says that this node's certificate has expired; {_CLOCKS}",
-    ),
-    "UNKNOWN_CA": (
-        "foreign_certificate",
-        "it does not know the authority of this node's certificate: it belongs to another cluster",
-    ),
-    "BAD_CERTIFICATE": (
-        "early_certificate",
-        f"it finds this node's certificate not valid, or not valid yet; {_CLOCKS}",
-    ),
-    "ACCESS_DENIED": ("no_identity", "it has no certificate of a cluster yet"),
-}
-ACCESS_DENIED_ALERT = b"\x15\x03\x03\x00\x02\x02\x31"
-"""The fatal TLS alert `access_denied` as a record, for who has nothing to begin TLS with."""
-
-
-def certificate_refused(peer: str, code: str) -> HandshakeError:
-    """Return the error that says what is wrong with a peer's certificate."""
-    return HandshakeError(f"the certificate of {peer} {_SENTENCES[code]}", code=code)
-
 
 def explain_tls_error(error: ssl.SSLError, peer: str) -> HandshakeError:
     """Turn what OpenSSL says of a failed handshake into a sentence and a code."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return certificate_refused(peer, _VERIFY_CODES.get(error.verify_code, "foreign_certificate"))
-    reason = error.reason or str(error)
-    for alert, (code, sentence) in _ALERTS.items():
-        if reason.endswith(alert):
-            return HandshakeError(f"{peer} refused: {sentence}", code=code)
-    if "ALERT" in reason:
-        return HandshakeError(f"{peer} refused in TLS: {_words(reason)}", code="tls_failed")
-    return HandshakeError(
-        f"{peer} does not speak exo's cluster protocol ({_words(reason)})", code="other_protocol"
-    )
-
-
-def _words(reason: str) -> str:
-    return reason.replace("_", " ").lower()
+    code, sentence = explain_tls_failure(error, peer, "cluster protocol")
+    return HandshakeError(sentence, code=code)
 
 
 def encode_refusal(error: HandshakeError) -> bytes:

@@ -14,19 +14,13 @@ from exo.cluster.transport.greeting import Answer
 from exo.cluster.transport.refusals import explain_tls_error, read_refusal
 from exo.cluster.trust.certificates import NodeCertificate
 from exo.cluster.trust.messages import ENROL_FRAME_BYTES_MAX
+from exo.shared.tls import HANDSHAKE_BYTES_MAX, RECORD_BYTES, TLS_FIRST_BYTE
+
+__all__ = ["CLUSTER_PROTOCOL", "ENROL_PROTOCOL", "TLS_FIRST_BYTE", "CheckPeer", "TlsChannel"]
 
 CLUSTER_PROTOCOL = "exo-cluster/1"
 """What the two ends agree on in TLS (ALPN); another version of the protocol gets another number."""
 ENROL_PROTOCOL = "exo-enrol/1"
-_HANDSHAKE_BYTES_MAX = 64 * 1024
-"""A stranger cannot make OpenSSL keep more than this."""
-_RECORD_BYTES = 16 * 1024
-"""The longest record of TLS; a read returns at most one."""
-_ALERT, _HANDSHAKE = 21, 22
-"""The first byte of a TLS record."""
-
-TLS_FIRST_BYTE = _HANDSHAKE
-
 CheckPeer = Callable[[bytes | None, str | None], NodeCertificate | None]
 """Takes the peer's certificate in DER, which OpenSSL has verified (unless it was told not to), and the protocol that
 was agreed on. Returns what the certificate says, or None where none is wanted.
@@ -100,7 +94,7 @@ class TlsChannel(Channel):
         if not self._handshake_bytes and not self._is_listener and data[:1] not in (b"\x15", b"\x16"):
             raise self._refused_in_plain(data)
         self._handshake_bytes += len(data)
-        if self._handshake_bytes > _HANDSHAKE_BYTES_MAX:
+        if self._handshake_bytes > HANDSHAKE_BYTES_MAX:
             raise HandshakeError(f"{self._peer} made too much of its handshake", code="tls_failed")
 
     def _refused_in_plain(self, data: bytes) -> HandshakeError:
@@ -134,7 +128,7 @@ class TlsChannel(Channel):
     def _read_all(self) -> bytes:
         parts: list[bytes] = []
         try:
-            while part := self._tls.read(_RECORD_BYTES):
+            while part := self._tls.read(RECORD_BYTES):
                 parts.append(part)
         except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
             pass

@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from exo.cluster.trust.certificates import (
-    NODE_URI,
     UNREADABLE,
     is_node_id,
     key_fingerprint,
@@ -21,6 +20,7 @@ from exo.cluster.trust.certificates import (
     to_der,
 )
 from exo.cluster.trust.errors import CertificateError
+from exo.shared.tls import NODE_URI
 from exo.shared.types.ids import ClusterId, NodeId
 
 AUTHORITY_LIFE = timedelta(days=3650)

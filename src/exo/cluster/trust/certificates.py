@@ -12,10 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import NameOID
 
 from exo.cluster.trust.errors import CertificateError
+from exo.shared.tls import NODE_URI
 from exo.shared.types.ids import NodeId
 
-NODE_URI = "exo://node/"
-"""In front of the node's id, in the certificate's subject alternative name."""
 _NODE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """As `load_node_id` makes and takes them; 64 is also the most that a certificate's common name may have."""
 RENEW_AFTER = 2 / 3
