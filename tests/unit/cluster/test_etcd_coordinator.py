@@ -306,7 +306,7 @@ async def test_while_etcd_is_dead_nothing_is_decided_and_it_all_comes_back_by_it
     own_cluster.server.kill()
     await own_cluster.until(lambda: all(node.leadership.master_node_id is None for node in nodes))
     assert [node.state.decided() for node in nodes] == [before.decided()] * 2
-    async with asyncio.timeout(2 * QUICK_ETCD.master_wait_s):
+    async with asyncio.timeout(3 * QUICK_ETCD.proposal_timeout_s):
         failures = await asyncio.gather(
             *(node.send(command(), timeout_s=30) for node in nodes),
             *(node.confirm(timeout_s=2) for node in nodes),
@@ -592,8 +592,9 @@ async def test_a_watch_from_a_forgotten_revision_is_begun_anew_and_a_deaf_one_is
         await a.propose([tagged(a.node_id, "swallowed")], cause_id="c")
         index = await a.propose([tagged(a.node_id, "heard")], cause_id="c")
         await watched.wait_for(lambda state: state.index >= index or None, timeout_s=5)
-        while watches.count < 3:
-            await a.propose([tagged(a.node_id, "again")], cause_id="c")
+        async with asyncio.timeout(5):
+            while watches.count < 3:
+                await a.propose([tagged(a.node_id, "again")], cause_id="c")
     finally:
         running.cancel()
         await asyncio.wait([running])

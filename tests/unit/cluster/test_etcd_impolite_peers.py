@@ -16,13 +16,14 @@ from exo.cluster.transport.base import Connection, Listener
 from exo.cluster.wire import TELEMETRY_BYTES_MAX, Call, Propose, ProposedEvent, Publish, TelemetryTick
 from exo.shared.errors import NoMasterError
 from exo.shared.types.commands import DeleteInstance
-from exo.shared.types.events import LinkMeasured, TelemetryFrame
+from exo.shared.types.events import LinkMeasured, NodeJoined, TelemetryFrame
 from exo.shared.types.ids import ClusterId, CommandId, EventId, InstanceId, NodeId
 from exo.shared.types.nodes import HostPort
 from support.coordinators import closing
 from support.etcd_cluster import QUICK_ETCD, EtcdCluster
 from support.etcd_server import EtcdServer, running_etcd, text64
 from support.simulated_cluster import tagged
+from support.states import identity
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,19 @@ async def test_nobody_speaks_for_another_node(cluster: EtcdCluster) -> None:
     assert a.state.live == before
 
 
+async def test_what_presupposes_a_commit_waits_for_it(cluster: EtcdCluster) -> None:
+    """A follower may see a commit before its master has the answer to it."""
+    a = await cluster.start("a")
+    await cluster.until(lambda: a.leadership.is_self)
+    stranger = await taken_in(cluster)
+    own = identity("stranger", boot_id="a-1")
+    joined = ProposedEvent(event_id=EventId("e"), event=NodeJoined(identity=own))
+    await stranger.say(Propose(term=1, first_seq=1, cause_id="c", at="t", events=(joined,)))
+    await stranger.say(Level(index=a.state.index + 1))
+    await stranger.say(publish("stranger"))
+    await cluster.until(lambda: NodeId("stranger") in a.state.live)
+
+
 async def test_a_node_that_connects_again_replaces_its_old_connection(cluster: EtcdCluster) -> None:
     await cluster.start("a")
     first = await taken_in(cluster)
@@ -197,7 +211,7 @@ async def test_a_command_for_a_master_without_a_handler_is_answered(cluster: Etc
     while not isinstance(answer := await stranger.hear(), wire.Answer):
         pass
     assert answer.call_id == 5 and answer.error is not None
-    with pytest.raises(NoMasterError, match="no master could be reached for 0.5 s"):
+    with pytest.raises(NoMasterError, match=r"no master could be reached for 0.5 s"):
         await master.send(command, timeout_s=5)
 
 
