@@ -59,6 +59,8 @@ class StateCache:
                     "node_id": self._node_id,
                     "index": state.index,
                     "term": state.term,
+                    "incarnation": state.incarnation,
+                    "voters": state.voters,
                     "master_node_id": master,
                     "topology": {
                         "nodes": self._encode_nodes(state),

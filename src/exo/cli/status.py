@@ -24,6 +24,7 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
         f"namespace {plain(state['namespace'])}, master {plain(leader)}, term {state['term']}, "
         f"index {state['index']}"
     )
+    console.print(plain(agreement(state, names)))
     console.print(plain(state["topology"]["metrics"]["summary"]))
     console.print()
     console.print(_nodes(state))
@@ -38,6 +39,30 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
                 f"{peer['address']['host']}:{peer['address']['port']}" if peer["address"] else "?"
             )
             console.print(f"[yellow]not in this cluster:[/yellow] {plain(name)}: {plain(peer['detail'])}")
+
+
+def agreement(state: Json, names: dict[str, str]) -> str:
+    """Return who has to agree to decisions and, without a master, what is needed to have one."""
+    voters, replicas = state["voters"]["voters"], state["voters"]["replicas"]
+    listed = ", ".join(f"{names.get(one, '?')} ({short(one)})" for one in voters)
+    is_led = state["master_node_id"] is not None
+    if not voters:
+        return "no master is reached yet; who decides is not known here"
+    if len(voters) == 1:
+        copies = ", ".join(names.get(one, short(one)) for one in replicas)
+        held = f"; {copies} holds a copy in sync" if replicas else ""
+        return (
+            f"{listed} decides{held}"
+            if is_led
+            else f"decisions wait for {listed}: start it; if it is lost for good: exo node forget {voters[0]}"
+        )
+    needed = len(voters) // 2 + 1
+    if is_led:
+        return f"{needed} of {len(voters)} voters decide: {listed}"
+    return (
+        f"no master: {needed} of {len(voters)} voters have to reach each other, {listed}; start those that are away, "
+        "or see exo node forget"
+    )
 
 
 def show_models(client: NodeClient, *, as_json: bool) -> None:

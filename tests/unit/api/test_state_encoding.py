@@ -34,6 +34,8 @@ def encoded_anew(state: State, master: NodeId | None) -> bytes:
         "node_id": A,
         "index": state.index,
         "term": state.term,
+        "incarnation": state.incarnation,
+        "voters": state.voters,
         "master_node_id": master,
         "topology": {
             "nodes": [

@@ -945,6 +945,11 @@ export interface components {
                 [key: string]: components["schemas"]["DeviceStateView"];
             };
             /**
+             * Incarnation
+             * @description 1, and 1 more for each time that an operator went on without lost voters (`exo node forget`).
+             */
+            incarnation: number;
+            /**
              * Index
              * @description Of the last decision folded in. Equal index: equal decided state on every node.
              */
@@ -968,6 +973,7 @@ export interface components {
             /** Term */
             term: number;
             topology: components["schemas"]["TopologyView"];
+            voters: components["schemas"]["VotersView"];
         };
         /**
          * Completion
@@ -2474,6 +2480,22 @@ export interface components {
             prompt_tokens: number;
             /** Total Tokens */
             total_tokens: number;
+        };
+        /**
+         * VotersView
+         * @description Whose disks make a decision count: a majority of the voters, and every replica.
+         */
+        VotersView: {
+            /**
+             * Replicas
+             * @description The second node of a cluster of two, while it is in sync: it holds a copy and does not vote.
+             */
+            replicas: string[];
+            /**
+             * Voters
+             * @description Node ids.
+             */
+            voters: string[];
         };
         /**
          * WishView

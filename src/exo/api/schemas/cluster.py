@@ -158,6 +158,15 @@ class TopologyView(Shape):
     metrics: TopologyMetricsView
 
 
+class VotersView(Shape):
+    """Whose disks make a decision count: a majority of the voters, and every replica."""
+
+    voters: list[str]
+    """Node ids."""
+    replicas: list[str]
+    """The second node of a cluster of two, while it is in sync: it holds a copy and does not vote."""
+
+
 class ClusterStateView(Shape):
     """Everything the cluster knows, as folded on the node that answers."""
 
@@ -168,6 +177,9 @@ class ClusterStateView(Shape):
     index: int
     """Of the last decision folded in. Equal index: equal decided state on every node."""
     term: int
+    incarnation: int
+    """1, and 1 more for each time that an operator went on without lost voters (`exo node forget`)."""
+    voters: VotersView
     master_node_id: str | None
     """Who leads; null while the node that answers can reach no master."""
     topology: TopologyView
