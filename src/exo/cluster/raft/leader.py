@@ -71,13 +71,18 @@ class Leader:
 
         Until a change of the voters is on this disk, those who had to agree before it have to as well: a leader that
         dropped a replica, committed without it and then lost the change would believe the replica to have it all.
+
+        A newcomer counts once its disk has the change that made it count: before that it knows of no promise, and may
+        drop its log when it starts again.
         """
 
         def index_at(node_id: NodeId) -> int:
             if node_id == self._node_id:
                 return durable_index
             progress = self.progress.get(node_id)
-            return progress.match_index if progress is not None else 0
+            if progress is None or progress.match_index < self._log.member_since(node_id):
+                return 0
+            return progress.match_index
 
         agreed = agreed_index(self.voters, index_at)
         if self._log.voters.index > durable_index:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from exo.cluster.raft.quorum import VotersAt, voters_of
 from exo.shared.types.events import LogEntry
+from exo.shared.types.ids import NodeId
 from exo.shared.types.voters import Voters
 
 
@@ -45,6 +46,19 @@ class LogWindow:
     def voters_before(self) -> Voters:
         """Who had to agree before the newest change, as far as that is known here."""
         return self._voters[-2].voters if len(self._voters) > 1 else self._voters[-1].voters
+
+    def member_since(self, node_id: NodeId) -> int:
+        """Return the index of the change since which a node has counted, or did before the newest change.
+
+        As far back as is known here; one behind the last entry for a node that has not counted.
+        """
+        since: int | None = None
+        for at in reversed(self._voters):
+            if node_id in at.voters.members:
+                since = at.index
+            elif since is not None:
+                break
+        return self.last_index + 1 if since is None else since
 
     def voters_since(self, index: int) -> list[Voters]:
         """Return who has to agree as of `index` and of every change behind it."""
