@@ -105,8 +105,9 @@ class Kernel:
         self.proposals = Proposals(wall_clock=wall_clock, new_id=new_id)
         self.log_work = Signal()
         self.links: dict[NodeId, PeerLink] = {}
-        self.addresses: dict[NodeId, HostPort] = {}
-        """Where members were when this node last heard; what the state says goes before this."""
+        self._guess: State | None = None
+        """As if all of the log on disk were committed; until a master says what is."""
+        self._may_be_spare = False
         self.counts: Counter[str] = Counter()
         """Elections, terms led, and what was refused, for /metrics."""
         self.is_joining = False
@@ -180,6 +181,19 @@ class Kernel:
         )
 
     @property
+    def last_known(self) -> State:
+        """The state, or what was on disk when this node started until it hears what of that is committed."""
+        return self.state if self._guess is None else self._guess
+
+    @property
+    def is_spare(self) -> bool:
+        """This node has a copy of a log in which it does not count, and has not found its master since it started.
+
+        It may have come to count since: the change may not have reached it before it stopped.
+        """
+        return self._may_be_spare and self.standing == "orphan" and not self.is_agreeing
+
+    @property
     def is_member(self) -> bool:
         """The state knows this boot of this node as a connected member."""
         node = self.state.nodes.get(self.node_id)
@@ -188,15 +202,17 @@ class Kernel:
     @property
     def may_yield(self) -> bool:
         """This node leads, and its cluster has nothing to lose."""
-        return self.is_open and not self._has_something_to_lose and not self.proposals.has_fenced()
+        return self.is_open and not self.has_something_to_lose and not self.proposals.has_fenced()
 
     @property
     def _is_established(self) -> bool:
         return self.state.access.authority_pem is not None or bool(self.state.access.keys)
 
     @property
-    def _has_something_to_lose(self) -> bool:
-        return bool(self.state.instances) or self._is_established
+    def has_something_to_lose(self) -> bool:
+        """As far as this node knows, its cluster has instances, an authority or keys."""
+        access = self.last_known.access
+        return bool(self.last_known.instances or access.authority_pem is not None or access.keys)
 
     def facts(self) -> ClusterFacts:
         master_node_id = self.leadership.master_node_id
@@ -222,8 +238,8 @@ class Kernel:
     def address_of(self, node_id: NodeId) -> HostPort | None:
         if node_id == self.node_id:
             return self.identity.cluster_address
-        node = self.state.nodes.get(node_id)
-        return node.identity.cluster_address if node is not None else self.addresses.get(node_id)
+        node = self.state.nodes.get(node_id) or self.last_known.nodes.get(node_id)
+        return None if node is None else node.identity.cluster_address
 
     def peers_to_link(self) -> dict[NodeId, HostPort]:
         """Return whom this node should be linked to, to agree with them, and where they are."""
@@ -254,7 +270,8 @@ class Kernel:
         self.recent.begin_at(boot.state.index)
         self._snapshot_index = boot.state.index
         self.cluster_id = boot.guess.cluster_id
-        self.addresses = {key: node.identity.cluster_address for key, node in boot.guess.nodes.items()}
+        self._guess = boot.guess if boot.guess.index > boot.state.index else None
+        self._may_be_spare = boot.guess.index > 0 and not boot.is_of_use_to(self.node_id)
         if self.core.is_promotable and self.core.voters.voters == (self.node_id,):
             self.step(Campaign())
 
@@ -274,6 +291,8 @@ class Kernel:
         self._fail_reads("this node has left its cluster")
         self.core = self._blank_core(Voters())
         self.cluster_id = None
+        self._guess = None
+        self._may_be_spare = False
         self.farewell = None
         self._join_ticket = None
         self.lane.drop_held()
@@ -286,6 +305,10 @@ class Kernel:
         self._snapshot_index = 0
         self.core = self._blank_core(Voters(voters=(self.node_id,)))
         self.step(Campaign())
+
+    def found_master(self) -> None:
+        """Somebody took this node in: whether its copy of the log counts is known from now on."""
+        self._may_be_spare = False
 
     def _blank_core(self, voters: Voters) -> Core:
         return Core(
@@ -466,6 +489,7 @@ class Kernel:
         """The state is another one; what lies between is not known here."""
         self.board.replace(state)
         self.recent.begin_at(state.index)
+        self._guess = None
         if state.cluster_id is not None:
             self.cluster_id = state.cluster_id
             self.proposals.committed(state.cluster_id, state.last_seq.get(self.node_id, 0), state.index)
@@ -477,6 +501,7 @@ class Kernel:
         if fresh:
             self.board.fold(fresh)
             self.recent.add(fresh)
+            self._guess = None
             self.cluster_id = self.state.cluster_id
         for entry in fresh:
             if isinstance(entry.event, ClusterDissolved):

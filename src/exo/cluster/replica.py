@@ -383,9 +383,8 @@ class EmbeddedCoordinator(Coordinator):
                 f"the data directory belongs to the namespace {guess.namespace!r}, not {self._namespace!r}; "
                 "start with that namespace, or choose another directory with EXO_HOME"
             )
-        is_over = guess.dissolved_into is not None and boot.point.voters.voters == (self.node_id,)
-        if guess.index and (is_over or not boot.is_of_use_to(self.node_id)):
-            # Nobody counts on this copy: the node starts as a new one, and finds its cluster like one.
+        if guess.dissolved_into is not None and boot.point.voters.voters == (self.node_id,):
+            # It was about to join another cluster: it starts as a new node, and finds that one.
             await self._run_blocking(self._store.reset)
             boot = await self._run_blocking(read_store, self._store, self.node_id)
         return boot
@@ -465,12 +464,16 @@ class EmbeddedCoordinator(Coordinator):
                 self._is_voteless = False
                 await self._run_blocking(self._vote_regained)
             wait_s: float | None = None
-            is_homeless = kernel.cluster_id is None and not kernel.core.voters.voters
+            is_homeless = kernel.is_spare or (kernel.cluster_id is None and not kernel.core.voters.voters)
             if is_homeless and not self._is_yielding and not self._is_voteless:
                 now_s = self._clock()
                 homeless_since_s = now_s if homeless_since_s is None else homeless_since_s
                 wait_s = homeless_since_s + self._options.homeless_s - now_s
                 if wait_s <= 0.001:
+                    if kernel.is_spare:
+                        kernel.forsake()
+                        await self._writer.reset()
+                        continue
                     logger.info("no cluster took this node in: it forms one of its own")
                     kernel.found()
                     continue

@@ -9,6 +9,7 @@ from loguru import logger
 from exo.cluster.errors import ConnectionLostError, DialError, HandshakeError
 from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts, PeerSeen, PeerStatus, Sighting, is_senior
 from exo.cluster.kernel import Kernel
+from exo.cluster.raft.quorum import has_majority
 from exo.cluster.signal import Signal
 from exo.cluster.transport.base import Transport
 from exo.cluster.wire import Hello, NotNow, decode_from_listener, encode
@@ -237,9 +238,9 @@ class Scout:
             if kernel.redirected_to is not None:
                 wanted.append(kernel.redirected_to)
             # The leader that this node's peers know, else the last master, and those who may have elected another.
-            known = [kernel.core.leader_id, kernel.state.master_node_id]
+            known = [kernel.core.leader_id, kernel.last_known.master_node_id]
             if not kernel.is_agreeing:
-                known += kernel.state.voters.voters
+                known += kernel.last_known.voters.voters
             addresses = (
                 kernel.address_of(node_id) for node_id in known if node_id not in (None, kernel.node_id)
             )
@@ -260,13 +261,30 @@ class Scout:
     def _is_waiting(self, facts: ClusterFacts) -> bool:
         """Say whether an orphan goes on waiting for its master in spite of these facts."""
         kernel = self._kernel
-        if kernel.state.instances or kernel.cluster_id is None:
-            return kernel.cluster_id is not None
-        if kernel.is_agreeing or facts.node_id in kernel.state.nodes:
-            # Its own cluster may still elect a master, unless its members are to be found in another one.
-            return facts.node_id not in kernel.state.nodes or facts.cluster_id == kernel.cluster_id
+        if kernel.cluster_id is None:
+            return False
+        if kernel.has_something_to_lose:
+            return True
+        if facts.node_id in kernel.last_known.nodes and facts.cluster_id != kernel.cluster_id:
+            return self._may_elect()
+        if kernel.is_agreeing:
+            return True
         since_s = self.orphan_since_s
         return since_s is None or self._clock() - since_s < kernel.options.orphan_patience_s
+
+    def _may_elect(self) -> bool:
+        """Say whether so many of this node's cluster may be left that they can agree on a master."""
+        kernel = self._kernel
+        voters = kernel.core.voters if kernel.core.voters.voters else kernel.last_known.voters
+        now = self._clock()
+        elsewhere = {
+            noticed.facts.node_id
+            for noticed in self._noticed.values()
+            if noticed.facts is not None
+            and noticed.facts.cluster_id not in (None, kernel.cluster_id)
+            and now - noticed.last_s <= FRESH_S
+        }
+        return has_majority(voters, {*voters.voters} - elsewhere)
 
     def _is_connected_member(self, address: HostPort) -> bool:
         return any(

@@ -60,10 +60,13 @@ class Uplink:
         self.master, self.master_node_id = connection, facts.node_id
         self.term = facts.term
         kernel.redirected_to = None
+        kernel.found_master()
         if snapshot is not None and (
             kernel.cluster_id != facts.cluster_id or snapshot.index > kernel.state.index
         ):
             kernel.go_on_from(snapshot)
+        elif kernel.cluster_id != facts.cluster_id:
+            kernel.go_on_from(State())  # What the core is about to learn is not to be folded into another history.
         kernel.cluster_id = facts.cluster_id
         kernel.proposals.begin(facts.cluster_id, facts.term, welcome.last_seq)
         self._catching_up_to = facts.index
