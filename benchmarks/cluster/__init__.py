@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from benchmarks.cluster.measuring import CannotMeasureError
@@ -31,9 +32,12 @@ def run(*, quick: bool, parts: Sequence[str] = ()) -> list[Result | NotMeasured]
         if parts and part not in parts:
             continue
         print(f"measuring {part}", file=sys.stderr, flush=True)
-        measure: Callable[..., list[Result]] = importlib.import_module(f"benchmarks.cluster.{part}").run
         try:
+            measure: Callable[..., list[Result]] = importlib.import_module(f"benchmarks.cluster.{part}").run
             results += measure(quick=quick)
         except CannotMeasureError as error:
             results.append(NotMeasured(name=part, reason=str(error)))
+        except Exception as error:
+            traceback.print_exc()
+            results.append(NotMeasured(name=part, reason=f"{type(error).__name__}: {error}"))
     return results
