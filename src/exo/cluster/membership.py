@@ -119,12 +119,14 @@ def _towards(
     if len(voters.voters) == 1 and not are_level:
         # Two voters are worse than one: the step from one to three is taken without a pause in between.
         return Choice(learners=learners)
+    if len(voters.voters) == 1 and missing and not set(missing).intersection(voters.replicas):
+        return _in_sync(voters, missing[0], learners)
     for node_id in surplus:
         if node_id != leader and (node_id in unfit or are_level):
             return Choice(
                 learners=learners, voters=_without(voters, node_id), reason=f"{node_id} is no voter any more"
             )
-    for node_id in missing:
+    for node_id in sorted(missing, key=lambda node_id: node_id not in voters.replicas):
         if node_id in presence.level:
             return Choice(
                 learners=learners, voters=_with(voters, node_id), reason=f"{node_id} is a voter now"
@@ -134,6 +136,16 @@ def _towards(
             learners=learners, voters=_without(voters, leader), reason=f"{leader} hands its vote on"
         )
     return Choice(learners=learners)
+
+
+def _in_sync(voters: Voters, node_id: NodeId, learners: frozenset[NodeId]) -> Choice:
+    """Make a node the replica that is about to be the second voter.
+
+    The second of two is needed for everything. It has to have on disk by then that it counts: cut off and started
+    again, it would leave its copy and this cluster behind, and nothing could be decided here any more.
+    """
+    after = Voters(voters=voters.voters, replicas=(node_id,))
+    return Choice(learners=learners, voters=after, reason=f"{node_id} is in sync")
 
 
 def _with(voters: Voters, node_id: NodeId) -> Voters:
@@ -167,6 +179,8 @@ def _designate(
     if heir not in voters.voters:
         if heir not in presence.level:
             return Choice(learners=frozenset((heir,)))
+        if len(voters.voters) == 1 and heir not in voters.replicas:
+            return _in_sync(voters, heir, frozenset((heir,)))
         return Choice(
             learners=frozenset((heir,)), voters=_with(voters, heir), reason=f"{heir} takes over from {leader}"
         )
