@@ -1,15 +1,18 @@
-"""`python -m exo_sim`: replay one seed and print its story, or run many and print what they came to."""
+"""`python -m exo_sim`: replay one seed and print its story, run many and print what they came to, play scenarios."""
 
 import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from difflib import unified_diff
+from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
 
 from exo_sim.report import lines, report_on
+from exo_sim.scenario import play
 from exo_sim.schedule import MODES, Outcome, run_schedule
 
 _CHUNK = 10
@@ -31,7 +34,7 @@ def run_many(seeds: range, mode: str | None, job_count: int) -> Iterator[tuple[l
     if job_count == 1:
         yield from map(_run_chunk, chunks)
         return
-    with ProcessPoolExecutor(job_count) as pool:
+    with ProcessPoolExecutor(job_count, mp_context=get_context("spawn")) as pool:
         yield from pool.map(_run_chunk, chunks)
 
 
@@ -62,6 +65,25 @@ def _one(arguments: argparse.Namespace) -> int:
     return 0 if outcome.broken is None else 1
 
 
+def _scenarios(arguments: argparse.Namespace) -> int:
+    is_right = True
+    for path in arguments.scenario:
+        text = path.read_text()
+        played = play(text)
+        if played == text:
+            continue
+        if arguments.rewrite:
+            path.write_text(played)
+            print(f"{path} was rewritten; read the difference before you commit it")
+            continue
+        is_right = False
+        difference = unified_diff(
+            text.splitlines(), played.splitlines(), str(path), "what comes of it", lineterm=""
+        )
+        print("\n".join(difference))
+    return 0 if is_right else 1
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 when every promise was kept."""
     parser = argparse.ArgumentParser(
@@ -71,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seed", type=int, help="replay one run and print its story")
     what.add_argument("--schedules", type=int, metavar="N", help="run N seeds and print what they came to")
+    what.add_argument("--scenario", type=Path, nargs="+", metavar="FILE", help="play scenario files")
+    parser.add_argument("--rewrite", action="store_true", help="write into scenario files what comes of them")
     parser.add_argument("--nodes", choices=sorted(set(MODES)), help="kind of cluster; by the seed otherwise")
     parser.add_argument(
         "--first", type=int, default=0, metavar="SEED", help="the first seed of many; default 0"
@@ -78,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes to run them in; default 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report of many there as well")
     arguments = parser.parse_args(argv)
+    if arguments.scenario is not None:
+        return _scenarios(arguments)
     return _many(arguments) if arguments.seed is None else _one(arguments)
 
 

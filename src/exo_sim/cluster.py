@@ -97,9 +97,13 @@ class Cluster:
         self.members = members if members is not None else frozenset(node_ids)
         self.snapshot_entries = snapshot_entries
         self.is_telling = is_telling
+        self.is_telling_facts = False
+        """What nodes tell is part of the story; else it is only load."""
         self.story: list[StoryLine] = []
         self._id_count = 0
         entries = first_entries(node_ids, voters)
+        self.first_index = len(entries)
+        """Of the last entry that everybody agreed on before the story begins."""
         self.ledger = Ledger(entries, voters, lambda node_id: self._machines[node_id].disk)
         self.ledger.on_news = self._is_news
         self._machines: dict[NodeId, Machine] = {}
@@ -150,6 +154,11 @@ class Cluster:
         if self.is_telling:
             self.story.append(StoryLine(self.timeline.now_s, who, what))
 
+    def tell_fact(self, who: str, fact: str, what: str) -> None:
+        """Tell of a fact, in the place of {}; those that are mere numbers are load."""
+        if self.is_telling_facts and not fact.isdigit():
+            self.tell(who, what.format(repr(fact)))
+
     def new_id(self) -> str:
         self._id_count += 1
         return f"e{self._id_count}"
@@ -185,16 +194,21 @@ class Cluster:
         if self._failed_at_us is not None:
             self.failover_us.append(self.timeline.now_us - self._failed_at_us)
             self._failed_at_us = None
-        if self.is_telling and not isinstance(entry.event, NodeDisconnected):  # Those are the load.
-            event = type(entry.event).__name__
-            self.tell("", f"entry {entry.index} is committed: {event} of {entry.origin} in term {entry.term}")
+        if not self.is_telling:
+            return
+        event = entry.event
+        if not isinstance(event, NodeDisconnected):
+            self.tell("", f"entry {entry.index} is committed: {type(event).__name__}, term {entry.term}")
+        else:
+            what = f"entry {entry.index} is committed: {{}} of {entry.origin}, term {entry.term}"
+            self.tell_fact("", event.reason, what)
 
     # --- how it is ----------------------------------------------------------------------------------------------
 
-    def fact(self, node_id: NodeId) -> Decision:
+    def fact(self, node_id: NodeId, text: str | None = None) -> Decision:
         """Something that a node says of itself; it changes the state in a way that depends on the order."""
         self._id_count += 1
-        return NodeDisconnected(node_id=node_id, reason=str(self._id_count))
+        return NodeDisconnected(node_id=node_id, reason=text or str(self._id_count))
 
     def is_one(self) -> bool:
         """One leads, every member has everything that is committed, and nobody waits for anything."""

@@ -35,7 +35,14 @@ from exo.cluster.raft.steps import (
     Written,
 )
 from exo.shared.apply import apply_entries
-from exo.shared.types.events import Decision, HistoryForced, TermOpened, VotersChanged
+from exo.shared.types.events import (
+    Decision,
+    HistoryForced,
+    LogEntry,
+    NodeDisconnected,
+    TermOpened,
+    VotersChanged,
+)
 from exo.shared.types.ids import EventId, NodeId
 from exo.shared.types.state import State
 from exo.shared.types.voters import Voters
@@ -71,9 +78,12 @@ class Surroundings(Protocol):
     policy: Policy
     members: frozenset[NodeId]
     is_telling: bool
+    is_telling_facts: bool
     snapshot_entries: int
 
     def tell(self, who: str, what: str) -> None: ...
+
+    def tell_fact(self, who: str, fact: str, what: str) -> None: ...
 
     def machine(self, node_id: NodeId) -> "Machine": ...
 
@@ -122,7 +132,8 @@ class Machine:
         self._sessions: dict[NodeId, int] = {}
         self._forgetful: dict[NodeId, int] = {}
         self._followed: set[NodeId] = set()
-        self._snapshot_term = 0
+        self._told_term = 0
+        self._just_folded: Sequence[LogEntry] = ()
         self._act: dict[type, Callable[[Any], None]] = {
             Write: self._write,
             Send: self._send,
@@ -198,6 +209,7 @@ class Machine:
         self._followed.clear()
         self.is_frozen = self.is_stalled = self.is_to_crash_after_vote = False
         self.origin.restarted()
+        self._told_term = self.core.term
         if self.cluster.is_telling:
             log = disk.synced
             self.cluster.tell(
@@ -384,6 +396,10 @@ class Machine:
 
     def acknowledge(self, event_ids: Sequence[EventId]) -> None:
         self.cluster.ledger.acknowledged(self, event_ids)
+        if self.cluster.is_telling_facts:
+            for entry in self._just_folded:
+                if entry.event_id in event_ids and isinstance(entry.event, NodeDisconnected):
+                    self.cluster.tell_fact(self.node_id, entry.event.reason, "hears that {} is done")
 
     # --- effects ------------------------------------------------------------------------------------------------
 
@@ -424,6 +440,7 @@ class Machine:
         self.state = apply_entries(self.state, entries)
         ledger.folded(self)
         own_seq = 0
+        self._just_folded = [entry for entry in entries if entry.origin == self.node_id]
         for entry in entries:
             if entry.origin == self.node_id:
                 own_seq = entry.seq
@@ -472,13 +489,7 @@ class Machine:
     def _role_changed(self, effect: RoleChanged) -> None:
         core = self.up
         if self.cluster.is_telling:
-            led = "nobody" if effect.leader is None else effect.leader
-            text = {
-                "leader": f"leads term {effect.term}",
-                "candidate": f"stands for election after term {effect.term}",
-                "follower": f"follows {led} in term {effect.term}",
-            }
-            self.cluster.tell(self.node_id, text[effect.role])
+            self.cluster.tell(self.node_id, self._describe(effect))
         self.origin.leader_changed(effect.leader, effect.term)
         if effect.role != "leader":
             self._followed.clear()
@@ -488,6 +499,20 @@ class Machine:
         self._followed.clear()
         self._sessions.clear()
         self.origin.opens([TermOpened(master_node_id=self.node_id)])
+
+    def _describe(self, effect: RoleChanged) -> str:
+        is_new, self._told_term = effect.term > self._told_term, effect.term
+        if effect.role == "leader":
+            return f"leads term {effect.term}"
+        if effect.role == "candidate":
+            return (
+                f"stands in term {effect.term}"
+                if is_new
+                else f"asks whether it would win term {effect.term + 1}"
+            )
+        if effect.leader is None:
+            return f"is in term {effect.term} and knows no leader"
+        return f"follows {effect.leader} in term {effect.term}"
 
     def _is_forced(self, core: Core) -> bool:
         last = core.log.between(core.log.last_index - 1, core.log.last_index)

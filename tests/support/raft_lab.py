@@ -1,6 +1,7 @@
 """A few agreement cores on a table: every message, write and tick is moved by hand, and nothing happens by itself."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
 
 import msgspec
 
@@ -67,8 +68,9 @@ class Desk:
     """One core, its disk, and what it said."""
 
     def __init__(self, lab: "Lab", name: str, entries: Sequence[LogEntry], term: int) -> None:
-        self._lab = lab
+        self.lab = lab
         self.node_id = NodeId(name)
+        self._random = Random(name)
         self.hard_state = HardState(term=term)
         self.log = list(entries)
         self.is_syncing = True
@@ -85,10 +87,10 @@ class Desk:
             self.node_id,
             hard_state=self.hard_state,
             incarnation=1,
-            snapshot=SnapshotPoint(voters=self._lab.first_voters),
+            snapshot=SnapshotPoint(voters=self.lab.first_voters),
             entries=self.log,
-            options=self._lab.options,
-            random=lambda: 0.0,
+            options=self.lab.options,
+            random=self._random.random,
             may_vote=self.may_vote,
         )
 
@@ -99,9 +101,10 @@ class Desk:
         self.effects.clear()
         self.core = self._new_core()
 
-    def sync(self) -> None:
-        """Make everything durable that was written."""
-        writes, self.unsynced = self.unsynced, []
+    def sync(self, count: int | None = None) -> None:
+        """Make what was written durable, or the first few writes of it."""
+        writes = self.unsynced[:count]
+        del self.unsynced[:count]
         for write in writes:
             self.hard_state = write.hard_state or self.hard_state
             if write.truncate_after is not None:
@@ -119,14 +122,14 @@ class Desk:
                 case Write():
                     self.unsynced.append(effect)
                 case Send(to=to, message=message):
-                    self._lab.mail.append(Mail(self.node_id, to, message))
+                    self.lab.mail.append(Mail(self.node_id, to, message))
                 case SendSnapshot(to=to):
-                    self._lab.mail.append(Mail(self.node_id, to, self._snapshot()))
+                    self.lab.mail.append(Mail(self.node_id, to, self._snapshot()))
                 case Commit(entries=entries):
                     self.committed += entries
                 case Restore(snapshot=snapshot):
                     self.committed = log_of([0] * snapshot.index)
-                case RoleChanged(role="leader") if self._lab.is_opening:
+                case RoleChanged(role="leader") if self.lab.is_opening:
                     self.decide(TermOpened(master_node_id=self.node_id))
                 case _:
                     pass
@@ -157,7 +160,7 @@ class Desk:
     def proposal(
         self, *events: Decision, origin: str | None = None, first_seq: int = 0, session: int | None = None
     ) -> Propose:
-        self._lab.count += 1
+        self.lab.count += 1
         return Propose(
             session=session,
             origin=NodeId(origin) if origin is not None else self.node_id,
@@ -166,7 +169,7 @@ class Desk:
             cause_id="test",
             at="",
             events=tuple(
-                ProposedEvent(event_id=EventId(f"event {self._lab.count}.{number}"), event=event)
+                ProposedEvent(event_id=EventId(f"event {self.lab.count}.{number}"), event=event)
                 for number, event in enumerate(events)
             ),
         )
@@ -261,12 +264,24 @@ class Lab:
             self.deliver()
 
     def elect(self, name: str) -> Desk:
-        """Have a node stand for election, and everybody hear of it."""
+        """Have a node stand for election, and everybody hear of it. It may have to hear first which term it is."""
         desk = self.desks[name]
-        desk.step(Campaign())
-        self.deliver()
+        for _ in range(3):
+            if not desk.leads:
+                desk.step(Campaign())
+                self.deliver()
         assert desk.leads, f"{name} did not win"
         return desk
+
+    def elect_among(self, names: str) -> Desk:
+        """Let time pass for some nodes only, until one of them leads."""
+        for _ in range(200):
+            for name in names:
+                self.desks[name].tick()
+                self.deliver()
+                if self.desks[name].leads:
+                    return self.desks[name]
+        raise AssertionError(f"none of {names} was elected")
 
     def leaders(self) -> list[str]:
         return [name for name, desk in self.desks.items() if desk.leads]

@@ -1,0 +1,407 @@
+"""The mutation gate: each bug that agreement may have is planted, and something that CI runs has to notice it.
+
+A table of bugs and their catchers: the simulated schedules that CI runs, or a directed test. Only a broken promise
+counts as noticed; a plant that does not fit the code any more, or code that fails otherwise, is an error.
+"""
+
+from collections.abc import Callable
+
+import pytest
+
+from exo.cluster.raft import leader as leader_module
+from exo.cluster.raft import quorum
+from exo.cluster.raft.admission import Admission
+from exo.cluster.raft.core import Core
+from exo.cluster.raft.leader import Leader
+from exo.cluster.raft.log_window import LogWindow
+from exo_sim.disk import Disk
+from exo_sim.origin import Origin
+from exo_sim.schedule import run_schedule
+from support.planting import UnfitPlantError, plant
+from unit.cluster import test_raft_elections as elections
+from unit.cluster import test_raft_figures as figures
+from unit.cluster import test_raft_membership as membership
+from unit.cluster import test_raft_proposals as proposals
+from unit.cluster import test_raft_reads_and_force as reads_and_force
+
+CI_SEEDS = range(500)
+"""What .ci/run simulates."""
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+Catcher = Callable[[], None]
+
+
+def schedules() -> Catcher:
+    """The schedules that CI runs."""
+
+    def catch() -> None:
+        for seed in CI_SEEDS:
+            outcome = run_schedule(seed)
+            if outcome.broken is not None:
+                if outcome.is_defect:
+                    raise RuntimeError(f"seed {seed}: {outcome.broken}")
+                raise AssertionError(f"seed {seed}: {outcome.broken}")
+
+    return catch
+
+
+BUGS: dict[str, tuple[Plant, Catcher]] = {}
+
+
+def bug(catcher: Catcher) -> Callable[[Plant], Plant]:
+    def note(planting: Plant) -> Plant:
+        BUGS[planting.__name__.replace("_", " ")] = (planting, catcher)
+        return planting
+
+    return note
+
+
+# --- exactly once ----------------------------------------------------------------------------------------------------
+
+
+@bug(schedules())
+def no_dedupe(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Admission, "admit", "elif last < expected:", "elif False:")
+    plant(monkeypatch, Admission, "admit", "elif message.first_seq != expected:", "elif False:")
+
+
+@bug(schedules())
+def no_dedupe_and_new_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Admission,
+        "admit",
+        "expected = self.last_seq(message.origin) + 1",
+        "expected = self.last_seq(message.origin) + 1\n"
+        "    if message.first_seq:\n"
+        "        message = __import__('msgspec').structs.replace(message, first_seq=expected)",
+    )
+
+
+@bug(schedules())
+def a_new_leader_forgets_what_was_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Admission, "begin", "for entry in uncommitted:", "for entry in ():")
+
+
+@bug(proposals.test_a_proposal_is_never_cut_in_two)
+def a_proposal_is_cut_in_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, LogWindow, "end_of_proposal", "self._entries[position].more", "0")
+
+
+@bug(schedules())
+def a_leaders_decision_takes_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Origin,
+        "decide",
+        "self._node.propose_here(self._here(0,",
+        "self._node.propose_here(self._here(self._node.last_seq_here() + 1,",
+    )
+
+
+# --- votes -----------------------------------------------------------------------------------------------------------
+
+
+@bug(schedules())
+def vote_without_log_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = " and self.log.is_behind(message.last_index, message.last_term)"
+    plant(monkeypatch, Core, "_vote_requested", check, "")
+
+
+@bug(schedules())
+def vote_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "_vote_requested", "or self._hard.voted_for == source", "or True")
+
+
+@bug(elections.test_a_vote_is_given_once_in_a_term)
+def vote_twice_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "_vote_requested", "or self._hard.voted_for == source", "or True")
+
+
+@bug(schedules())
+def vote_not_persisted(monkeypatch: pytest.MonkeyPatch) -> None:
+    vote = (
+        "self._hard = HardState(term=self.term, voted_for=source)\n            self._is_hard_state_new = True"
+    )
+    plant(monkeypatch, Core, "_vote_requested", vote, vote.replace("= True", "= self._is_hard_state_new"))
+
+
+@bug(elections.test_a_vote_is_said_only_once_it_is_on_disk)
+def vote_told_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "self._send_when_durable(source, self._vote_answer(message, is_granted=True))"
+    plant(monkeypatch, Core, "_vote_requested", answer, answer.replace("_when_durable", ""))
+
+
+@bug(schedules())
+def own_vote_counted_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Core,
+        "_stand",
+        "self._then.append(_SelfVote(self.term))",
+        "self._count_vote(self.node_id, is_granted=True)",
+    )
+
+
+@bug(schedules())
+def who_lost_its_log_votes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "_vote_requested", "is_granted = self.may_vote and", "is_granted =")
+
+
+# --- what counts -----------------------------------------------------------------------------------------------------
+
+
+@bug(schedules())
+def commit_on_a_minority(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        quorum,
+        "agreed_index",
+        "reached[voters.majority - 1]",
+        "reached[max(0, voters.majority - 2)]",
+        everywhere=(leader_module,),
+    )
+
+
+@bug(schedules())
+def acknowledge_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "self._send_when_durable(source, self._answer(last_index, is_accepted=True))"
+    plant(monkeypatch, Core, "_append_received", answer, answer.replace("_when_durable", ""))
+
+
+@bug(schedules())
+def count_the_own_copy_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Core,
+        "_advance_commit",
+        "leading.committed_index(self.durable_index)",
+        "leading.committed_index(self.log.last_index)",
+    )
+
+
+@bug(figures.test_figure_8_an_old_entry_is_not_committed_by_counting_its_copies)
+def commit_of_an_old_terms_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Leader,
+        "committed_index",
+        "return agreed if agreed >= self.first_index else 0",
+        "return agreed",
+    )
+
+
+@bug(schedules())
+def conflicting_entries_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        LogWindow,
+        "first_conflict",
+        "if self.term_at(entry.index) != entry.term:",
+        "if self.term_at(entry.index) is None:",
+    )
+
+
+@bug(schedules())
+def a_snapshot_restored_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Core,
+        "_snapshot_received",
+        "if snapshot.index > self.commit_index:\n        if self.log.term_at(snapshot.index) == snapshot.term:",
+        "if True:\n        if False:",
+    )
+
+
+# --- leaders that are left in peace, and those that are not ----------------------------------------------------------
+
+
+@bug(elections.test_a_node_that_was_cut_off_comes_back_without_deposing_the_leader)
+def no_prevote(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Core,
+        "_tick",
+        "self._stand(is_trial=not self._is_only_voter)",
+        "self._stand(is_trial=False)",
+    )
+
+
+@bug(elections.test_a_leader_that_is_cut_off_from_the_majority_steps_down_and_says_so)
+def no_checkquorum(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "_tick", "not leading.take_attendance()", "False")
+
+
+@bug(elections.test_who_does_not_hear_the_leader_cannot_depose_it)
+def no_stickiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "_vote_requested", "if is_sticky and not message.is_hand_over:", "if False:")
+
+
+@bug(reads_and_force.test_a_leader_that_was_cut_off_does_not_answer_with_what_is_old)
+def stale_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Leader,
+        "take_confirmed",
+        "if has_majority(self.voters, self._reads[position].confirmed_by)",
+        "if True",
+    )
+
+
+@bug(schedules())
+def stale_read_in_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    stale_read(monkeypatch)
+
+
+@bug(reads_and_force.test_a_new_leader_does_not_answer_before_it_knows_what_is_committed)
+def read_before_the_term_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Leader,
+        "take_confirmed",
+        "self._reads and commit_index >= self.first_index",
+        "self._reads",
+    )
+
+
+# --- who has to agree ------------------------------------------------------------------------------------------------
+
+
+@bug(schedules())
+def a_volatile_in_sync_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader lets a replica go that it does not hear, and keeps that to itself."""
+    plant(
+        monkeypatch,
+        Leader,
+        "committed_index",
+        "agreed = agreed_index(self.voters, index_at)",
+        "silent = [n for n in self.voters.replicas if not self.progress[n].is_active]\n"
+        "    voters = self.voters if not silent else Voters(voters=self.voters.voters)\n"
+        "    agreed = agreed_index(voters, index_at)",
+    )
+
+
+@bug(membership.test_a_replica_is_let_go_once_that_is_on_the_voters_disk)
+def an_in_sync_set_that_shrinks_before_the_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Leader, "committed_index", "if self._log.voters.index > durable_index:", "if False:")
+
+
+@bug(schedules())
+def a_membership_change_that_only_the_leader_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followers put it in their logs and go on with the voters they knew."""
+    plant(monkeypatch, Core, "_append_received", "self.log.append(fresh)", "self.log._entries.extend(fresh)")
+
+
+@bug(schedules())
+def a_membership_change_that_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader changes who has to agree in memory, and what reaches the logs is some fact instead."""
+    plant(
+        monkeypatch,
+        Core,
+        "_append_own",
+        "self._appended.extend(entries)",
+        "from exo.shared.types.events import NodeDisconnected\n"
+        "    entries = [\n"
+        "        entry if not isinstance(entry.event, VotersChanged)\n"
+        "        else __import__('msgspec').structs.replace(\n"
+        "            entry, event=NodeDisconnected(node_id=self.node_id, reason='changed'))\n"
+        "        for entry in entries\n"
+        "    ]\n"
+        "    self.log._entries[len(self.log._entries) - len(entries):] = entries\n"
+        "    self._appended.extend(entries)",
+    )
+
+
+@bug(membership.test_a_change_waits_for_the_opening_of_the_term)
+def voters_change_before_the_term_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Core,
+        "voters_fault",
+        "if not self.is_admitting or not self.is_term_committed:",
+        "if not self.is_admitting:",
+    )
+
+
+@bug(membership.test_a_second_change_waits_for_the_first)
+def two_changes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "voters_fault", "if self.log.voters.index > self.commit_index:", "if False:")
+
+
+@bug(schedules())
+def two_voters_change_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule asks for three new voters at once, and nobody stops it."""
+    from exo.cluster.raft import core as core_module
+    from exo_sim.policy import PlainPolicy
+
+    plant(
+        monkeypatch,
+        quorum,
+        "change_fault",
+        "if len(set(before.voters) ^ set(after.voters)) > 1:",
+        "if False:",
+        everywhere=(core_module,),
+    )
+    plant(
+        monkeypatch,
+        PlainPolicy,
+        "_change_single",
+        'return _with(voters, spare[0]), f"{spare[0]} is to vote"',
+        'return Voters(voters=tuple(sorted((*voters.voters, *spare[:2])))), "all at once"',
+    )
+
+
+@bug(membership.test_a_voter_that_restarts_without_its_replica_goes_on_alone)
+def a_sole_voter_that_cannot_let_its_replica_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "voters_fault", "if set(voters.replicas) < set(before.replicas):", "if False:")
+
+
+@bug(reads_and_force.test_nobody_hears_of_a_new_incarnation_before_it_is_on_disk)
+def an_incarnation_that_is_told_before_it_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Core,
+        "_force_history",
+        "self._then.append(_SelfVote(self.term, entry.index))",
+        "self._begin_leading(entry.index)",
+    )
+
+
+# --- the simulator itself --------------------------------------------------------------------------------------------
+
+
+@bug(schedules())
+def a_disk_that_loses_what_it_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were this not noticed, crashes would prove nothing."""
+    plant(
+        monkeypatch,
+        Disk,
+        "lose_power",
+        "self._generation += 1",
+        "self._generation += 1\n    del self.synced.entries[-1:]",
+    )
+
+
+@bug(schedules())
+def nobody_stands_for_election(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in which nobody recovers has to be noticed as well: nobody stands for election any more."""
+    plant(monkeypatch, Core, "_tick", "self._silent_ticks >= self._timeout_ticks)", "False)")
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    planting, catcher = BUGS[name]
+    planting(monkeypatch)
+    try:
+        catcher()
+    except AssertionError as noticed:
+        print(f"{name}: {str(noticed).strip().splitlines()[0]}")
+        return
+    pytest.fail(f"nothing noticed: {name}")
+
+
+def test_a_plant_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnfitPlantError):
+        plant(monkeypatch, Core, "_tick", "what was never there", "")
+    with pytest.raises(UnfitPlantError):
+        plant(monkeypatch, Core, "_no_such_function", "self", "")

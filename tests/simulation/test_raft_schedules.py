@@ -1,0 +1,140 @@
+"""Simulated clusters of agreement cores: a few of the schedules that CI runs, and that they are what they claim to be.
+
+CI runs 500: `python -m exo_sim --schedules 500`. `python -m exo_sim --schedules 20000 --jobs 2` is the long run.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from exo.cluster.raft.core import Core
+from exo_sim.__main__ import main
+from exo_sim.report import Report
+from exo_sim.schedule import MODES, Outcome, run_schedule, total
+from support.planting import plant
+
+SEEDS = range(40)
+KINDS = {
+    "bit rot",
+    "clock stall",
+    "crash",
+    "crash after a vote",
+    "crash of the leader",
+    "delay",
+    "disk full",
+    "duplication",
+    "forced history",
+    "frozen process",
+    "hand-over",
+    "loss",
+    "membership change",
+    "one-way partition",
+    "partition",
+    "reordering",
+    "restart",
+    "slow disk",
+    "wrong clock",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[Outcome]:
+    return [run_schedule(seed) for seed in SEEDS]
+
+
+def test_no_promise_is_broken(outcomes: list[Outcome]) -> None:
+    broken = [f"--seed {one.seed}: {one.broken}" for one in outcomes if one.broken is not None]
+    assert broken == []
+
+
+def test_every_schedule_counts(outcomes: list[Outcome]) -> None:
+    assert all(one.virtual_s >= 30 and sum(one.faults.values()) >= 5 for one in outcomes)
+    assert all(one.counts_as_schedule for one in outcomes)
+    assert {one.mode for one in outcomes} == set(MODES)
+
+
+def test_everything_goes_wrong_and_something_comes_of_it(outcomes: list[Outcome]) -> None:
+    faults, counts, messages = (total(outcomes, of) for of in ("faults", "counts", "messages"))
+    assert set(faults) == KINDS
+    assert {"lost", "duplicated", "overtook", "cut off"} < set(messages)
+    for what in (
+        "commits",
+        "acknowledged",
+        "elections",
+        "changes of voters",
+        "reads confirmed",
+        "reads refused",
+    ):
+        assert counts[what] > len(outcomes), what
+    assert counts["given up by force"] > 0
+
+
+def test_a_seed_replays_its_run() -> None:
+    first, again = (run_schedule(7, is_telling=True) for _ in range(2))
+    assert first == again
+    assert len(first.story) > 50
+
+
+def test_a_seed_replays_its_run_in_another_process() -> None:
+    """The order of sets differs from one process to the next; nothing may depend on it."""
+    command = [sys.executable, "-m", "exo_sim", "--seed", "3"]
+    stories = {
+        subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True, timeout=60
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(stories) == 1
+
+
+def test_telling_the_story_changes_nothing() -> None:
+    told, untold = run_schedule(5, is_telling=True), run_schedule(5)
+    assert msgspec.structs.replace(told, story=[]) == untold
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_many_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    assert main(["--schedules", "4", "--first", "100", "--json", str(path)]) == 0
+    report = msgspec.json.decode(path.read_bytes(), type=Report)
+    assert report.schedules == 4
+    assert report.failures == []
+    said = capsys.readouterr().out
+    assert "4 schedules" in said
+    assert "no promise was broken" in said
+
+
+def test_several_processes_report_the_same(tmp_path: Path) -> None:
+    reports: list[Report] = []
+    for jobs in ("1", "2"):
+        path = tmp_path / f"{jobs}.json"
+        assert main(["--schedules", "14", "--jobs", jobs, "--json", str(path)]) == 0
+        report = msgspec.json.decode(path.read_bytes(), type=Report)
+        reports.append(msgspec.structs.replace(report, cpu_s=0.0))
+    assert reports[0] == reports[1]
+
+
+def test_a_broken_promise_is_reported_with_its_seed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = "self._send_when_durable(source, self._answer(last_index, is_accepted=True))"
+    plant(monkeypatch, Core, "_append_received", answer, answer.replace("_when_durable", ""))
+    assert main(["--schedules", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "BROKEN" in said
+    assert "--seed 0 --nodes 3" in said
+    assert main(["--seed", "0"]) == 1
+    assert "and its disk ends at" in capsys.readouterr().out.splitlines()[-3]
+
+
+def test_an_unknown_kind_of_cluster_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["--seed", "1", "--nodes", "4"])
+    assert refused.value.code == 2
+    assert "'1', '2', '3', '5', 'grow'" in capsys.readouterr().err

@@ -1,0 +1,179 @@
+"""What a leader admits: each proposal once, whole, in its origin's order; its own decisions without a number."""
+
+import msgspec
+
+from exo.cluster.outbox import Outbox, Proposal
+from exo.cluster.raft.messages import Append
+from exo.cluster.raft.options import CoreOptions
+from exo.cluster.raft.steps import Campaign, Commit, Refuse, Send, Tick
+from exo.cluster.wire import ProposedEvent
+from exo.shared.types.events import NodeDisconnected, TermOpened
+from exo.shared.types.ids import ClusterId, EventId, NodeId
+from support.raft_lab import Desk, Lab, voters
+
+
+def facts(count: int) -> list[NodeDisconnected]:
+    return [NodeDisconnected(node_id=NodeId("x"), reason=str(number)) for number in range(count)]
+
+
+def offer(desk: Desk, first_seq: int, count: int = 1) -> str | None:
+    """Offer a node's facts to a leader; returns why they were refused, if they were."""
+    effects = desk.step(desk.proposal(*facts(count), origin="o", first_seq=first_seq, session=1))
+    return next((effect.reason for effect in effects if isinstance(effect, Refuse)), None)
+
+
+def test_a_proposal_is_admitted_once_however_often_it_is_sent() -> None:
+    lab = Lab(voters("a"))
+    a = lab.elect("a")
+    assert offer(a, 1) is None
+    last_index = a.core.log.last_index
+    assert offer(a, 1) is None
+    assert a.core.log.last_index == last_index
+
+
+def test_a_proposal_that_skips_a_number_is_refused() -> None:
+    a = Lab(voters("a")).elect("a")
+    assert offer(a, 2) == "proposal 2 where 1 was expected"
+
+
+def test_a_follower_admits_nothing() -> None:
+    lab = Lab(voters("abc"))
+    lab.elect("a")
+    assert offer(lab["b"], 1) == "this node does not lead"
+
+
+def test_nothing_is_admitted_before_the_term_is_opened() -> None:
+    lab = Lab(voters("abc"), is_opening=False)
+    a = lab.elect("a")
+    assert offer(a, 1) == "term 1 is not opened yet"
+    a.decide(TermOpened(master_node_id=a.node_id))
+    assert offer(a, 1) is None
+
+
+def test_a_new_leader_knows_what_the_one_before_admitted() -> None:
+    lab = Lab(voters("abc"))
+    a = lab.elect("a")
+    assert offer(a, 1, count=3) is None
+    lab.deliver()
+    lab.cut("a", "bc")
+    c = lab.elect_among("bc")
+    assert c.core.admission.last_seq(NodeId("o")) == 3
+    assert offer(c, 1, count=3) is None
+    assert sum(one.origin == "o" for one in c.core.log.between(0, 100)) == 3
+
+
+def test_what_was_admitted_and_lost_is_admitted_again() -> None:
+    lab = Lab(voters("abc"))
+    a = lab.elect("a")
+    lab.cut("a", "bc")
+    assert offer(a, 1) is None
+    lab.drop()
+    leader = lab.elect_among("bc")
+    assert leader.core.admission.last_seq(NodeId("o")) == 0
+    lab.heal()
+    lab.run(5)
+    assert a.core.admission.last_seq(NodeId("o")) == 0
+
+
+def test_decisions_of_the_leader_take_no_number() -> None:
+    """A number that a node's fact was offered under to an earlier leader must not come to mean something else."""
+    a = Lab(voters("a")).elect("a")
+    assert offer(a, 1) is None
+    before = a.core.admission.last_seq(a.node_id)
+    a.decide(*facts(2))
+    assert a.core.admission.last_seq(a.node_id) == before
+    assert a.core.log.last_index == 4
+
+
+def test_only_the_leaders_own_decisions_go_without_a_number() -> None:
+    a = Lab(voters("a")).elect("a")
+    assert offer(a, 0) == "only the leader's own decisions go without a number"
+
+
+# --- whole proposals -------------------------------------------------------------------------------------------------
+
+
+def test_a_proposal_is_never_cut_in_two() -> None:
+    """Where a message may carry four entries, one of five that began in it is carried to its end."""
+    lab = Lab(voters("abc"), options=CoreOptions(entries_per_message=4, inflight_max=8))
+    a = lab.elect("a")
+    for count in (1, 2, 5, 3, 1):
+        a.decide(*facts(count))
+    lab.deliver()
+    ends = {0, 1, 2, 4, 9, 12, 13}
+    messages = [effect.message for effect in a.effects if isinstance(effect, Send)]
+    appended = [one.entries[-1].index for one in messages if isinstance(one, Append) and one.entries]
+    assert appended
+    assert set(appended) <= ends
+    commits = [effect.entries[-1].index for effect in a.effects if isinstance(effect, Commit)]
+    assert set(commits) <= ends
+
+
+def test_a_follower_that_is_far_behind_gets_whole_proposals() -> None:
+    lab = Lab(voters("abc"), options=CoreOptions(entries_per_message=4, inflight_max=2))
+    a = lab.elect("a")
+    lab.cut("c", "ab")
+    for _ in range(6):
+        a.decide(*facts(3))
+        lab.deliver()
+    lab.heal()
+    for _ in range(20):
+        a.step(Tick())
+        lab.deliver()
+        assert (len(lab["c"].log) - 1) % 3 == 0
+    assert len(lab["c"].log) == 19
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_number_means_the_same_proposal_in_every_log() -> None:
+    """b offers x to a leader that keeps it to itself, and y to the next one; then the first one leads again.
+
+    Whoever awaits y must not be told that it is done when x is. An outbox that b has lost in between would number y
+    as it did x: that is why it has to be as durable as the log.
+    """
+    lab = Lab(voters("abcde"))
+    cluster_id = ClusterId("c")
+    outbox = Outbox()
+
+    def offer_all(leader: Desk) -> None:
+        outbox.begin(cluster_id, leader.core.term, leader.core.admission.last_seq(NodeId("o")))
+        for one in outbox.take():
+            offered = leader.proposal(*facts(1), origin="o", first_seq=one.first_seq, session=1)
+            leader.step(msgspec.structs.replace(offered, events=one.proposal.events))
+
+    def new(ticket: int, name: str) -> Proposal:
+        event = ProposedEvent(event_id=EventId(name), event=facts(1)[0])
+        return Proposal(ticket=ticket, events=(event,), cause_id="", at="")
+
+    a = lab.elect("a")
+    lab.cut("a", "bcde")
+    outbox.add(new(1, "x"))
+    offer_all(a)
+    lab.cut("d", "a")
+    lab.is_opening = False
+    d = lab["d"]
+    while not d.leads:
+        lab.elect_among("bcde")
+        for name in "bce":
+            lab[name].restart()
+        d.step(Campaign())
+        lab.deliver()
+    lab.cut("d", "bce")
+    lab.is_opening = True
+    d.decide(TermOpened(master_node_id=d.node_id))
+    outbox.pause()
+    outbox.add(new(2, "y"))
+    offer_all(d)
+    lab.heal()
+    lab.cut("d", "abce")
+    for name in "abce":
+        lab[name].restart()
+    lab.elect("a")
+    outbox.pause()
+    offer_all(a)
+    lab.deliver()
+    done = [ticket for one in a.committed if one.origin == "o" for ticket in outbox.committed(one.seq)]
+    order = [one.event_id for one in a.committed if one.origin == "o"]
+    assert (order, done) == (["x", "y"], [1, 2])
