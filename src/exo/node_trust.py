@@ -303,7 +303,8 @@ class NodeTrust:
     ) -> bool:
         """Use a token at every address that may be of its cluster; say whether the token is of no more use."""
         token = parse_token(pending.token)
-        if self.identity is not None and self.identity.authority_hash == token.authority_hash:
+        is_same = self.identity is not None and self.identity.authority_hash == token.authority_hash
+        if is_same and coordinator.leadership.master_node_id is not None:
             logger.info("this node is a member of that cluster already")
             return True
         addresses = _addresses(coordinator, pending)
