@@ -17,6 +17,7 @@ from exo.cluster.etcd.address import parse_etcd_url
 from exo.cluster.etcd.client import EtcdClient
 from exo.cluster.etcd.records import Keys
 from exo.cluster.etcd.store import EtcdStore
+from exo.cluster.secret import load_host_secret
 from exo.shared.types.events import DeviceLost, LogEntry, TermOpened
 from support.etcd_server import EtcdServer, running_etcd
 
@@ -110,8 +111,8 @@ async def site(tmp_path: Path) -> AsyncIterator[tuple[EtcdServer, list[Node]]]:
     with running_etcd(tmp_path / "etcd") as server:
         nodes = [Node(name, tmp_path, server.url) for name in ("one", "two", "three")]
         try:
-            await nodes[0].start()
-            await asyncio.gather(*(node.start() for node in nodes[1:]))
+            load_host_secret(tmp_path / "own" / "secret")
+            await asyncio.gather(*(node.start() for node in nodes))
             yield server, nodes
         finally:
             await asyncio.gather(*(node.kill() for node in nodes))
