@@ -14,7 +14,6 @@ from exo.cluster.raft.steps import (
     ConfirmRead,
     Distrust,
     Effect,
-    Follow,
     ForceHistory,
     HandOver,
     HardState,
@@ -51,17 +50,12 @@ from exo_sim.errors import BrokenPromiseError
 from exo_sim.ledger import Ledger
 from exo_sim.network import Network
 from exo_sim.origin import Ask, Hang, Offer, Origin, Tell
-from exo_sim.policy import Policy, View
+from exo_sim.policy import Policy
+from exo_sim.steering import Steering
 from exo_sim.timeline import Timeline
 
 TICK_US = 50_000
 POLICY_TICKS = 6
-HEARD_TICKS = 20
-"""Who was silent for longer is taken for gone."""
-MISSED_TICKS = 60
-"""Whose place may be given to somebody else."""
-IN_STEP_ENTRIES = 16
-FAR_TICKS = -1_000_000
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(State)
@@ -126,12 +120,10 @@ class Machine:
         self._is_busy = False
         self._term_led = 0
         """The term that it led before the present step; what it commits last before it retires is committed in that."""
-        self._ticks = 0
+        self.ticks = 0
         self._read_id = 0
-        self._heard_ticks: dict[NodeId, int] = {}
+        self._steering = Steering(self)
         self._sessions: dict[NodeId, int] = {}
-        self._forgetful: dict[NodeId, int] = {}
-        self._followed: set[NodeId] = set()
         self._told_term = 0
         self._just_folded: Sequence[LogEntry] = ()
         self._act: dict[type, Callable[[Any], None]] = {
@@ -203,10 +195,8 @@ class Machine:
         )
         self._inbox.clear()
         self._backlog.clear()
-        self._heard_ticks.clear()
         self._sessions.clear()
-        self._forgetful.clear()
-        self._followed.clear()
+        self._steering = Steering(self)
         self.is_frozen = self.is_stalled = self.is_to_crash_after_vote = False
         self.origin.restarted()
         self._told_term = self.core.term
@@ -252,12 +242,12 @@ class Machine:
         self.cluster.timeline.after(int(TICK_US * self.clock_rate), self._tick, boot)
         if self.is_stalled or self.is_frozen:
             return
-        self._ticks += 1
+        self.ticks += 1
         self.take(Tick())
         if self.is_running:
             self.origin.tick()
-        if self.leads and self._ticks % POLICY_TICKS == 0:
-            self._think_about_voters()
+        if self.leads and self.ticks % POLICY_TICKS == 0:
+            self._steering.think()
 
     def freeze(self) -> None:
         self.is_frozen = True
@@ -324,15 +314,10 @@ class Machine:
         if self._is_deaf(self.hear, source, message):
             return
         core = self.up
-        self._heard_ticks[source] = self._ticks
+        self._steering.heard(source)
         match message:
             case Ask():
-                if message.is_forgetful:
-                    if self._forgetful.get(source) != message.boot:
-                        self._forgetful[source] = message.boot
-                        self._follow_anew(source)
-                else:
-                    self._forgetful.pop(source, None)
+                self._steering.told(source, message)
                 if core.is_admitting:
                     self._sessions[source] = message.session
                     tell = Tell(message.session, core.term, core.admission.last_seq(source))
@@ -491,12 +476,11 @@ class Machine:
         if self.cluster.is_telling:
             self.cluster.tell(self.node_id, self._describe(effect))
         self.origin.leader_changed(effect.leader, effect.term)
+        self._steering.begin()
         if effect.role != "leader":
-            self._followed.clear()
             return
         is_forced = bool(core.log.last_index) and self._is_forced(core)
         self.cluster.ledger.leads(self, effect.term, is_forced=is_forced)
-        self._followed.clear()
         self._sessions.clear()
         self.origin.opens([TermOpened(master_node_id=self.node_id)])
 
@@ -556,53 +540,6 @@ class Machine:
     def _start_again(self, boot: int) -> None:
         if self.core is None and self.boot == boot:
             self.start()
-
-    # --- who should vote ----------------------------------------------------------------------------------------
-
-    def _follow_anew(self, node_id: NodeId) -> None:
-        """It lost its log: what the leader knows of it as a learner is wrong."""
-        if node_id in self._followed and self.leads and node_id not in self.up.voters.members:
-            self.take(Follow(node_id=node_id, is_wanted=False))
-            self.take(Follow(node_id=node_id, is_wanted=True))
-
-    def _think_about_voters(self) -> None:
-        core, cluster = self.up, self.cluster
-        leading = core.leading
-        if leading is None:
-            return
-        # Every member is to have everything. A voter that lost its log is followed as a newcomer once it has no vote.
-        wanted = cluster.members - core.voters.members - {self.node_id}
-        for node_id in sorted(wanted ^ self._followed):
-            self.take(Follow(node_id=node_id, is_wanted=node_id in wanted))
-        self._followed = set(wanted)
-        settled = core.is_term_committed and core.log.voters.index <= core.commit_index
-        is_alone = core.voters.voters == (self.node_id,)
-        if not (settled or is_alone) or not core.is_admitting or core.role != "leader":
-            return
-        silence = {one: self._ticks - self._heard_ticks.get(one, FAR_TICKS) for one in leading.progress}
-        view = View(
-            node_id=self.node_id,
-            voters=core.voters,
-            members=cluster.members,
-            heard=frozenset({one for one, ticks in silence.items() if ticks <= HEARD_TICKS} | {self.node_id}),
-            missed=frozenset(one for one, ticks in silence.items() if ticks > MISSED_TICKS),
-            in_step=frozenset(
-                {
-                    one
-                    for one, progress in leading.progress.items()
-                    # A newcomer has to know at least that this term began: what it reads before may be of a history
-                    # in which it was a voter.
-                    if progress.match_index >= max(core.commit_index - IN_STEP_ENTRIES, leading.first_index)
-                }
-                | {self.node_id}
-            ),
-            forgetful=frozenset(self._forgetful),
-        )
-        wishes = cluster.policy.wishes(view)
-        if wishes.voters is not None and core.voters_fault(wishes.voters) is None:
-            self.origin.decide([VotersChanged(voters=wishes.voters, reason=wishes.reason)])
-        elif wishes.hand_over_to is not None:
-            self.take(HandOver(to=wishes.hand_over_to))
 
 
 def describe(voters: Voters) -> str:

@@ -114,7 +114,8 @@ def test_several_processes_report_the_same(tmp_path: Path) -> None:
     reports: list[Report] = []
     for jobs in ("1", "2"):
         path = tmp_path / f"{jobs}.json"
-        assert main(["--schedules", "14", "--jobs", jobs, "--json", str(path)]) == 0
+        command = ["-m", "exo_sim", "--schedules", "14", "--jobs", jobs, "--json", str(path)]
+        subprocess.run([sys.executable, *command], capture_output=True, check=True, timeout=60)
         report = msgspec.json.decode(path.read_bytes(), type=Report)
         reports.append(msgspec.structs.replace(report, cpu_s=0.0))
     assert reports[0] == reports[1]
