@@ -66,7 +66,8 @@ class Uplink:
         ):
             kernel.go_on_from(snapshot)
         elif kernel.cluster_id != facts.cluster_id:
-            kernel.go_on_from(State())  # What the core is about to learn is not to be folded into another history.
+            # What the core is about to learn must not be folded into another history.
+            kernel.go_on_from(State())
         kernel.cluster_id = facts.cluster_id
         kernel.proposals.begin(facts.cluster_id, facts.term, welcome.last_seq)
         self._catching_up_to = facts.index

@@ -80,6 +80,8 @@ class MemoryNetwork:
         self._cuts.clear()
         for end in list(self._connections):  # What arrives may end connections.
             end.deliver_held()
+            if end.is_peer_stopped:
+                end.end("connection reset")
 
     def break_connections(self, one: str, other: str) -> None:
         """End the connections between two hosts; both ends notice at once."""
@@ -88,11 +90,11 @@ class MemoryNetwork:
             end.end("connection reset")
 
     def stop(self, host: str) -> None:
-        """End everything that a host has, as when its process is killed."""
+        """End everything that a host has, as when its process is killed. Who is cut off from it is not told."""
         for end in list(self._connections):
             if end.host == host:
                 end.end("the process is gone")
-                end.other.end("connection reset")
+                end.other.peer_stopped()
         for address in [address for address in self.listeners if address.host == host]:
             del self.listeners[address]
 
@@ -141,6 +143,8 @@ class MemoryConnection(Connection):
         self._arrives_s = 0.0
         self._end_reason: str | None = None
         self._is_end_known = True
+        self.is_peer_stopped = False
+        """The process at the other end is gone, and a cut link has kept this end from learning of it."""
         self._changed = asyncio.Event()
 
     @property
@@ -194,6 +198,11 @@ class MemoryConnection(Connection):
             self._is_end_known = is_known
             self._network.remove(self)
             self._changed.set()
+
+    def peer_stopped(self) -> None:
+        self.is_peer_stopped = True
+        if not self._network.is_cut(self.host, self.other.host):
+            self.end("connection reset")
 
     def give_up_if_cut(self) -> None:
         if self._network.is_cut(self.host, self.other.host):
