@@ -1,5 +1,6 @@
 """A master's side of those who follow it: what each is sent, who is there, and who should vote."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from exo.shared.types.voters import Voters
 if TYPE_CHECKING:
     from exo.cluster.kernel import Kernel
 
+CROWD = 64
+CROWD_PAUSE_S = 0.02
 LEVEL_ENTRIES = 256
 """A node whose disk is no further behind than this has the log, for the purpose of voting."""
 
@@ -37,6 +40,7 @@ class Hosting:
         self._committed = (0, 0.0)
         """The commit index and since when it has been that."""
         self._ticket: int | None = None
+        self._is_waking = False
         self._evictions: dict[NodeId, int] = {}
         self._encoded: dict[tuple[int, int, int], list[bytes]] = {}
 
@@ -94,6 +98,18 @@ class Hosting:
         )
 
     def wake_all(self) -> None:
+        """There is news for everybody. A crowd is told at intervals, of all that came up meanwhile at once."""
+        if self._is_waking or not self.sessions:
+            return
+        self._is_waking = True
+        loop = asyncio.get_running_loop()
+        if len(self.sessions) <= CROWD:
+            loop.call_soon(self._wake)
+        else:
+            loop.call_later(CROWD_PAUSE_S, self._wake)
+
+    def _wake(self) -> None:
+        self._is_waking = False
         for session in self.sessions.values():
             session.wake.fire()
 

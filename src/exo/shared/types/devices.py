@@ -11,7 +11,7 @@ Health = Literal["healthy", "degraded", "failed"]
 MemoryKind = Literal["vram", "ram", "unified"]
 
 
-class GPUDevice(msgspec.Struct, frozen=True, kw_only=True):
+class GPUDevice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One device that can hold and run layers; the host's CPU counts as one."""
 
     device_id: DeviceId
@@ -32,7 +32,7 @@ class GPUDevice(msgspec.Struct, frozen=True, kw_only=True):
     is_simulated: bool = False
 
 
-class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True):
+class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A device's telemetry at one moment."""
 
     device_id: DeviceId
@@ -60,7 +60,7 @@ class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, self.memory_total_bytes - self.memory_used_bytes)
 
 
-class MemoryProfile(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryProfile(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A host's memory in bytes."""
 
     ram_total: int
@@ -72,7 +72,7 @@ class MemoryProfile(msgspec.Struct, frozen=True, kw_only=True):
     gpu_vram_used: int = 0
 
 
-class SystemProfile(msgspec.Struct, frozen=True, kw_only=True):
+class SystemProfile(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A host's load: percent 0 to 100, Celsius, watts."""
 
     gpu_usage: float | None = None
@@ -87,7 +87,7 @@ class SystemProfile(msgspec.Struct, frozen=True, kw_only=True):
     gpu_power_watts: float | None = None
 
 
-class NodePerformanceProfile(msgspec.Struct, frozen=True, kw_only=True):
+class NodePerformanceProfile(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one host says of itself as a whole."""
 
     memory: MemoryProfile

@@ -15,7 +15,7 @@ from exo.shared.types.nodes import HostPort, LinkType, NodeIdentity
 from exo.shared.types.voters import Voters
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
+class _Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="type", tag=True):
     pass
 
 
@@ -300,7 +300,7 @@ Telemetry = DeviceGPUStateUpdated | NodeProfileUpdated | GPUBandwidthMeasured | 
 Event = Decision | Telemetry
 
 
-class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
+class LogEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A decision with its place in the one order that all nodes share."""
 
     index: int
@@ -319,7 +319,7 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
     """How many entries of the same proposal follow. They are never sent or written apart, so all are kept or none."""
 
 
-class TelemetryFrame(msgspec.Struct, frozen=True, kw_only=True):
+class TelemetryFrame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One node's latest telemetry; (boot_id, seq) orders the frames of a node."""
 
     node_id: NodeId
