@@ -158,3 +158,13 @@ async def test_models_are_listed_once_with_all_their_nodes(http: httpx.AsyncClie
     assert broken.problem == "model.safetensors is truncated"
     assert (toy.problem, [node.node_id for node in toy.nodes], toy.instance_ids) == (None, ["a", "b"], ["i"])
     assert toy.total_bytes == 6600
+
+
+async def test_a_confirmed_state_is_refused_without_a_master(world: World, http: httpx.AsyncClient) -> None:
+    answer = await http.get("/state", params={"confirm": "true"})
+    assert answer.status_code == 200
+    world.coordinator.has_master = False
+    assert (await http.get("/state")).status_code == 200, "unconfirmed, it is what this node knows"
+    answer = await http.get("/state", params={"confirm": "true"})
+    assert answer.status_code == 503
+    assert answer.json()["code"] == "no_master"

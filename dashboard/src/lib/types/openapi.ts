@@ -3436,7 +3436,10 @@ export interface operations {
     };
     get_state: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Have a majority confirm first that there is a master, so that the answer holds everything that anybody was told was decided before the request; 503 where that cannot be had. */
+                confirm?: boolean;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -3450,6 +3453,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ClusterStateView"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
         };

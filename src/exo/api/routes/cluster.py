@@ -1,20 +1,42 @@
 """Reading the cluster: its state, its devices, its models."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from exo.api import present
 from exo.api.context import Context
-from exo.api.routes.answers import json_answer
+from exo.api.errors import ApiError
+from exo.api.routes.answers import json_answer, problems
 from exo.api.schemas.cluster import ClusterStateView, GpuInfoView, PeerList
 from exo.api.schemas.models import ModelList
+from exo.shared.errors import NoMasterError
 
 router = APIRouter(tags=["cluster"])
 
 
-@router.get("/state", operation_id="get_state", response_model=ClusterStateView)
-async def get_state(context: Context) -> Response:
+CONFIRM_TIMEOUT_S = 5.0
+"""Longer than an election takes, so that a read is not refused while a master is replaced."""
+
+
+@router.get("/state", operation_id="get_state", response_model=ClusterStateView, responses=problems(503))
+async def get_state(
+    context: Context,
+    confirm: Annotated[
+        bool,
+        Query(
+            description="Have a majority confirm first that there is a master, so that the answer holds everything "
+            "that anybody was told was decided before the request; 503 where that cannot be had."
+        ),
+    ] = False,
+) -> Response:
     """The whole state, as folded on this node. At equal `index` the decided part is equal on every node."""
     coordinator = context.coordinator
+    if confirm:
+        try:
+            await coordinator.confirm(timeout_s=CONFIRM_TIMEOUT_S)
+        except NoMasterError as error:
+            raise ApiError(503, "no_master", error.message) from error
     encoded = context.state_cache.encode(coordinator.state, coordinator.leadership.master_node_id)
     return Response(encoded, media_type="application/json")
 
