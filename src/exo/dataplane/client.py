@@ -1,12 +1,15 @@
 """The API node's side: dials first stages, takes tokens from last stages, hands them to whoever asked."""
 
 import asyncio
-import os
+import socket
+import time
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
+from exo.dataplane.codec import Payload
 from exo.dataplane.connection import FrameConnection
 from exo.dataplane.errors import (
     DataPlaneError,
@@ -15,12 +18,16 @@ from exo.dataplane.errors import (
     ProtocolError,
     StageUnreachableError,
 )
-from exo.dataplane.frames import Accepted, Failed, Frame, Rejected, TokenChunk
+from exo.dataplane.frames import Accepted, Failed, Frame, Rejected, ReplyTo, TokenChunk
+from exo.dataplane.gate import Gate
 from exo.dataplane.generation import Generation, GenerationRequest
-from exo.dataplane.handshake import REPLIES, REQUESTS, Dialler, Listener
-from exo.dataplane.opening import STRANGERS_MAX
+from exo.dataplane.handshake import REPLIES, REQUESTS
+from exo.dataplane.identity import DataIdentity
+from exo.dataplane.listening import bind, reached_at
+from exo.dataplane.opening import Opening
+from exo.dataplane.pulse import CHECK_INTERVAL_S
+from exo.shared.addresses import is_loopback
 from exo.shared.errors import ConfigurationError
-from exo.shared.handshake import NONCE_BYTES
 from exo.shared.types.ids import NodeId, RequestId
 from exo.shared.types.nodes import HostPort
 
@@ -29,32 +36,125 @@ ACCEPT_TIMEOUT_S = 120.0
 """A first stage answers between two steps of its engine; a step of a long prompt on a slow machine takes a while."""
 CLOSE_TIMEOUT_S = 1.0
 """For a stage that has stopped reading."""
+_LET_GO_TURNS = 1000
+"""Of a millisecond, for the event loop to close a socket: uvloop does it in a later turn."""
 
 
 class GenerationClient:
     """Asks first stages for tokens. Use in `async with`, on one event loop.
 
     Args:
-        secret: What all processes of this cluster know.
-        node_id: This node, for the other side's log.
-        listen_host: Where last stages can reach this node.
+        secret: What all processes of this user on this host know.
+        node_id: This node.
+        listen_host: Where last stages can reach this node; see `widen`.
         listen_port: 0 for any free one; see `address`.
+        advertised_host: Where stages on other hosts reach this one.
+        is_local: Says of a host whether it is this one, where connections are plain.
     """
 
     def __init__(
-        self, *, secret: bytes, node_id: NodeId, listen_host: str = "127.0.0.1", listen_port: int = 0
+        self,
+        *,
+        secret: bytes,
+        node_id: NodeId,
+        listen_host: str = "127.0.0.1",
+        listen_port: int = 0,
+        advertised_host: str | None = None,
+        is_local: Callable[[str], bool] = is_loopback,
     ) -> None:
-        self._secret = secret
         self._node_id = node_id
         self._listen_host = listen_host
         self._listen_port = listen_port
-        self._server: asyncio.Server | None = None
+        self._advertised_host = advertised_host
+        self._gate = Gate(secret, node_id=node_id, sender=str(node_id), is_local=is_local)
+        self._servers: list[asyncio.Server] = []
+        self._sockets: list[socket.socket] = []
         self._address: HostPort | None = None
-        self._connections: dict[HostPort, FrameConnection] = {}
-        self._dialling: dict[HostPort, asyncio.Lock] = {}
+        self._connections: dict[tuple[HostPort, NodeId | None], FrameConnection] = {}
+        self._dialling: dict[tuple[HostPort, NodeId | None], asyncio.Lock] = {}
         """Never emptied: a lock may be awaited by someone while nobody holds it."""
         self._replies: set[FrameConnection] = set()
+        self._all: set[FrameConnection] = set()
+        """From the dial, or from being accepted, until they are gone."""
+        self._next_check: asyncio.TimerHandle | None = None
         self._generations: dict[RequestId, Generation] = {}
+
+    # --- what changes while running -----------------------------------------------------------------------------
+
+    def set_identity(self, identity: DataIdentity | None) -> None:
+        """Show this certificate from now on; call it again when the files hold a newer one.
+
+        Raises:
+            ConfigurationError: The certificate or its key cannot be used; the one before stays.
+        """
+        if self._gate.set_identity(identity):
+            for connection in self._secured():
+                connection.abort("this node belongs to another cluster now")
+
+    def set_revoked(self, *, node_ids: Collection[NodeId], serials: Collection[str]) -> None:
+        """Talk no more to these nodes, nor to who shows a certificate with one of these serial numbers."""
+        self._gate.set_revoked(node_ids, serials)
+        for connection in self._secured():
+            reason = None if connection.opening is None else self._gate.reason_to_end(connection.opening)
+            if reason is not None:
+                connection.abort(reason)
+
+    def _secured(self) -> list[FrameConnection]:
+        return [connection for connection in self._all if connection.is_secured]
+
+    async def widen(self, host: str, *, advertised_host: str | None = None) -> None:
+        """Listen on another host of this machine, such as `0.0.0.0`, at the same port; connections stay.
+
+        Args:
+            host: Where to listen. Loopback reaches this node in any case.
+            advertised_host: Where stages on other hosts reach this one; see `address`.
+
+        Raises:
+            ConfigurationError: The port is in use there, or the host is not this machine's, or without a certificate
+                nobody could come; it listens where it did.
+        """
+        self._gate.require_listenable(host)
+        if host != self._listen_host and self._address is not None:
+            before, port = self._listen_host, self._address.port
+            # Linux lets nobody listen on all addresses of a port while somebody listens on one of them.
+            await self._let_go()
+            try:
+                await self._listen(host, port)
+            except ConfigurationError:
+                await self._let_go()
+                await self._listen(before, port)
+                raise
+        self._listen_host, self._advertised_host = host, advertised_host
+        if self._sockets:
+            self._address = reached_at(self._sockets[0], advertised_host)
+
+    async def _listen(self, host: str, port: int) -> None:
+        try:
+            self._sockets = bind(host, port)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot take tokens on {HostPort(host, port)}: "
+                f"{error.strerror or error}; choose another port with EXO_DATA_PORT"
+            ) from error
+        loop = asyncio.get_running_loop()
+        for handle in self._sockets:
+            self._servers.append(await loop.create_server(self._reply_connection, sock=handle))
+
+    async def _let_go(self) -> None:
+        """Return when nothing holds the port any more."""
+        sockets, self._sockets = self._sockets, []
+        self._close_servers()
+        for _ in range(_LET_GO_TURNS):
+            if all(handle.fileno() == -1 for handle in sockets):
+                return
+            await asyncio.sleep(0.001)
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    # --- life ---------------------------------------------------------------------------------------------------
 
     @property
     def address(self) -> HostPort:
@@ -67,18 +167,12 @@ class GenerationClient:
         """Begin to listen.
 
         Raises:
-            ConfigurationError: The port is in use, or the host is not this machine's.
+            ConfigurationError: The port is in use, or the host is not this machine's, or without a certificate nobody
+                could come there.
         """
-        try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._reply_connection, self._listen_host, self._listen_port
-            )
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot take tokens on {HostPort(self._listen_host, self._listen_port)}: "
-                f"{error.strerror or error}; choose another port with EXO_DATA_PORT"
-            ) from error
-        self._address = HostPort(self._listen_host, self._server.sockets[0].getsockname()[1])
+        self._gate.require_listenable(self._listen_host)
+        await self._listen(self._listen_host, self._listen_port)
+        self._address = reached_at(self._sockets[0], self._advertised_host)
         return self
 
     async def __aexit__(
@@ -86,10 +180,9 @@ class GenerationClient:
     ) -> None:
         for generation in list(self._generations.values()):
             await generation.cancel()
-        if self._server is not None:
-            self._server.close()
+        self._close_servers()
         self._address = None
-        connections = [*self._connections.values(), *self._replies]
+        connections = list(self._all)
         for connection in connections:
             connection.close("this node is shutting down")
         if connections:
@@ -99,6 +192,11 @@ class GenerationClient:
                 for connection in connections:
                     connection.abort()
                 await asyncio.wait(lost)
+        if self._next_check is not None:
+            self._next_check.cancel()
+            self._next_check = None
+
+    # --- requests -----------------------------------------------------------------------------------------------
 
     async def start(self, first_stage: HostPort, request: GenerationRequest) -> Generation:
         """Ask for tokens; returns when the first stage has accepted.
@@ -107,7 +205,7 @@ class GenerationClient:
             GenerationRejected: The first stage refuses.
             StageUnreachableError: It cannot be reached, or was lost before it answered.
         """
-        connection = await self._connection_to(first_stage)
+        connection = await self._connection_to(first_stage, request.node_ids[0] if request.node_ids else None)
         if request.request_id in self._generations:
             raise GenerationRejected(
                 409, "duplicate_request", f"request {request.request_id} is running already"
@@ -116,7 +214,7 @@ class GenerationClient:
         self._generations[request.request_id] = generation
         try:
             try:
-                connection.send(request.to_frame(self.address))
+                connection.send(request.to_frame(ReplyTo(self.address, self._node_id)))
             except (UnicodeEncodeError, msgspec.MsgspecError, ProtocolError, OverflowError) as error:
                 raise GenerationRejected(
                     400, "invalid_request", f"the request cannot be sent: {error}"
@@ -147,76 +245,108 @@ class GenerationClient:
             raise StageUnreachableError(f"no answer from {first_stage}: {reason}; try again")
         return generation.answer.result()
 
-    async def _connection_to(self, address: HostPort) -> FrameConnection:
-        async with self._dialling.setdefault(address, asyncio.Lock()):
-            known = self._connections.get(address)
+    async def _connection_to(self, address: HostPort, node_id: NodeId | None) -> FrameConnection:
+        key = address, node_id
+        async with self._dialling.setdefault(key, asyncio.Lock()):
+            known = self._connections.get(key)
             if known is not None and known.is_open:
                 return known
+            try:
+                target, opening = self._gate.dial(address, node_id=node_id, purpose=REQUESTS)
+            except HandshakeError as error:
+                raise self._unreachable(address, node_id, error) from error
             connection = FrameConnection(
-                Dialler(
-                    secret=self._secret,
-                    nonce=os.urandom(NONCE_BYTES),
-                    purpose=REQUESTS,
-                    sender=str(self._node_id),
-                ),
+                opening,
+                on_open=self._opened,
                 on_frame=self._frame_received,
                 on_lost=self._connection_lost,
             )
             try:
                 async with asyncio.timeout(DIAL_TIMEOUT_S):
                     await asyncio.get_running_loop().create_connection(
-                        lambda: connection, address.host, address.port
+                        lambda: connection, target.host, target.port
                     )
+                    if not connection.lost.done():
+                        self._all.add(connection)
                     await asyncio.shield(connection.ready)
             except (OSError, TimeoutError, HandshakeError) as error:
                 await connection.aclose()
-                reason = error.message if isinstance(error, DataPlaneError) else str(error) or "no answer"
-                raise StageUnreachableError(
-                    f"the model's first stage at {address} cannot be reached: {reason}"
-                ) from error
+                raise self._unreachable(address, node_id, error) from error
             except BaseException:
                 connection.abort()
                 raise
-            self._connections[address] = connection
+            self._connections[key] = connection
             return connection
 
+    def _unreachable(
+        self, address: HostPort, node_id: NodeId | None, error: Exception
+    ) -> StageUnreachableError:
+        reason = error.message if isinstance(error, DataPlaneError) else str(error) or "no answer"
+        hint = ""
+        if is_loopback(address.host) and node_id not in (None, self._node_id):
+            hint = "; it listens for its own host only: if that is another one, place the model again"
+        return StageUnreachableError(
+            f"the model's first stage at {address} cannot be reached: {reason}{hint}"
+        )
+
+    # --- connections --------------------------------------------------------------------------------------------
+
     def _reply_connection(self) -> FrameConnection:
-        connection = FrameConnection(
-            Listener(secret=self._secret, nonce=os.urandom(NONCE_BYTES)),
+        return FrameConnection(
+            None,
+            accept=self._accept,
+            on_open=self._opened,
             on_frame=self._reply_received,
             on_lost=self._connection_lost,
         )
-        if sum(not reply.is_open for reply in self._replies) >= STRANGERS_MAX:
-            connection.refuse("too many connections at once")
-        self._replies.add(connection)
-        return connection
 
-    def _reply_received(self, connection: FrameConnection, frame: Frame, payload: bytes) -> None:
+    def _accept(self, connection: FrameConnection, host: str) -> Opening:
+        strangers = [reply.host for reply in self._replies if not reply.is_open]
+        if not self._gate.has_room(host, strangers):
+            raise HandshakeError("too many connections at once")
+        self._all.add(connection)
+        self._replies.add(connection)
+        return self._gate.accept(host)
+
+    def _opened(self, connection: FrameConnection) -> None:
+        if connection.is_secured and self._next_check is None:
+            self._check_secured()
+
+    def _check_secured(self) -> None:
+        self._next_check = None
+        secured = self._secured()
+        now_s = time.monotonic()
+        for connection in secured:
+            connection.check(now_s)
+        if secured:
+            self._next_check = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self._check_secured)
+
+    def _reply_received(self, connection: FrameConnection, frame: Frame, payload: Payload) -> None:
         if connection.peer is None or connection.peer.purpose != REPLIES:
             raise ProtocolError("a peer sends frames that belong elsewhere to the port for tokens")
         self._frame_received(connection, frame, payload)
 
-    def _frame_received(self, connection: FrameConnection, frame: Frame, payload: bytes) -> None:
-        if isinstance(frame, TokenChunk):
-            generation = self._generations.get(frame.request_id)
-            if generation is not None:
-                generation.chunk_received(frame, connection)
-        elif isinstance(frame, Failed):
-            generation = self._generations.get(frame.request_id)
-            if generation is not None:
-                generation.failed_frame_received(frame)
-        elif isinstance(frame, Accepted | Rejected):
-            generation = self._generations.get(frame.request_id)
-            if generation is not None and not generation.answer.done():
-                generation.answer.set_result(frame)
-        else:
+    def _frame_received(self, connection: FrameConnection, frame: Frame, payload: Payload) -> None:
+        if not isinstance(frame, TokenChunk | Failed | Accepted | Rejected):
             raise ProtocolError(f"a stage sent {type(frame).__name__}, which has no place here")
+        generation = self._generations.get(frame.request_id)
+        if generation is None:
+            return
+        if not generation.is_heard_from(connection):
+            raise ProtocolError(f"the node {connection.node_id} speaks for a model that does not run there")
+        if isinstance(frame, TokenChunk):
+            generation.chunk_received(frame, connection)
+        elif isinstance(frame, Failed):
+            generation.failed_frame_received(frame)
+        elif not generation.answer.done():
+            generation.answer.set_result(frame)
 
     def _connection_lost(self, connection: FrameConnection, reason: str) -> None:
         self._replies.discard(connection)
-        for address, known in list(self._connections.items()):
+        self._all.discard(connection)
+        for key, known in list(self._connections.items()):
             if known is connection:
-                del self._connections[address]
+                del self._connections[key]
         for generation in list(self._generations.values()):
             generation.connection_lost(connection, reason)
 

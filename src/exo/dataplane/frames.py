@@ -1,17 +1,28 @@
 """What travels between API nodes and stages: small msgpack headers, each with an optional raw payload.
 
-The way of a request: the API node dials the first stage and sends `Generate`, with its own listening address in
-it. The first stage answers `Accepted` or `Rejected` on that connection, and opens the request on the stages
-behind it. Every stage sends `Activation` to the next one; the last stage samples, sends `TokenChunk` straight to
-the reply address and `Sampled` back to the first stage. The API node says what its client has taken with
-`Consumed`; the first stage stops producing when the client falls too far behind.
+The way of a request: the API node dials the first stage and sends `Generate`, and in it where it takes tokens. The
+first stage answers `Accepted` or `Rejected` on that connection, and opens the request on the stages behind it. Every
+stage sends `Activation` to the next one; the last stage samples, sends `TokenChunk` straight to the API node and
+`Sampled` back to the first stage. The API node says what its client has taken with `Consumed`; the first stage stops
+producing when the client falls too far behind.
 """
 
 import msgspec
 
 from exo.shared.types.generation import ChatMessage, FinishReason, Sampling
-from exo.shared.types.ids import InstanceId, RequestId
+from exo.shared.types.ids import InstanceId, NodeId, RequestId
 from exo.shared.types.nodes import HostPort
+
+
+class ReplyTo(msgspec.Struct, frozen=True):
+    """Where tokens go."""
+
+    address: HostPort
+    node_id: NodeId
+    """Who has to be there."""
+
+    def __str__(self) -> str:
+        return str(self.address)
 
 
 class _Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=True, omit_defaults=True):
@@ -33,7 +44,7 @@ class Generate(_Frame, frozen=True, kw_only=True):
     ignore_end: bool = False
     """Go on past the model's end-of-text token (benchmarks)."""
     sampling: Sampling
-    reply_address: HostPort
+    reply_to: ReplyTo
 
 
 class Accepted(_Frame, frozen=True, kw_only=True):
@@ -72,7 +83,7 @@ class Open(_Frame, frozen=True, kw_only=True):
     stop: tuple[str, ...]
     ignore_end: bool
     sampling: Sampling
-    reply_address: HostPort
+    reply_to: ReplyTo
 
 
 class Activation(_Frame, frozen=True, kw_only=True):
@@ -149,6 +160,20 @@ class Proof(_Frame, frozen=True, kw_only=True):
     proof: bytes
 
 
+class Welcome(_Frame, frozen=True, kw_only=True):
+    """In TLS, the listener's answer to `Hello`: the dialler's certificate is good, frames may follow."""
+
+
+class Refused(_Frame, frozen=True, kw_only=True):
+    """In TLS, the listener's answer where it is not; then it closes."""
+
+    message: str
+
+
+class Ping(_Frame, frozen=True, kw_only=True):
+    """Either side, while it has nothing else to say: so that there is something for the other host to acknowledge."""
+
+
 Frame = (
     Generate
     | Accepted
@@ -165,4 +190,7 @@ Frame = (
     | Hello
     | Challenge
     | Proof
+    | Welcome
+    | Refused
+    | Ping
 )

@@ -10,10 +10,18 @@ import msgspec
 from exo.dataplane.connection import FrameConnection
 from exo.dataplane.errors import GenerationFailedError
 from exo.dataplane.flow import CONSUMED_EVERY_CHUNKS
-from exo.dataplane.frames import Accepted, Cancel, Consumed, Failed, Generate, Rejected, TokenChunk
+from exo.dataplane.frames import (
+    Accepted,
+    Cancel,
+    Consumed,
+    Failed,
+    Generate,
+    Rejected,
+    ReplyTo,
+    TokenChunk,
+)
 from exo.shared.types.generation import ChatMessage, Sampling
-from exo.shared.types.ids import InstanceId, RequestId
-from exo.shared.types.nodes import HostPort
+from exo.shared.types.ids import InstanceId, NodeId, RequestId
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,8 +40,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     ignore_end: bool = False
     """Go on past the model's end-of-text token (benchmarks)."""
     sampling: Sampling = Sampling()
+    node_ids: tuple[NodeId, ...] = ()
+    """Where its stages run, by rank: who has to be there, and may answer, on connections to other hosts. Without
+    them the request can only be asked of this host."""
 
-    def to_frame(self, reply_address: HostPort) -> Generate:
+    def to_frame(self, reply_to: ReplyTo) -> Generate:
         """Return the frame that asks a first stage for it."""
         return Generate(
             request_id=self.request_id,
@@ -46,7 +57,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
             stop=self.stop,
             ignore_end=self.ignore_end,
             sampling=self.sampling,
-            reply_address=reply_address,
+            reply_to=reply_to,
         )
 
 
@@ -60,6 +71,7 @@ class Generation(AsyncIterator[TokenChunk]):
         self, request: GenerationRequest, connection: FrameConnection, forget: Callable[[RequestId], None]
     ) -> None:
         self.request_id = request.request_id
+        self._node_ids = frozenset(request.node_ids)
         self.prompt_tokens = 0
         """How many tokens the prompt has."""
         self.answer: asyncio.Future[Accepted | Rejected] = asyncio.get_running_loop().create_future()
@@ -129,6 +141,10 @@ class Generation(AsyncIterator[TokenChunk]):
         await self.cancel()
 
     # What follows is called by the client that owns the connections.
+
+    def is_heard_from(self, connection: FrameConnection) -> bool:
+        """Say whether who is on that connection may speak for the stages. On plain ones it is this host's user."""
+        return connection.node_id is None or connection.node_id in self._node_ids
 
     def chunk_received(self, chunk: TokenChunk, connection: FrameConnection) -> None:
         """Take the next chunk in."""

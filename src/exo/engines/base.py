@@ -57,7 +57,7 @@ class Hidden:
         raise ValueError(f"hidden values cannot be of type {dtype!r}")
 
     @staticmethod
-    def from_bytes(data: bytes, shape: Sequence[int], dtype: str) -> "Hidden":
+    def from_bytes(data: bytes | bytearray, shape: Sequence[int], dtype: str) -> "Hidden":
         """Read what `to_bytes` gave.
 
         Raises:

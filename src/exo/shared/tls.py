@@ -64,7 +64,7 @@ def strict_context(protocol: int, agreed: Sequence[str]) -> ssl.SSLContext:
 
 
 def show_certificate(
-    context: ssl.SSLContext, *, certificate_file: Path, key_file: Path, authority_pem: str
+    context: ssl.SSLContext, *, certificate_file: Path | str, key_file: Path | str, authority_pem: str
 ) -> None:
     """Have a context show a node's certificate, and trust the authority of the node's cluster.
 

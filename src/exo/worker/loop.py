@@ -1,20 +1,22 @@
 """The thin loop of a worker: carries the plan's instructions out, and reports what happens as events."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
 import anyio
 import anyio.to_thread
+import msgspec
 from anyio.abc import TaskGroup
 from loguru import logger
 
 from exo.cluster.coordinator import Coordinator
 from exo.cluster.errors import UnsendableError
+from exo.dataplane.identity import DataIdentity, DataTrust
 from exo.shared.errors import NoMasterError
 from exo.shared.types.events import Decision, NodeModelsChanged, StageChanged, StageProgressed
-from exo.shared.types.ids import ModelId
+from exo.shared.types.ids import ModelId, NodeId
 from exo.shared.types.instances import StagePhase, StageProgress
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import HostPort
@@ -53,6 +55,10 @@ class Runner(Protocol):
         """Tell it where its neighbours listen."""
         ...
 
+    def set_trust(self, trust: DataTrust) -> None:
+        """Tell it what to show to other hosts from now on, and who is not let in."""
+        ...
+
     async def stop(self) -> None:
         """End it; returns when it is gone."""
         ...
@@ -65,7 +71,20 @@ class _Running:
 
 
 class Worker:
-    """Runs the stages that the state places on this node."""
+    """Runs the stages that the state places on this node.
+
+    Args:
+        coordinator: The cluster.
+        boot_id: This start of the node.
+        store: Where models lie.
+        models: What was found there.
+        make_runner: Makes stage processes.
+        secret: What all processes of this user on this host know.
+        data_host: Where stages listen; see `set_data_host`.
+        advertised_host: Where other hosts reach this one.
+        data_ports: First and last port for stages; None: any free ones.
+        verbosity: Of their logs.
+    """
 
     def __init__(
         self,
@@ -77,6 +96,8 @@ class Worker:
         make_runner: Callable[[RunnerSpec], Runner],
         secret: bytes,
         data_host: str,
+        advertised_host: str | None = None,
+        data_ports: tuple[int, int] | None = None,
         verbosity: int = 0,
     ) -> None:
         self._coordinator = coordinator
@@ -86,6 +107,9 @@ class Worker:
         self._make_runner = make_runner
         self._secret = secret
         self._data_host = data_host
+        self._advertised_host = advertised_host
+        self._data_ports = data_ports
+        self._trust = DataTrust()
         self._verbosity = verbosity
         self._runners: dict[RunnerKey, _Running] = {}
         self._changed = anyio.Event()
@@ -94,6 +118,35 @@ class Worker:
         self._reports: list[tuple[str, Decision]] = []
         """(cause, event), in the order in which they happened."""
         self._has_reports = anyio.Event()
+
+    def set_identity(self, identity: DataIdentity | None) -> None:
+        """Have stages show this certificate; call it again when the files hold a newer one.
+
+        Stages that run go on, and show it on connections to come.
+        """
+        self._set_trust(msgspec.structs.replace(self._trust, identity=identity))
+
+    def set_revoked(self, *, node_ids: Collection[NodeId], serials: Collection[str]) -> None:
+        """Have no stage talk any more to these nodes, nor to who shows a certificate with one of these numbers."""
+        self._set_trust(
+            msgspec.structs.replace(
+                self._trust, removed_node_ids=frozenset(node_ids), revoked_serials=frozenset(serials)
+            )
+        )
+
+    def _set_trust(self, trust: DataTrust) -> None:
+        self._trust = trust
+        for running in self._runners.values():
+            running.runner.set_trust(trust)
+
+    def set_data_host(self, host: str, *, advertised_host: str | None = None) -> None:
+        """Have the stages that are started from now on listen here; those that run stay where they are.
+
+        Args:
+            host: Such as `0.0.0.0`. Without a certificate only loopback makes sense.
+            advertised_host: Where other hosts reach this one, and what stages report as their address.
+        """
+        self._data_host, self._advertised_host = host, advertised_host
 
     async def run(self) -> None:
         """Follow the state until cancelled; then end every stage process."""
@@ -173,7 +226,11 @@ class Worker:
             context_length=instance.plan.context_length,
             concurrency=instance.plan.concurrency,
             data_host=self._data_host,
+            advertised_host=self._advertised_host,
+            data_ports=self._data_ports,
             secret=self._secret,
+            trust=self._trust,
+            stage_node_ids=tuple(one.node_id for one in instance.plan.stages),
             verbosity=self._verbosity,
         )
 

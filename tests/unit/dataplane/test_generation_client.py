@@ -22,6 +22,7 @@ from exo.dataplane.errors import (
 from exo.dataplane.flow import CONSUMED_EVERY_CHUNKS
 from exo.dataplane.generation import Generation, GenerationRequest
 from exo.dataplane.handshake import REPLIES, REQUESTS, Dialler, Listener
+from exo.dataplane.opening import Opening
 from exo.shared.errors import ConfigurationError
 from exo.shared.types.generation import FinishReason
 from exo.shared.types.ids import InstanceId, NodeId, RequestId
@@ -45,7 +46,7 @@ class PlayedStage:
     async def running(self, secret: bytes = SECRET) -> AsyncIterator["PlayedStage"]:
         def connected() -> FrameConnection:
             connection = FrameConnection(
-                Listener(secret=secret, nonce=os.urandom(32)),
+                Opening(Listener(secret=secret, nonce=os.urandom(32))),
                 on_frame=self._received,
                 on_lost=lambda *_: None,
             )
@@ -77,7 +78,7 @@ class PlayedStage:
         self, address: HostPort, *, purpose: str = REPLIES, secret: bytes = SECRET
     ) -> FrameConnection:
         self.reply = FrameConnection(
-            Dialler(secret=secret, nonce=os.urandom(32), purpose=purpose, sender="stage"),
+            Opening(Dialler(secret=secret, nonce=os.urandom(32), purpose=purpose, sender="stage")),
             on_frame=lambda *_: None,
             on_lost=lambda *_: None,
         )
@@ -126,8 +127,8 @@ async def test_tokens_come_in_order_and_end() -> None:
         asked = await stage.next(f.Generate)
         assert isinstance(asked, f.Generate)
         assert asked.prompt == "Hello"
-        assert asked.reply_address == client.address
-        reply = await stage.dial(asked.reply_address)
+        assert asked.reply_to == f.ReplyTo(client.address, NodeId("api"))
+        reply = await stage.dial(asked.reply_to.address)
         for index in range(10):
             reply.send(chunk(index, finish_reason="stop" if index == 9 else None))
         assert await collect(generation) == list(range(10))
@@ -385,7 +386,7 @@ async def test_the_port_for_tokens_closes_on_garbage() -> None:
 
 
 async def test_too_many_strangers_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exo.dataplane.client.STRANGERS_MAX", 3)
+    monkeypatch.setattr("exo.dataplane.gate.STRANGERS_MAX", 3)
     async with client_and_stage() as (client, stage):
         address = (client.address.host, client.address.port)
         waiting = [await asyncio.open_connection(*address) for _ in range(3)]

@@ -10,8 +10,8 @@ import pytest
 from exo.dataplane import frames as f
 from exo.dataplane.codec import encode
 from exo.dataplane.errors import ProtocolError
+from exo.dataplane.gate import STRANGERS_MAX
 from exo.dataplane.handshake import REPLIES, REQUESTS
-from exo.dataplane.opening import STRANGERS_MAX
 from exo.shared.types.ids import RequestId
 from exo.shared.types.nodes import HostPort
 from exo.worker.runner.network import RECEIVE_BYTES, Connection, Network

@@ -22,7 +22,7 @@ from exo.worker.runner.requests import QUEUE_LENGTH_MAX
 from exo.worker.runner.role import Role, StageBrokenError
 from support.scripted_stage import END, LAYERS, ScriptedStage, scripted_stage
 
-REPLY = HostPort("127.0.0.1", 1234)
+REPLY = f.ReplyTo(HostPort("127.0.0.1", 1234), NodeId("api"))
 
 
 def next_letter(total: int, count: int) -> int:
@@ -44,8 +44,8 @@ class Wire:
     def to_client(self, client: Hashable, frame: f.Frame) -> None:
         self._world.answers.append((client, frame))
 
-    def to_reply(self, address: HostPort, frame: f.Frame) -> None:
-        assert address == REPLY
+    def to_reply(self, reply_to: f.ReplyTo, frame: f.Frame) -> None:
+        assert reply_to == REPLY
         self._world.replies.append(frame)
 
     def to_next(self, frame: f.Frame, payload: bytes | memoryview = b"") -> None:
@@ -126,7 +126,7 @@ class World:
                 request_id=RequestId(name),
                 instance_id=InstanceId("i"),
                 generation=1,
-                reply_address=REPLY,
+                reply_to=REPLY,
                 **chosen,  # pyright: ignore[reportArgumentType]
             ),
         )
@@ -404,7 +404,7 @@ def test_another_generation_is_refused() -> None:
         generation=2,
         prompt="x",
         sampling=Sampling(),
-        reply_address=REPLY,
+        reply_to=REPLY,
     )
     world.first.from_client("api", frame)
     refused = world.answers[-1][1]

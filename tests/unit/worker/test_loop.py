@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 
 from exo.cluster.errors import UnsendableError
+from exo.dataplane.identity import DataTrust
 from exo.shared.types.events import Decision, InstanceDeleted, InstanceRestarted, LogEntry
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.instances import StagePhase
@@ -34,6 +35,7 @@ class ScriptedRunner:
     def __init__(self, spec: RunnerSpec) -> None:
         self.spec = spec
         self.linked: tuple[HostPort, ...] = ()
+        self.trusts: list[DataTrust] = []
         self.stopped = anyio.Event()
         self.may_stop = anyio.Event()
         self.may_stop.set()
@@ -47,6 +49,9 @@ class ScriptedRunner:
 
     def link(self, addresses: Sequence[HostPort]) -> None:
         self.linked = tuple(addresses)
+
+    def set_trust(self, trust: DataTrust) -> None:
+        self.trusts.append(trust)
 
     async def stop(self) -> None:
         await self.may_stop.wait()

@@ -11,6 +11,7 @@ from loguru import logger
 from exo.engines.base import Stage, StageSpec
 from exo.engines.errors import EngineError
 from exo.engines.registry import create_stage
+from exo.shared.errors import ConfigurationError
 from exo.worker.runner.control import Control
 from exo.worker.runner.messages import LoadProgressed, RunnerFailed, RunnerLoaded, RunnerSpec, StopRunner
 from exo.worker.runner.network import Network
@@ -44,7 +45,14 @@ def _work(spec: RunnerSpec, control: Control) -> int:
             spec.data_host,
             secret=spec.secret,
             sender=f"stage {spec.rank} of {spec.instance_id} on {spec.node_id}",
+            node_id=spec.node_id,
+            trust=spec.trust,
+            advertised_host=spec.advertised_host,
+            ports=spec.data_ports,
         )
+    except ConfigurationError as error:
+        control.say(RunnerFailed(reason=error.message))
+        return 1
     except OSError as error:
         reason = f"cannot listen on {spec.data_host}: {error.strerror or error}"
         control.say(RunnerFailed(reason=reason))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Hashable
 
+from exo.dataplane.codec import Payload
 from exo.dataplane.errors import ProtocolError
 from exo.dataplane.flow import BACKLOG_BYTES_MAX
 from exo.dataplane.frames import (
@@ -17,10 +18,10 @@ from exo.dataplane.frames import (
     Open,
     Pace,
     Rejected,
+    ReplyTo,
     Sampled,
 )
 from exo.engines.base import Hidden, Stage
-from exo.shared.types.nodes import HostPort
 from exo.worker.runner.answer import Answer
 from exo.worker.runner.messages import RunnerSpec
 from exo.worker.runner.pace import PrefillPace
@@ -124,7 +125,7 @@ class FirstStage(Role):
         self._queue.add(request)
         self._admit()
 
-    def from_previous(self, frame: Frame, payload: bytes) -> None:
+    def from_previous(self, frame: Frame, payload: Payload) -> None:
         match frame:
             case Sampled():
                 request = self._queue.get(frame.request_id)
@@ -150,10 +151,10 @@ class FirstStage(Role):
             if request.client == client:
                 self._cancel(request)
 
-    def reply_lost(self, address: HostPort, reason: str) -> None:
+    def reply_lost(self, reply_to: ReplyTo, reason: str) -> None:
         for request in self._queue.all():
-            if request.frame.reply_address == address:
-                message = f"tokens cannot be sent to {address}: {reason}"
+            if request.frame.reply_to == reply_to:
+                message = f"tokens cannot be sent to {reply_to}: {reason}"
                 self._fail(
                     request, Failed(request_id=request.frame.request_id, code="reply_lost", message=message)
                 )
@@ -210,7 +211,7 @@ class FirstStage(Role):
         request.next_token_id = token_id
         self._count_token(request)
         chunk = self._answers[request_id].take(token_id)
-        self._outbox.to_reply(request.frame.reply_address, chunk)
+        self._outbox.to_reply(request.frame.reply_to, chunk)
         if chunk.finish_reason is not None:
             self._forget(request)
 
@@ -266,7 +267,7 @@ class FirstStage(Role):
                 stop=frame.stop,
                 ignore_end=frame.ignore_end,
                 sampling=frame.sampling,
-                reply_address=frame.reply_address,
+                reply_to=frame.reply_to,
             )
         )
 

@@ -5,12 +5,12 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+from exo.dataplane.codec import Payload
 from exo.dataplane.errors import ProtocolError
 from exo.dataplane.flow import ACTIVATIONS_WAITING_MAX, BACKLOG_BYTES_MAX
-from exo.dataplane.frames import Activation, Cancel, Close, Failed, Frame, Open, Pace, Sampled
+from exo.dataplane.frames import Activation, Cancel, Close, Failed, Frame, Open, Pace, ReplyTo, Sampled
 from exo.engines.base import Hidden, Stage
 from exo.shared.types.ids import RequestId
-from exo.shared.types.nodes import HostPort
 from exo.worker.runner.answer import Answer
 from exo.worker.runner.messages import RunnerSpec
 from exo.worker.runner.pace import PrefillPace
@@ -42,7 +42,7 @@ class FollowingStage(Role):
         self._outbox = outbox
         self._is_last = spec.rank == spec.stage_count - 1
         self._sequences: dict[RequestId, _Sequence] = {}
-        self._waiting: deque[tuple[Activation, bytes]] = deque()
+        self._waiting: deque[tuple[Activation, Payload]] = deque()
         self._failures = StepFailures()
         self._clock = clock
         self._pace = PrefillPace(stage.prefill_tokens_max)
@@ -69,7 +69,7 @@ class FollowingStage(Role):
     def has_work(self) -> bool:
         return bool(self._waiting) and self._outbox.next_backlog_bytes < BACKLOG_BYTES_MAX
 
-    def from_previous(self, frame: Frame, payload: bytes) -> None:
+    def from_previous(self, frame: Frame, payload: Payload) -> None:
         match frame:
             case Activation():
                 if frame.request_id in self._sequences:
@@ -131,7 +131,7 @@ class FollowingStage(Role):
         else:
             self._failures.worked()
 
-    def _step(self, frame: Activation, payload: bytes, sequence: _Sequence) -> None:
+    def _step(self, frame: Activation, payload: Payload, sequence: _Sequence) -> None:
         inputs = Hidden.from_bytes(payload, frame.shape, frame.dtype)
         began_at = self._clock()
         output = self._stage.forward(frame.request_id, inputs, wants_token=frame.wants_token)
@@ -157,24 +157,24 @@ class FollowingStage(Role):
         is_finished = chunk.finish_reason is not None
         # The first stage waits for this one; the client is a little further away in any case.
         self._outbox.to_next(Sampled(request_id=chunk.request_id, token_id=token_id, is_finished=is_finished))
-        self._outbox.to_reply(sequence.opened.reply_address, chunk)
+        self._outbox.to_reply(sequence.opened.reply_to, chunk)
         if is_finished:
             self._forget(chunk.request_id)
 
     def client_lost(self, client: Hashable) -> None:
         """No API node sends requests to this stage."""
 
-    def reply_lost(self, address: HostPort, reason: str) -> None:
+    def reply_lost(self, reply_to: ReplyTo, reason: str) -> None:
         for request_id, sequence in list(self._sequences.items()):
-            if sequence.opened.reply_address == address:
+            if sequence.opened.reply_to == reply_to:
                 self._forget(request_id)
-                self._fail(request_id, f"tokens cannot be sent to {address}: {reason}", code="reply_lost")
+                self._fail(request_id, f"tokens cannot be sent to {reply_to}: {reason}", code="reply_lost")
 
     def fail_all(self, code: str, message: str) -> None:
         for request_id, sequence in list(self._sequences.items()):
             if self._is_last:
                 self._outbox.to_reply(
-                    sequence.opened.reply_address, Failed(request_id=request_id, code=code, message=message)
+                    sequence.opened.reply_to, Failed(request_id=request_id, code=code, message=message)
                 )
             self._forget(request_id)
 

@@ -3,6 +3,7 @@ a 4-byte big-endian length, then one msgpack message. Parent to child on stdin, 
 
 import msgspec
 
+from exo.dataplane.identity import DataTrust
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.nodes import HostPort
 
@@ -29,8 +30,17 @@ class RunnerSpec(_Message, frozen=True, kw_only=True):
     context_length: int
     concurrency: int
     data_host: str
+    """Where to listen."""
+    advertised_host: str | None = None
+    """Where other hosts reach this one."""
+    data_ports: tuple[int, int] | None = None
+    """First and last port, of which one is taken; None: any free one."""
     secret: bytes
-    """Proves to peers that this process belongs to the same user."""
+    """Proves to peers that this process belongs to the same user on the same host."""
+    trust: DataTrust = DataTrust()
+    """What to show to other hosts, and who is not let in. Names files; no key travels here."""
+    stage_node_ids: tuple[NodeId, ...] = ()
+    """Where the stages run, by rank; without them all have to be on this host."""
     verbosity: int = 0
     heartbeat_interval_s: float = 1.0
 
@@ -39,6 +49,12 @@ class LinkPeers(_Message, frozen=True, kw_only=True):
     """Parent, when every stage of the generation is loaded: all their addresses, by rank."""
 
     addresses: tuple[HostPort, ...]
+
+
+class TrustChanged(_Message, frozen=True, kw_only=True):
+    """Parent: the node has another certificate, or other nodes are not let in any more."""
+
+    trust: DataTrust
 
 
 class StopRunner(_Message, frozen=True, kw_only=True):
@@ -77,5 +93,5 @@ class Heartbeat(_Message, frozen=True, kw_only=True):
     tokens_total: int
 
 
-ToChild = RunnerSpec | LinkPeers | StopRunner
+ToChild = RunnerSpec | LinkPeers | TrustChanged | StopRunner
 FromChild = LoadProgressed | RunnerLoaded | RunnerReady | RunnerFailed | Heartbeat

@@ -8,230 +8,164 @@ import os
 import selectors
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 
-from exo.dataplane.codec import encode
-from exo.dataplane.errors import DataPlaneError
-from exo.dataplane.frames import Frame, Hello
-from exo.dataplane.handshake import HANDSHAKE_TIMEOUT_S, Dialler, Listener
-from exo.dataplane.opening import STRANGERS_MAX, Opening, keep_alive
-from exo.shared.handshake import NONCE_BYTES
+from loguru import logger
+
+from exo.dataplane.codec import Payload
+from exo.dataplane.errors import HandshakeError
+from exo.dataplane.frames import Frame
+from exo.dataplane.gate import Gate
+from exo.dataplane.handshake import HANDSHAKE_TIMEOUT_S
+from exo.dataplane.identity import DataTrust
+from exo.dataplane.listening import PortRange, bind, reached_at, resolve
+from exo.dataplane.opening import Opening
+from exo.dataplane.pulse import CHECK_INTERVAL_S, keep_alive
+from exo.shared.addresses import is_loopback, plain_address
+from exo.shared.errors import ConfigurationError
+from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import HostPort
+from exo.worker.runner.link import Connection, LinkOwner, reason_of
+
+__all__ = ["RECEIVE_BYTES", "Connection", "Network"]
 
 RECEIVE_BYTES = 256 * 1024
 
 
-class Connection:
-    """One connection of a `Network`. Only the network makes them."""
-
-    def __init__(
-        self, network: "Network", raw: socket.socket, handshake: Dialler | Listener, label: str
-    ) -> None:
-        self.label = label
-        """Whom it leads to, for people."""
-        self.peer: Hello | None = None
-        """What a dialler said of itself; None on the dialling side."""
-        self.is_open = False
-        """Whether the handshake is done."""
-        self.is_dialled = isinstance(handshake, Dialler)
-        self.begun_at = time.monotonic()
-        self._network = network
-        self._raw = raw
-        self._opening = Opening(handshake)
-        self._outgoing: deque[memoryview] = deque()
-        self._backlog_bytes = 0
-        self._is_connecting = isinstance(handshake, Dialler)
-        self._is_reading = True
-        self._events = 0
-        self.is_lost = False
-
-    @property
-    def backlog_bytes(self) -> int:
-        """What was sent and the system has not taken yet."""
-        return self._backlog_bytes
-
-    def send(self, frame: Frame, payload: bytes | memoryview = b"") -> None:
-        """Send a frame, as soon as the handshake is done; without effect when the connection is lost."""
-        if self.is_lost:
-            return
-        data = encode(frame, payload)
-        if not self.is_open or self._outgoing:
-            self._outgoing.append(memoryview(data))
-            self._backlog_bytes += len(data)
-            return
-        self._send_now(data)
-
-    def _send_now(self, data: bytes) -> None:
-        try:
-            sent = self._raw.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._network.lose(self, _reason(error))
-            return
-        if sent < len(data):
-            # To the front: a frame of the handshake goes before those that wait for its end.
-            self._outgoing.appendleft(memoryview(data)[sent:])
-            self._backlog_bytes += len(data) - sent
-            self.watch()
-
-    def read_or_pause(self, wants: bool) -> None:
-        """Stop or go on reading: what the peer sends meanwhile waits in the system's buffers, then at the peer."""
-        if wants != self._is_reading:
-            self._is_reading = wants
-            self.watch()
-
-    def watch(self) -> None:
-        """Tell the selector what is awaited."""
-        events = selectors.EVENT_READ if self._is_reading and not self._is_connecting else 0
-        if self._is_connecting or (self._outgoing and self.is_open):
-            events |= selectors.EVENT_WRITE
-        if self.is_lost or events == self._events:
-            return
-        self._network.register(self._raw, self._events, events, self)
-        self._events = events
-
-    def writable(self) -> None:
-        """Go on where the system's buffer was full, or a connection was being made."""
-        if self._is_connecting:
-            error = self._raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error:
-                self._network.lose(self, os.strerror(error))
-                return
-            self._is_connecting = False
-            self._send_now(self._opening.first_bytes)
-        while self._outgoing and self.is_open:
-            data = self._outgoing[0]
-            try:
-                sent = self._raw.send(data)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._network.lose(self, _reason(error))
-                return
-            self._backlog_bytes -= sent
-            if sent < len(data):
-                self._outgoing[0] = data[sent:]
-                break
-            self._outgoing.popleft()
-        self.watch()
-
-    def readable(self, buffer: memoryview) -> None:
-        """Take in what came."""
-        try:
-            size = self._raw.recv_into(buffer)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._network.lose(self, _reason(error))
-            return
-        if not size:
-            self._network.lose(self, "it closed the connection")
-            return
-        try:
-            data = buffer[:size]
-            if not self._opening.is_done:
-                if not self._opening.receive(data, self._send_now):
-                    return
-                data = buffer[:0]
-                self._opened()
-            for frame, payload in self._opening.decoder.feed(data):
-                if self.is_lost:
-                    return
-                self._network.on_frame(self, frame, payload)
-        except DataPlaneError as error:
-            self._network.lose(self, error.message)
-
-    def _opened(self) -> None:
-        if self._opening.peer is not None:
-            self.peer = self._opening.peer
-            self.label = self.peer.sender
-        self.is_open = True
-        self._network.proved(self)
-        self.writable()
-
-    def close(self) -> None:
-        """Close at once; for the network, which also forgets it."""
-        self.is_lost = True
-        if self._events:
-            self._network.register(self._raw, self._events, 0, self)
-            self._events = 0
-        self._raw.close()
-
-
-class Network:
+class Network(LinkOwner):
     """All sockets of a stage process.
 
     Args:
-        host: Where to listen, on any free port.
-        secret: What all processes of this cluster know.
+        host: Where to listen; loopback reaches this process in any case.
+        secret: What all processes of this user on this host know.
         sender: This process's name, for the peers' logs.
+        node_id: This process's node.
+        trust: What to show to other hosts, and who is not let in.
+        advertised_host: Where other hosts reach this one.
+        ports: Of which one is taken; None: any free one.
+        is_local: Says of a host whether it is this one, where connections are plain.
 
     Raises:
-        OSError: The host is not one of this machine's.
+        OSError: The host is not one of this machine's, or no port is free.
+        ConfigurationError: The certificate cannot be used, or without one nobody could come.
     """
 
-    def __init__(self, host: str, *, secret: bytes, sender: str) -> None:
-        self._secret = secret
-        self._sender = sender
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family, backlog=128)
-        self._listener.setblocking(False)
-        self.address = HostPort(host, self._listener.getsockname()[1])
+    def __init__(
+        self,
+        host: str,
+        *,
+        secret: bytes,
+        sender: str,
+        node_id: NodeId = NodeId(""),
+        trust: DataTrust | None = None,
+        advertised_host: str | None = None,
+        ports: PortRange | None = None,
+        is_local: Callable[[str], bool] = is_loopback,
+    ) -> None:
+        self._gate = Gate(secret, node_id=node_id, sender=sender, is_local=is_local)
+        if trust is not None:
+            self._gate.set_revoked(trust.removed_node_ids, trust.revoked_serials)
+            self._gate.set_identity(trust.identity)
+        self._gate.require_listenable(host)
+        self._listeners = bind(host, ports or 0)
+        self.address = reached_at(self._listeners[0], advertised_host)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        for listener in self._listeners:
+            self._selector.register(listener, selectors.EVENT_READ, None)
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._connections: set[Connection] = set()
         self._strangers: set[Connection] = set()
         """Those of them whose handshake is not done."""
+        self._secured: set[Connection] = set()
+        """Those of them that are open, in TLS."""
+        self._next_check_at = 0.0
         self._lost: list[tuple[Connection, str]] = []
-        self.on_frame: Callable[[Connection, Frame, bytes], None] = _ignore
+        self.on_frame: Callable[[Connection, Frame, Payload], None] = _ignore
         """Gets every frame after a handshake; a `DataPlaneError` from it closes the connection."""
         self.on_open: Callable[[Connection], None] = _ignore
         """Called when a handshake is done."""
         self.on_lost: Callable[[Connection, str], None] = _ignore
         """Called from `poll`, never from within `send`, with the reason."""
 
+    def set_trust(self, trust: DataTrust) -> None:
+        """Go by this from now on; the files may hold a newer certificate. Who is not welcome any more is cut off."""
+        self._gate.set_revoked(trust.removed_node_ids, trust.revoked_serials)
+        is_other_authority = False
+        try:
+            is_other_authority = self._gate.set_identity(trust.identity)
+        except ConfigurationError as error:
+            logger.warning("{}; the certificate before stays", error.message)
+        for connection in [one for one in self._connections if one.is_secured]:
+            reason = self._gate.reason_to_end(connection.opening)
+            if is_other_authority:
+                reason = "this node belongs to another cluster now"
+            if reason is not None:
+                self.lose(connection, reason)
+
     def watch_wakeups(self, file: socket.socket) -> None:
         """Let `poll` return when something can be read from `file`; the bytes are thrown away."""
         self._selector.register(file, selectors.EVENT_READ, file)
 
-    def dial(self, address: HostPort, purpose: str, label: str) -> Connection:
-        """Begin to connect. What is sent meanwhile follows the handshake; failure comes through `on_lost`."""
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        raw = socket.socket(family, socket.SOCK_STREAM)
-        handshake = Dialler(
-            secret=self._secret, nonce=os.urandom(NONCE_BYTES), purpose=purpose, sender=self._sender
-        )
-        connection = self._adopt(raw, handshake, label)
-        try:
-            error = raw.connect_ex((address.host, address.port))
-        except OSError as failure:  # A name that cannot be resolved, a port that is none.
-            self.lose(connection, _reason(failure))
-            return connection
-        if error not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
-            self.lose(connection, os.strerror(error))
-        else:
-            connection.watch()
-        return connection
+    def dial(
+        self, address: HostPort, purpose: str, label: str, *, node_id: NodeId | None = None
+    ) -> Connection:
+        """Begin to connect. What is sent meanwhile follows the handshake; failure comes through `on_lost`.
 
-    def _adopt(self, raw: socket.socket, handshake: Dialler | Listener, label: str) -> Connection:
+        Args:
+            address: As its node tells it to others.
+            purpose: What for.
+            label: Whom it leads to, for people.
+            node_id: Who has to be there, on another host.
+        """
+        failure: str | None = None
+        try:
+            target, opening = self._gate.dial(address, node_id=node_id, purpose=purpose)
+            family, kind, protocol, _, name = resolve(target)
+            raw = socket.socket(family, kind, protocol)
+        except HandshakeError as error:
+            failure = error.message
+        except OSError as error:  # A name that cannot be resolved, a port that is none.
+            failure = reason_of(error)
+        else:
+            connection = self._adopt(raw, opening, host=address.host, label=label)
+            try:
+                code = raw.connect_ex(name)
+            except OSError as error:
+                self.lose(connection, reason_of(error))
+                return connection
+            if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
+                self.lose(connection, os.strerror(code))
+            else:
+                connection.watch()
+            return connection
+        unmade = Connection(self, socket.socket(), Opening(None), host=address.host, label=label)
+        self.lose(unmade, failure)
+        return unmade
+
+    def _adopt(self, raw: socket.socket, opening: Opening, *, host: str, label: str) -> Connection:
         raw.setblocking(False)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         keep_alive(raw)
-        connection = Connection(self, raw, handshake, label)
+        connection = Connection(self, raw, opening, host=host, label=label)
         self._connections.add(connection)
         self._strangers.add(connection)
         return connection
 
+    # --- of its connections -------------------------------------------------------------------------------------
+
     def proved(self, connection: Connection) -> None:
-        """Take notice that a handshake is done; for connections."""
+        """See `LinkOwner`."""
         self._strangers.discard(connection)
+        if connection.is_secured:
+            self._secured.add(connection)
         self.on_open(connection)
 
+    def received(self, connection: Connection, frame: Frame, payload: Payload) -> None:
+        """See `LinkOwner`."""
+        self.on_frame(connection, frame, payload)
+
     def register(self, raw: socket.socket, before: int, after: int, connection: Connection) -> None:
-        """Change what the selector watches a connection for; for connections."""
+        """See `LinkOwner`."""
         if not before:
             self._selector.register(raw, after, connection)
         elif not after:
@@ -245,7 +179,10 @@ class Network:
             connection.close()
             self._connections.discard(connection)
             self._strangers.discard(connection)
+            self._secured.discard(connection)
             self._lost.append((connection, reason))
+
+    # --- the loop -----------------------------------------------------------------------------------------------
 
     def poll(self, timeout_s: float | None) -> None:
         """Carry out what the sockets allow, waiting up to `timeout_s` for the first of it; None: for ever."""
@@ -253,10 +190,13 @@ class Network:
             timeout_s = 0
         if self._strangers:
             timeout_s = self._until_the_next_is_too_slow(timeout_s)
+        if self._secured:
+            left = max(0.0, self._next_check_at - time.monotonic())
+            timeout_s = left if timeout_s is None else min(timeout_s, left)
         for key, events in self._selector.select(timeout_s):
             connection = key.data
             if connection is None:
-                self._accept()
+                self._accept(key.fileobj)
             elif isinstance(connection, Connection):
                 if events & selectors.EVENT_WRITE and not connection.is_lost:
                     connection.writable()
@@ -266,6 +206,8 @@ class Network:
                 self._drain(connection)
         if self._strangers:
             self._drop_slow_strangers()
+        if self._secured and time.monotonic() >= self._next_check_at:
+            self._check_secured()
         while self._lost:
             lost, reason = self._lost.pop(0)
             self.on_lost(lost, reason)
@@ -275,16 +217,24 @@ class Network:
         left = max(0.0, oldest + HANDSHAKE_TIMEOUT_S - time.monotonic())
         return left if timeout_s is None else min(timeout_s, left)
 
-    def _accept(self) -> None:
+    def _check_secured(self) -> None:
+        now_s = time.monotonic()
+        self._next_check_at = now_s + CHECK_INTERVAL_S
+        for connection in list(self._secured):
+            connection.check(now_s)
+
+    def _accept(self, listener: object) -> None:
+        assert isinstance(listener, socket.socket)
         try:
-            raw, address = self._listener.accept()
+            raw, name = listener.accept()
         except OSError:  # It went away again, or the process has no descriptors left.
             return
-        if len(self._strangers) >= STRANGERS_MAX:
+        address = plain_address(name)
+        strangers = (one.host for one in self._strangers if not one.is_dialled)
+        if not self._gate.has_room(address.host, strangers):
             raw.close()
             return
-        handshake = Listener(secret=self._secret, nonce=os.urandom(NONCE_BYTES))
-        self._adopt(raw, handshake, f"{address[0]}:{address[1]}").watch()
+        self._adopt(raw, self._gate.accept(address.host), host=address.host, label=str(address)).watch()
 
     def _drop_slow_strangers(self) -> None:
         too_old = time.monotonic() - HANDSHAKE_TIMEOUT_S
@@ -313,12 +263,10 @@ class Network:
             connection.close()
         self._connections.clear()
         self._strangers.clear()
-        self._listener.close()
+        self._secured.clear()
+        for listener in self._listeners:
+            listener.close()
         self._selector.close()
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 def _ignore(*_: object) -> None:

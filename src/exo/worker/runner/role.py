@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from typing import Protocol
 
+from exo.dataplane.codec import Payload
 from exo.dataplane.errors import ProtocolError
-from exo.dataplane.frames import Frame
+from exo.dataplane.frames import Frame, ReplyTo
 from exo.shared.errors import ExoError
-from exo.shared.types.nodes import HostPort
 
 STEP_FAILURES_MAX = 3
 """After this many failed steps with none between that worked, the stage is taken for broken."""
@@ -24,8 +24,8 @@ class Outbox(Protocol):
         """Send to an API node on the connection its request came by; without effect when that is gone."""
         ...
 
-    def to_reply(self, address: HostPort, frame: Frame) -> None:
-        """Send to the address where an API node takes tokens."""
+    def to_reply(self, reply_to: ReplyTo, frame: Frame) -> None:
+        """Send to where an API node takes tokens."""
         ...
 
     def to_next(self, frame: Frame, payload: bytes | memoryview = b"") -> None:
@@ -76,7 +76,7 @@ class Role(ABC):
         """
 
     @abstractmethod
-    def from_previous(self, frame: Frame, payload: bytes) -> None:
+    def from_previous(self, frame: Frame, payload: Payload) -> None:
         """Take a frame from the stage before this one.
 
         Raises:
@@ -93,8 +93,8 @@ class Role(ABC):
         """Take notice that an API node's connection is gone: nobody waits for its requests any more."""
 
     @abstractmethod
-    def reply_lost(self, address: HostPort, reason: str) -> None:
-        """Take notice that tokens can no longer be sent to an address."""
+    def reply_lost(self, reply_to: ReplyTo, reason: str) -> None:
+        """Take notice that tokens can no longer be sent there."""
 
     @abstractmethod
     def fail_all(self, code: str, message: str) -> None:

@@ -5,15 +5,16 @@ from collections.abc import Hashable
 
 from loguru import logger
 
+from exo.dataplane.codec import Payload
 from exo.dataplane.errors import ProtocolError
-from exo.dataplane.frames import Frame
+from exo.dataplane.frames import Frame, Generate, ReplyTo
 from exo.dataplane.handshake import REPLIES, REQUESTS, stage_purpose
 from exo.engines.base import Stage
-from exo.shared.types.nodes import HostPort
+from exo.shared.types.ids import NodeId
 from exo.worker.runner.control import Control
 from exo.worker.runner.first import FirstStage
 from exo.worker.runner.following import FollowingStage
-from exo.worker.runner.messages import LinkPeers, RunnerReady, RunnerSpec, StopRunner
+from exo.worker.runner.messages import LinkPeers, RunnerReady, RunnerSpec, StopRunner, TrustChanged
 from exo.worker.runner.network import Connection, Network
 from exo.worker.runner.role import Role, StageBrokenError
 
@@ -47,7 +48,7 @@ class StageServer:
             self._previous_purpose = stage_purpose(spec.instance_id, spec.generation, rank)
         self._previous: Connection | None = None
         self._next: Connection | None = None
-        self._replies: dict[HostPort, Connection] = {}
+        self._replies: dict[ReplyTo, Connection] = {}
         self._link_deadline: float | None = None
         self._is_linked = False
         self._is_ready = False
@@ -96,6 +97,8 @@ class StageServer:
                 return False
             if isinstance(order, LinkPeers):
                 self._link(order)
+            if isinstance(order, TrustChanged):
+                self._network.set_trust(order.trust)
         return True
 
     # Neighbours.
@@ -113,8 +116,14 @@ class StageServer:
                 order.addresses[rank],
                 stage_purpose(spec.instance_id, spec.generation, spec.rank),
                 f"stage {rank} at {order.addresses[rank]}",
+                node_id=self._node_of(rank),
             )
         self._become_ready()
+
+    def _node_of(self, rank: int) -> NodeId | None:
+        """Return where a stage runs by the plan."""
+        known = self._spec.stage_node_ids
+        return known[rank % self._spec.stage_count] if known else None
 
     def _become_ready(self) -> None:
         if self._spec.stage_count > 1 and not (self._previous and self._next and self._next.is_open):
@@ -154,6 +163,9 @@ class StageServer:
         elif connection.is_dialled or connection.peer is None:
             return
         elif connection.peer.purpose == self._previous_purpose:
+            if connection.node_id not in (None, self._node_of(self._spec.rank - 1)):
+                self._network.lose(connection, f"the stage before this one is not on {connection.node_id}")
+                return
             if self._previous is not None:
                 raise StageBrokenError("the stage before this one connected twice")
             self._previous = connection
@@ -163,7 +175,7 @@ class StageServer:
             # Such as a stage of an earlier generation that still knows this port.
             self._network.lose(connection, f"it came for {connection.peer.purpose}, which is not served here")
 
-    def _frame_received(self, connection: Connection, frame: Frame, payload: bytes) -> None:
+    def _frame_received(self, connection: Connection, frame: Frame, payload: Payload) -> None:
         if connection is self._previous:
             try:
                 self._role.from_previous(frame, payload)
@@ -172,6 +184,8 @@ class StageServer:
             if self._next is not None and not self._is_ready:
                 self._become_ready()
         elif not connection.is_dialled:
+            if isinstance(frame, Generate) and connection.node_id not in (None, frame.reply_to.node_id):
+                raise ProtocolError(f"{connection.node_id} asks for tokens on behalf of another node")
             self._role.from_client(connection, frame)
 
     def _lost(self, connection: Connection, reason: str) -> None:
@@ -180,11 +194,11 @@ class StageServer:
             rank = (self._spec.rank + (1 if connection is self._next else -1)) % count
             what = "was lost" if connection.is_open else "cannot be reached"
             raise StageBrokenError(f"stage {rank}, a neighbour of this one, {what}: {reason}")
-        for address, reply in list(self._replies.items()):
+        for reply_to, reply in list(self._replies.items()):
             if reply is connection:
-                del self._replies[address]
-                logger.info("no way for tokens to {}: {}", address, reason)
-                self._role.reply_lost(address, reason)
+                del self._replies[reply_to]
+                logger.info("no way for tokens to {}: {}", reply_to, reason)
+                self._role.reply_lost(reply_to, reason)
                 return
         self._role.client_lost(connection)
 
@@ -195,12 +209,12 @@ class StageServer:
         assert isinstance(client, Connection)
         client.send(frame)
 
-    def to_reply(self, address: HostPort, frame: Frame) -> None:
+    def to_reply(self, reply_to: ReplyTo, frame: Frame) -> None:
         """See `Outbox`."""
-        connection = self._replies.get(address)
+        connection = self._replies.get(reply_to)
         if connection is None:
-            connection = self._replies[address] = self._network.dial(
-                address, REPLIES, f"the API node at {address}"
+            connection = self._replies[reply_to] = self._network.dial(
+                reply_to.address, REPLIES, f"the API node at {reply_to}", node_id=reply_to.node_id
             )
         connection.send(frame)
 

@@ -13,6 +13,7 @@ import anyio
 import msgspec
 from loguru import logger
 
+from exo.dataplane.identity import DataTrust
 from exo.shared.types.nodes import HostPort
 from exo.worker.runner.environment import private_scratch_dir, stage_environment
 from exo.worker.runner.messages import (
@@ -25,6 +26,7 @@ from exo.worker.runner.messages import (
     RunnerSpec,
     StopRunner,
     ToChild,
+    TrustChanged,
 )
 from exo.worker.runner.pipes import MessageDecoder, PipeError, encode_message
 
@@ -76,6 +78,7 @@ class StageRunner:
         self._killed_because: str | None = None
         self._stderr_lines: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
         self._links: LinkPeers | None = None
+        self._trust: TrustChanged | None = None
         self._heard_at = 0.0
         self._progressed_at = 0.0
         self._has_beaten = False
@@ -126,6 +129,8 @@ class StageRunner:
             return
         self._heard_at = self._progressed_at = time.monotonic()
         self._send(self._spec)
+        if self._trust is not None:
+            self._send(self._trust)
         if self._links is not None:
             self._send(self._links)
         if self._is_stopping.is_set():
@@ -147,6 +152,11 @@ class StageRunner:
         """Tell it where all stages of its generation listen, by rank."""
         self._links = LinkPeers(addresses=tuple(addresses))
         self._send(self._links)
+
+    def set_trust(self, trust: DataTrust) -> None:
+        """Tell it what to show to other hosts from now on, and who is not let in."""
+        self._trust = TrustChanged(trust=trust)
+        self._send(self._trust)
 
     async def stop(self) -> None:
         """End the process: ask, then SIGTERM, then SIGKILL. Returns when it is gone; `run` has ended then too."""
