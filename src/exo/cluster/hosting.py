@@ -35,6 +35,8 @@ class Hosting:
         self.sessions: dict[int, Session] = {}
         self._attendance: Attendance | None = None
         self._arrived_s: dict[NodeId, float] = {}
+        self._leaving: set[str] = set()
+        """Boots that are about to stop: one that agreed connects once more, to hear that it no longer does."""
         self._began_s = 0.0
         self._looked_s = 0.0
         self._committed = (0, 0.0)
@@ -77,6 +79,7 @@ class Hosting:
     def close_all(self, reason: str) -> None:
         self._attendance = None
         self._arrived_s.clear()
+        self._leaving.clear()
         sessions, self.sessions = list(self.sessions.values()), {}
         for session in sessions:
             session.connection.close(reason)
@@ -127,6 +130,7 @@ class Hosting:
         session.gets_entries = session.node_id not in leading.progress
         if index and kernel.recent.holds(index, term):
             session.next_index = index + 1
+        session.is_leaving = session.boot_id in self._leaving
         self.sessions[session.number] = session
         self._arrived_s.setdefault(session.node_id, kernel.clock())
         if self._attendance is not None:
@@ -170,6 +174,7 @@ class Hosting:
 
     def farewell_received(self, session: Session) -> None:
         session.is_leaving = True
+        self._leaving.add(session.boot_id)
         self.manage()
 
     def answer(self, session: Session, call_id: int, answer: Answer) -> None:

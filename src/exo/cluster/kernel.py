@@ -162,9 +162,14 @@ class Kernel:
         )
 
     @property
+    def voters(self) -> Voters:
+        """Who has to agree, by the newest that this node knows: it may have learned as an observer that it does not."""
+        return self.core.voters if self.core.log.last_index >= self.state.index else self.state.voters
+
+    @property
     def is_agreeing(self) -> bool:
-        """This node's disk counts for the others."""
-        return self.node_id in self.core.voters.members
+        """This node's disk counts for the others, as far as it knows."""
+        return self.node_id in self.voters.members
 
     @property
     def leadership(self) -> Leadership:
@@ -247,7 +252,7 @@ class Kernel:
         if self.core.leading is not None:
             wanted.update(self.core.leading.peers)
         elif self.is_agreeing:
-            wanted.update(self.core.voters.members)
+            wanted.update(self.voters.members)
         wanted.discard(self.node_id)
         found = {node_id: self.address_of(node_id) for node_id in wanted}
         return {node_id: address for node_id, address in found.items() if address is not None}
@@ -289,7 +294,8 @@ class Kernel:
         self._writes.clear()
         self._received.clear()
         self._fail_reads("this node has left its cluster")
-        self.core = self._blank_core(Voters())
+        self.core = self._blank_core(Voters(), may_vote=False)
+        self._snapshot_index = 0
         self.cluster_id = None
         self._guess = None
         self._may_be_spare = False
@@ -306,15 +312,21 @@ class Kernel:
         self.core = self._blank_core(Voters(voters=(self.node_id,)))
         self.step(Campaign())
 
-    def found_master(self) -> None:
-        """Somebody took this node in: whether its copy of the log counts is known from now on."""
+    def taken_in(self, facts: ClusterFacts) -> None:
+        """A master takes this node in."""
+        self.redirected_to = None
         self._may_be_spare = False
+        if self.cluster_id != facts.cluster_id:
+            # With an empty log it may have forgotten a vote, or what it acknowledged: it does not vote before it has
+            # seen that nobody counts on it.
+            self.core = self._blank_core(Voters(), incarnation=facts.incarnation, may_vote=False)
 
-    def _blank_core(self, voters: Voters) -> Core:
+    def _blank_core(self, voters: Voters, *, incarnation: int = 1, may_vote: bool = True) -> Core:
         return Core(
             self.node_id,
             hard_state=HardState(),
-            incarnation=1,
+            incarnation=incarnation,
+            may_vote=may_vote,
             snapshot=SnapshotPoint(voters=voters),
             entries=(),
             options=self.options.core,
@@ -493,6 +505,7 @@ class Kernel:
         if state.cluster_id is not None:
             self.cluster_id = state.cluster_id
             self.proposals.committed(state.cluster_id, state.last_seq.get(self.node_id, 0), state.index)
+        self._note_voters()
 
     def fold(self, entries: Sequence[LogEntry]) -> None:
         """Fold committed entries in. Some may be here already: a node may learn of them in two ways."""
@@ -531,11 +544,11 @@ class Kernel:
     def _note_voters(self) -> None:
         voters = self.state.voters
         if not self.core.may_vote and voters.voters and self.node_id not in voters.members:
-            # It was removed: nobody counts on what it has forgotten, and it may be added again.
+            # Nobody counts on what it has forgotten, and it may be made a voter.
             self.core.may_vote = True
-            logger.info("this node may vote again once it has caught up")
+            logger.debug("this node may vote once it has caught up")
             for link in list(self.links.values()):
-                link.close("it may vote again")
+                link.close("it may vote now")
 
     def _role_changed(self, change: RoleChanged) -> None:
         self.counts["role_changed"] += 1

@@ -279,10 +279,10 @@ class EmbeddedCoordinator(Coordinator):
         if not kernel.is_agreeing:
             raise ConfigurationError(
                 "this node keeps no copy of the log; run this on one of "
-                f"{', '.join(kernel.core.voters.members) or 'the voters'}"
+                f"{', '.join(sorted(kernel.voters.members)) or 'the voters'}"
             )
-        unknown = set(node_ids) - kernel.core.voters.members - {kernel.node_id}
-        others = kernel.core.voters.members - {kernel.node_id}
+        unknown = set(node_ids) - kernel.voters.members - {kernel.node_id}
+        others = kernel.voters.members - {kernel.node_id}
         if unknown or not set(node_ids).issuperset(others):
             raise ConfigurationError(
                 f"name every voter that is gone, and nobody else: {', '.join(sorted(others))}"

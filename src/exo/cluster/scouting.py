@@ -275,7 +275,7 @@ class Scout:
     def _may_elect(self) -> bool:
         """Say whether so many of this node's cluster may be left that they can agree on a master."""
         kernel = self._kernel
-        voters = kernel.core.voters if kernel.core.voters.voters else kernel.last_known.voters
+        voters = kernel.voters if kernel.voters.voters else kernel.last_known.voters
         now = self._clock()
         elsewhere = {
             noticed.facts.node_id

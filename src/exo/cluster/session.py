@@ -13,9 +13,10 @@ from exo.shared.types.ids import NodeId
 class Session:
     """One follower's connection, and how much of the telemetry it has been sent."""
 
-    def __init__(self, number: int, node_id: NodeId, connection: Connection) -> None:
+    def __init__(self, number: int, node_id: NodeId, boot_id: str, connection: Connection) -> None:
         self.number = number
         self.node_id = node_id
+        self.boot_id = boot_id
         self.connection = connection
         self.wake = Signal()
         self.tick = 0

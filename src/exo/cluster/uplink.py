@@ -59,8 +59,7 @@ class Uplink:
         assert facts.cluster_id is not None
         self.master, self.master_node_id = connection, facts.node_id
         self.term = facts.term
-        kernel.redirected_to = None
-        kernel.found_master()
+        kernel.taken_in(facts)
         if snapshot is not None and (
             kernel.cluster_id != facts.cluster_id or snapshot.index > kernel.state.index
         ):
