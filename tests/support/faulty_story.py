@@ -186,9 +186,9 @@ class FaultyStory:
             assert by_tag[tag] <= index
         assert self._main is not None
         by_index = {entry.index: entry for entry in entries}
-        for index, entry in simulation.committed[self._main].items():
+        for index, entry in simulation.committed[self._main, 1].items():
             assert by_index[index] == entry, "what anybody ever saw committed is still there"
-        for cluster_id, committed in simulation.committed.items():
+        for (cluster_id, _), committed in simulation.committed.items():
             for entry in committed.values():
                 if entry.cause_id.startswith("decided "):
                     assert entry.cause_id == f"decided {cluster_id} {entry.term}"

@@ -10,9 +10,10 @@ from anyio.abc import TaskStatus
 
 from exo.cluster.board import ImpossibleStateError
 from exo.cluster.discovery.memory import MemoryAir, MemoryDiscovery
-from exo.cluster.log.memory import MemoryLog
-from exo.cluster.log.store import memory_store
+from exo.cluster.log.memory import MemoryLog, MemorySnapshotStore, MemoryVoteStore
+from exo.cluster.log.store import NodeStore
 from exo.cluster.options import CoordinatorOptions
+from exo.cluster.raft.messages import Snapshot
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.transport.memory import MemoryNetwork
 from exo.shared.types.commands import Command, Deleted, Reply
@@ -35,13 +36,25 @@ class _Started(TaskStatus[None]):
         self.event.set()
 
 
+class SmallStore(NodeStore):
+    """A store in memory that keeps little of the log in front of a snapshot."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryLog(), MemorySnapshotStore(), MemoryVoteStore())
+
+    def save_local_snapshot(self, snapshot: Snapshot, *, margin_entries: int = 4) -> None:
+        super().save_local_snapshot(snapshot, margin_entries=margin_entries)
+
+
 class SimulatedNode:
     """One host: a disk that outlives its process, and the process while it runs."""
 
     def __init__(self, simulation: "Simulation", host: str) -> None:
         self.simulation = simulation
         self.host = host
-        self.store = memory_store()
+        self.store: NodeStore = SmallStore()
+        self.is_voteless = False
+        """Its log was lost, and it has not been made a voter anew."""
         self.boots = 0
         self.coordinator: EmbeddedCoordinator | None = None
         self.task: asyncio.Task[None] | None = None
@@ -75,6 +88,8 @@ class SimulatedNode:
             new_id=self.simulation.new_id,
             random_number=self.simulation.random.random,
             run_blocking=self.simulation.run_blocking,
+            is_voteless=self.is_voteless,
+            vote_regained=self._vote_regained,
             is_checking_invariants=True,
         )
         self.coordinator.set_command_handler(self._carry_out)
@@ -94,6 +109,25 @@ class SimulatedNode:
             assert isinstance(self.store.log, MemoryLog)
             self.store.log.lose_unsynced()
             self.coordinator = None
+
+    async def stop(self) -> None:
+        """End the process as an operator does: it hands over what it does, and says goodbye."""
+        await self.up.leave()
+        await self.kill()
+
+    async def lose_power(self) -> None:
+        """End the process so that the others only notice its silence, and can dial it no more until it is back."""
+        self.simulation.network.isolate(self.host, list(self.simulation.nodes))
+        await self.kill()
+
+    def lose_log(self) -> None:
+        """Its disk was found damaged and was set aside, as `exo` does when it starts: it has no vote."""
+        assert not self.is_running
+        self.store = SmallStore()
+        self.is_voteless = True
+
+    def _vote_regained(self) -> None:
+        self.is_voteless = False
 
     async def _run(self, coordinator: EmbeddedCoordinator, started: "_Started") -> None:
         try:
@@ -121,6 +155,14 @@ def tagged(host: str, tag: str) -> Decision:
     return DeviceLost(node_id=NodeId(host), device_id=DeviceId(f"{host}/none"), reason=tag)
 
 
+History = tuple[ClusterId | None, int]
+"""A cluster and its incarnation: an operator may have begun its history anew."""
+
+
+def history_of(coordinator: EmbeddedCoordinator) -> History:
+    return coordinator.state.cluster_id, coordinator.state.incarnation
+
+
 class Simulation:
     """A seed, a network, and nodes."""
 
@@ -132,8 +174,11 @@ class Simulation:
         self.air = MemoryAir(self.network)
         self.options = options or CoordinatorOptions(recent_entries=32, entries_per_message=5)
         self.nodes = {host: SimulatedNode(self, host) for host in hosts}
-        self.committed: dict[ClusterId, dict[int, LogEntry]] = {}
-        """What any node ever saw committed, by cluster and index."""
+        self.committed: dict[History, dict[int, LogEntry]] = {}
+        """What any node ever saw committed, by history and index."""
+        self.masters: dict[tuple[History, int], tuple[str, int]] = {}
+        """Who led each term of each history, and in which of its boots."""
+        self._furthest: dict[tuple[str, int, History], int] = {}
         self._watchers: set[asyncio.Task[None]] = set()
 
     def new_id(self) -> str:
@@ -167,9 +212,8 @@ class Simulation:
             while True:
                 async for item in coordinator.feed():
                     if isinstance(item, LogEntry):
-                        cluster_id = coordinator.state.cluster_id
-                        assert cluster_id is not None
-                        known = self.committed.setdefault(cluster_id, {}).setdefault(item.index, item)
+                        history = self.committed.setdefault(history_of(coordinator), {})
+                        known = history.setdefault(item.index, item)
                         assert known == item, f"{node.host} has another entry at {item.index}"
 
         task = asyncio.ensure_future(follow(node.up))
@@ -185,16 +229,20 @@ class Simulation:
         for watcher in self._watchers:
             if watcher.done() and not watcher.cancelled():
                 watcher.result()
-        seen: dict[tuple[ClusterId | None, int], tuple[str, State]] = {}
-        masters: dict[tuple[ClusterId | None, int], str] = {}
+        seen: dict[tuple[History, int], tuple[str, State]] = {}
         for node in self.running:
-            state, leadership = node.up.state, node.up.leadership
-            where = (state.cluster_id, state.index)
-            host, known = seen.setdefault(where, (node.host, state))
-            assert known.decided() == state.decided(), f"{host} and {node.host} differ at {where}"
+            state, leadership, history = node.up.state, node.up.leadership, history_of(node.up)
+            host, known = seen.setdefault((history, state.index), (node.host, state))
+            assert known.decided() == state.decided(), (
+                f"{host} and {node.host} differ at {history} {state.index}"
+            )
             if leadership.is_self:
-                first = masters.setdefault((state.cluster_id, leadership.term), node.host)
-                assert first == node.host, f"{first} and {node.host} both lead term {leadership.term}"
+                term = (history, leadership.term)
+                first = self.masters.setdefault(term, (node.host, node.boots))
+                assert first == (node.host, node.boots), f"{first} and {node.host} both led {term}"
+            furthest = self._furthest.setdefault((node.host, node.boots, history), 0)
+            assert state.index >= furthest, f"{node.host} went back from {furthest} to {state.index}"
+            self._furthest[node.host, node.boots, history] = state.index
 
     def is_one(self) -> bool:
         """All nodes run, are connected members of one cluster, and stand at the same index."""
