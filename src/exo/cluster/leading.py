@@ -142,7 +142,7 @@ class Reception:
             await connection.send(encode(Agreed(facts=own)))
             return await self._carry(connection, hello.facts)
         is_known = (hello.facts.cluster_id, hello.facts.incarnation) == (own.cluster_id, own.incarnation)
-        session = Session(next(self._session_numbers), hello.facts.node_id, hello.facts.boot_id, connection)
+        session = Session(next(self._session_numbers), hello.facts.node_id, connection, hello.facts.boot_id)
         welcome = self._kernel.hosting.arrived(
             session, hello.last_index if is_known else None, hello.last_term
         )

@@ -13,7 +13,7 @@ from exo.shared.types.ids import NodeId
 class Session:
     """One follower's connection, and how much of the telemetry it has been sent."""
 
-    def __init__(self, number: int, node_id: NodeId, boot_id: str, connection: Connection) -> None:
+    def __init__(self, number: int, node_id: NodeId, connection: Connection, boot_id: str = "") -> None:
         self.number = number
         self.node_id = node_id
         self.boot_id = boot_id
