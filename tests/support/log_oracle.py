@@ -77,6 +77,11 @@ class LogOracle:
         assert self._next is not None
         self.now, self._next = self._next, None
 
+    @property
+    def is_busy(self) -> bool:
+        """A step has begun and is not done."""
+        return self._next is not None
+
     def check(self, log: EventLog) -> None:
         """A log that runs: it is exactly what it should be, but that compacting may leave more."""
         first, last, found = log.first_index, log.last_index, list(log.read())

@@ -391,6 +391,17 @@ def test_segments_that_were_cut_off_do_not_come_back_behind_new_ones() -> None:
         assert all(old.term == 2 for old in found[4:])
 
 
+@pytest.mark.parametrize("index", [3, 5, 6])
+def test_segments_that_were_cut_off_do_not_come_back_at_all(index: int) -> None:
+    for seed in range(20):
+        files = PowerLossFiles()
+        log = filled(files, 12)
+        log.truncate_after(index)
+        log.sync()
+        files.lose_power(random=Random(seed))
+        assert reopened(files) == entries(1, index)
+
+
 def test_a_second_cut_does_not_bring_back_what_the_first_one_cut_off() -> None:
     """The first cut made a new file, whose name is not durable when the second one is noted."""
     for seed in range(20):
@@ -421,20 +432,20 @@ def test_old_segments_do_not_come_back_behind_a_restarted_log(index: int) -> Non
 
 def test_what_a_killed_process_left_is_durable_once_it_was_found() -> None:
     """It was killed before the restart it had noted was durable; the next one acts on it, and then the power goes."""
-    files = PowerLossFiles()
-    log = SegmentLog(HERE, files=files)
-    files.steps_left = 0
-    with pytest.raises(PowerLost):
-        log.restart_at(7)
-    files.stop_process()
-    for _ in range(2):  # The first finishes what was noted, and is killed while it notes that.
-        files.steps_left = 3
+    for steps in range(8):
+        files = PowerLossFiles()
+        log = SegmentLog(HERE, files=files)
+        files.steps_left = 0
+        with pytest.raises(PowerLost):
+            log.restart_at(7)
+        files.stop_process()
+        files.steps_left = steps  # The first to open it finishes what was noted, and is killed, too.
         with contextlib.suppress(PowerLost):
             SegmentLog(HERE, files=files)
         files.stop_process()
-    found = SegmentLog(HERE, files=files).last_index
-    files.lose_power()
-    assert SegmentLog(HERE, files=files).last_index == found
+        assert SegmentLog(HERE, files=files).last_index == 7
+        files.lose_power()
+        assert SegmentLog(HERE, files=files).last_index == 7
 
 
 @pytest.mark.parametrize("index", [6, 17, 30])

@@ -159,9 +159,8 @@ def decode_frame(data: bytes, frame: Frame, name: str) -> tuple[LogEntry, ...]:
             f"the log file {name} was written by a newer release of exo (entries from {frame.first_index}: "
             f"{error}); start that release, or choose another data directory with EXO_HOME"
         ) from error
-    if len(entries) != frame.entry_count or any(
-        entry.index != index for index, entry in enumerate(entries, start=frame.first_index)
-    ):
+    indices = [entry.index for entry in entries]
+    if len(indices) != frame.entry_count or indices != list(range(frame.first_index, frame.last_index + 1)):
         raise LogCorruptError(
             f"the log file {name} is damaged: what should be entries {frame.first_index} to {frame.last_index} is "
             "something else; restore the directory from a copy, or choose another one with EXO_HOME"

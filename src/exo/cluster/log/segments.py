@@ -1,5 +1,6 @@
 """The durable log: segment files of checksummed frames, one frame per group commit."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from exo.cluster.log.shelf import Shelf
 from exo.shared.types.events import LogEntry
 
 SEGMENT_BYTES = 16 * 1024 * 1024
-FILL_BYTES = 256 * 1024
+FILL_BYTES = 64 * 1024
 """How far ahead a segment is filled with zeros."""
 
 
@@ -79,11 +80,11 @@ class SegmentLog(EventLog):
         try:
             file, last = self._segment_for_append(entries[0].index)
             end = last.size_bytes + len(data)
-            if end > last.file_bytes:
-                fill = -end % FILL_BYTES if len(data) < FILL_BYTES else 0
-                data += bytes(fill)
-                last.file_bytes = end + fill
             file.write_at(last.size_bytes, data)
+            if end > last.file_bytes:
+                last.file_bytes = end
+                if len(data) < FILL_BYTES:
+                    self._fill(file, last)
         except OSError as error:
             self._failure = error
             raise
@@ -211,6 +212,16 @@ class SegmentLog(EventLog):
         elif self._file is None:
             self._file = self._files.open(last.name)
         return self._file, last
+
+    def _fill(self, file: WritableFile, last: Segment) -> None:
+        """Fill the file with zeros ahead, as far as there is room: it is only to save time."""
+        try:
+            file.write_at(last.file_bytes, bytes(-last.file_bytes % FILL_BYTES))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        else:
+            last.file_bytes += -last.file_bytes % FILL_BYTES
 
     def _recover(self, marked: MarkFile) -> None:
         found = examine(self._files, marked.mark, is_trusting=marked.is_trusting, where=self._where)
