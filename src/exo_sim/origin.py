@@ -177,7 +177,9 @@ class Origin:
             self._node.acknowledge(event_ids)
 
     def told(self, source: NodeId, message: Tell) -> None:
-        if source == self._leader and message.session == self._session and message.term == self._term:
+        is_awaited = source == self._leader and message.session == self._session and not self._is_open
+        # A second copy of the answer is out of date: more may have been admitted since.
+        if is_awaited and message.term == self._term:
             self._begin(message.last_seq)
             self.pump()
 

@@ -47,12 +47,14 @@ class Steering:
     def __init__(self, machine: Steered) -> None:
         self._machine = machine
         self._heard_ticks: dict[NodeId, int] = {}
+        self._began_ticks = 0
         self._forgetful: dict[NodeId, int] = {}
         self._followed: set[NodeId] = set()
 
     def begin(self) -> None:
         """Another term, or role: a new leader follows nobody but the voters."""
         self._followed.clear()
+        self._began_ticks = self._machine.ticks
 
     def heard(self, source: NodeId) -> None:
         """Something came from another machine."""
@@ -95,6 +97,8 @@ class Steering:
         leading, here = core.leading, {machine.node_id}
         assert leading is not None
         silence = {one: machine.ticks - self._heard_ticks.get(one, _LONG_AGO) for one in leading.progress}
+        missed = {one for one, ticks in silence.items() if ticks > MISSED_TICKS}
+        is_new = machine.ticks - self._began_ticks <= MISSED_TICKS  # It cannot know yet who is missed.
         # A newcomer has to know at least that this term began: what it reads before may be of a history in which it
         # was a voter.
         near = max(core.commit_index - IN_STEP_ENTRIES, leading.first_index)
@@ -103,7 +107,7 @@ class Steering:
             voters=core.voters,
             members=machine.cluster.members,
             heard=frozenset({one for one, ticks in silence.items() if ticks <= HEARD_TICKS} | here),
-            missed=frozenset(one for one, ticks in silence.items() if ticks > MISSED_TICKS),
+            missed=frozenset() if is_new else frozenset(missed),
             in_step=frozenset(
                 {one for one, progress in leading.progress.items() if progress.match_index >= near} | here
             ),
