@@ -129,10 +129,16 @@ async def _run_with(
     )
     for address in opened.last_seen.others(node_id).values():
         trust.introduced.introduce(address)
+    generation_client = GenerationClient(
+        secret=secret,
+        node_id=node_id,
+        listen_host=trust.listen_host(),
+        listen_port=settings.data_port,
+        advertised_host=trust.advertised_host(),
+    )
+    generation_client.set_identity(trust.data_identity())
     async with (
-        GenerationClient(
-            secret=secret, node_id=node_id, listen_host="127.0.0.1", listen_port=settings.data_port
-        ) as generation_client,
+        generation_client,
         await transport.listen(HostPort(trust.listen_host(), settings.cluster_port)) as listener,
         anyio.create_task_group() as tasks,
     ):
@@ -158,7 +164,6 @@ async def _run_with(
         await tasks.start(coordinator.run)
         tasks.start_soon(master.run)
         tasks.start_soon(note_members, settings.home, coordinator)
-        tasks.start_soon(trust.run, coordinator, listener, settings.namespace, identity.name)
         collector = GPUTelemetryCollector(
             node_id=node_id,
             backends=backends,
@@ -168,6 +173,7 @@ async def _run_with(
             now=_utc_now,
         )
         tasks.start_soon(collector.start_monitoring)
+        worker: Worker | None = None
         if settings.is_worker:
             worker = Worker(
                 coordinator=coordinator,
@@ -180,6 +186,8 @@ async def _run_with(
                 verbosity=settings.verbosity,
             )
             tasks.start_soon(worker.run)
+        trust.attach(generation_client, worker)
+        tasks.start_soon(trust.run, coordinator, listener, settings.namespace, identity.name)
         app = create_app(
             coordinator=coordinator,
             generation_client=generation_client,

@@ -36,6 +36,8 @@ from exo.cluster.trust.key_store import KeyStore
 from exo.cluster.trust.messages import EnrolRequest
 from exo.cluster.trust.token import parse_token
 from exo.cluster.wire import KeepAuthority
+from exo.dataplane.client import GenerationClient
+from exo.dataplane.identity import DataIdentity
 from exo.master.authority import Issued
 from exo.master.errors import AuthorityUnavailableError
 from exo.shared.errors import ConfigurationError, ExoError
@@ -43,7 +45,9 @@ from exo.shared.types.commands import Enrolled, EnrolNode, Refusal
 from exo.shared.types.events import NodeJoined
 from exo.shared.types.ids import CommandId, NodeId
 from exo.shared.types.nodes import HostPort, NodeIdentity
+from exo.worker.loop import Worker
 
+EVERYWHERE = ("0.0.0.0", "::")
 RETRY_S = 5.0
 RENEWAL_CHECK_S = 3600.0
 COMMAND_TIMEOUT_S = 15.0
@@ -106,7 +110,6 @@ class NodeTrust:
         transport: Shows the certificate.
         cluster_host: Where to listen for other nodes; None: on all addresses once there is a certificate.
         advertise_host: The address that others are told; None: the host's first one.
-        shown: Called with the certificate whenever it is another one.
     """
 
     def __init__(
@@ -117,19 +120,37 @@ class NodeTrust:
         *,
         cluster_host: str | None,
         advertise_host: str | None,
-        shown: Callable[[TlsIdentity], None] = lambda identity: None,
     ) -> None:
         self._home = home
         self._node_id = node_id
         self._transport = transport
         self._cluster_host = cluster_host
         self._advertise_host = advertise_host
-        self._shown = shown
+        self._client: GenerationClient | None = None
+        self._worker: Worker | None = None
         self._join_wanted = asyncio.Event()
         self.store = KeyStore(home)
         self.identity: TlsIdentity | None = None
         self.introduced = IntroducedPeers()
         self._show(self.store.load_identity(node_id))
+
+    def attach(self, client: GenerationClient, worker: Worker | None) -> None:
+        """Keep the data plane up to date as well."""
+        self._client, self._worker = client, worker
+        client.set_identity(self.data_identity())
+        if worker is not None:
+            worker.set_identity(self.data_identity())
+            worker.set_data_host(self.listen_host(), advertised_host=self.advertised_host())
+
+    def data_identity(self) -> DataIdentity | None:
+        """Return the certificate in the form in which stage processes get it."""
+        if self.identity is None:
+            return None
+        return DataIdentity(
+            certificate_file=str(self.identity.certificate_file),
+            key_file=str(self.identity.key_file),
+            authority_pem=self.identity.authority_pem,
+        )
 
     # --- what others ask ----------------------------------------------------------------------------------------
 
@@ -157,10 +178,18 @@ class NodeTrust:
         """Return the address that others are told for one at which this node listens."""
         if self._advertise_host is not None:
             return HostPort(self._advertise_host, address.port)
-        if address.host not in ("0.0.0.0", "::"):
+        if address.host not in EVERYWHERE:
             return address
+        return HostPort(self.advertised_host() or "127.0.0.1", address.port)
+
+    def advertised_host(self) -> str | None:
+        """Return the host that others are told; None: it can be reached from itself only."""
+        if self._advertise_host is not None or self.identity is None:
+            return self._advertise_host
+        if self.listen_host() not in EVERYWHERE:
+            return self.listen_host()
         hosts = own_hosts(read_interfaces())
-        return HostPort(hosts[0] if hosts else "127.0.0.1", address.port)
+        return hosts[0] if hosts else None
 
     def share_with(self, coordinator: Coordinator) -> Callable[[Authority], None]:
         """Have the authority's key passed on to whoever may lead next, and keep what a master passes on.
@@ -206,9 +235,7 @@ class NodeTrust:
             access = state.access
             if access is not seen:
                 seen = access
-                self._transport.set_revoked(
-                    node_ids=frozenset(access.removed), serials=frozenset(access.revoked)
-                )
+                self._set_revoked(frozenset(access.removed), frozenset(access.revoked))
             node = state.nodes.get(self._node_id)
             if access.authority_pem is None or node is None:
                 continue
@@ -216,24 +243,42 @@ class NodeTrust:
                 if not await self._ask(coordinator, "host_secret"):
                     await anyio.sleep(RETRY_S / 5)
                 continue
+            wanted = msgspec.structs.replace(
+                node.identity,
+                cluster_address=self.advertised(listener.address),
+                data_address=self._client.address if self._client is not None else node.identity.data_address,
+            )
             if listener.address.host != self.listen_host():
-                try:
-                    await listener.widen(self.listen_host())
-                except ConfigurationError as error:
-                    logger.warning("{}", error.message)
-                    await anyio.sleep(RETRY_S)
-            if node.identity.cluster_address != self.advertised(listener.address):
-                await self._tell_address(coordinator, node.identity, self.advertised(listener.address))
+                await self._widen(listener)
+            elif wanted != node.identity:
+                await self._tell_addresses(coordinator, wanted)
 
-    async def _tell_address(
-        self, coordinator: Coordinator, identity: NodeIdentity, address: HostPort
-    ) -> None:
-        changed = msgspec.structs.replace(identity, cluster_address=address)
+    def _set_revoked(self, node_ids: frozenset[NodeId], serials: frozenset[str]) -> None:
+        self._transport.set_revoked(node_ids=node_ids, serials=serials)
+        for part in (self._client, self._worker):
+            if part is not None:
+                part.set_revoked(node_ids=node_ids, serials=serials)
+
+    async def _widen(self, listener: Listener) -> None:
+        host, advertised_host = self.listen_host(), self.advertised_host()
         try:
-            await coordinator.propose([NodeJoined(identity=changed)], cause_id=f"address-{address}")
-            logger.info("other hosts reach this node at {}", address)
+            if self._client is not None:
+                await self._client.widen(host, advertised_host=advertised_host)
+            if self._worker is not None:
+                self._worker.set_data_host(host, advertised_host=advertised_host)
+            await listener.widen(host)
+        except ConfigurationError as error:
+            logger.warning("{}", error.message)
+            await anyio.sleep(RETRY_S)
+
+    async def _tell_addresses(self, coordinator: Coordinator, identity: NodeIdentity) -> None:
+        try:
+            await coordinator.propose(
+                [NodeJoined(identity=identity)], cause_id=f"address-{identity.cluster_address}"
+            )
+            logger.info("other hosts reach this node at {}", identity.cluster_address)
         except ExoError as error:
-            logger.debug("the address is not told yet: {}", error.message)
+            logger.debug("the addresses are not told yet: {}", error.message)
             await anyio.sleep(RETRY_S / 5)
 
     async def _ask(self, coordinator: Coordinator, proof: str) -> bool:
@@ -272,8 +317,10 @@ class NodeTrust:
     def _show(self, identity: TlsIdentity | None) -> None:
         self.identity = identity
         self._transport.set_identity(identity)
-        if identity is not None:
-            self._shown(identity)
+        if self._client is not None:
+            self._client.set_identity(self.data_identity())
+        if self._worker is not None:
+            self._worker.set_identity(self.data_identity())
 
     async def _renew(self, coordinator: Coordinator) -> None:
         while True:
