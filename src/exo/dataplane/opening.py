@@ -103,7 +103,7 @@ class Opening:
         try:
             return self._greet(self._handshake, self._decrypt(self.tls, data), self.tls.write)
         except DataPlaneError as error:
-            if self.certificate is not None and not self.is_dialled:
+            if self.tls.is_established and not self.is_dialled:
                 self.tls.write(encode(Refused(message=error.message)))
             raise
         finally:

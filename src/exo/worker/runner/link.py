@@ -63,11 +63,12 @@ class Connection:
         self.opening = opening
         self._network = network
         self._raw = raw
+        self._unsealed: list[bytes] = []
+        """What was sent before the handshake was done."""
+        self._unsealed_bytes = 0
         self._outgoing: deque[memoryview] = deque()
-        """What has yet to be encrypted, where it is."""
+        """What the socket has to take, as it goes there."""
         self._outgoing_bytes = 0
-        self._ready = memoryview(b"")
-        """What goes to the socket next."""
         self._is_connecting = self.is_dialled
         self._is_reading = True
         self._events = 0
@@ -87,12 +88,12 @@ class Connection:
     @property
     def backlog_bytes(self) -> int:
         """What was sent and the system has not taken yet."""
-        return self._outgoing_bytes + len(self._ready)
+        return self._outgoing_bytes + self._unsealed_bytes
 
     def send(self, frame: Frame, payload: bytes | memoryview = b"") -> None:
         """Send a frame, as soon as the handshake is done; without effect when the connection is lost.
 
-        What the system does not take at once of the payload is copied: its owner may do with it what it likes.
+        The payload is not needed afterwards: its owner may do with it what it likes.
         """
         if self.is_lost:
             return
@@ -100,67 +101,67 @@ class Connection:
             parts: tuple[Buffer, ...] = (encode(frame, payload),)
         else:
             parts = (encode_start(frame, payload), payload)
-        must_wait = not self.is_open or self.backlog_bytes > 0
-        for part in parts:
-            self._queue(bytes(part) if must_wait else part)
-        if must_wait:
+        if not self.is_open:
+            # There is nothing to encrypt with yet.
+            self._unsealed.extend(bytes(part) for part in parts)
+            self._unsealed_bytes += sum(len(part) for part in parts)
             return
-        self._write()
-        if not self.is_lost and self._outgoing:
-            self._outgoing = deque(memoryview(bytes(part)) for part in self._outgoing)
-        if not self.is_lost and self.backlog_bytes:
-            if self._ready and not self.is_secured:
-                self._ready = memoryview(bytes(self._ready))
+        for part in parts:
+            self._seal(part)
+
+    def _seal(self, data: Buffer) -> None:
+        """Send bytes: at once as far as the system takes them, and later what it does not."""
+        tls = self.opening.tls
+        if tls is None:
+            self._send_or_keep(data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(view), SEALED_BYTES):
+            tls.write(view[start : start + SEALED_BYTES])
+            self._send_or_keep(tls.take_pending(), is_ours=True)
+
+    def _send_or_keep(self, data: Buffer, *, is_ours: bool = False) -> None:
+        """Send bytes as they go to the socket.
+
+        Args:
+            data: The bytes.
+            is_ours: Nobody else may change them; otherwise what has to wait is copied.
+        """
+        sent = 0
+        if not self._outgoing and not self.is_lost:
+            try:
+                sent = self._raw.send(data)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._network.lose(self, reason_of(error))
+        if sent < len(data) and not self.is_lost:
+            rest = memoryview(data)[sent:]
+            self._outgoing.append(rest if is_ours else memoryview(bytes(rest)))
+            self._outgoing_bytes += len(rest)
             self.watch()
 
-    def _queue(self, data: Buffer) -> None:
-        view = memoryview(data)
-        self._outgoing.append(view)
-        self._outgoing_bytes += len(view)
-
     def _write(self) -> None:
-        """Give the system what it takes."""
-        while self._ready or self._outgoing:
-            if not self._ready:
-                self._ready = self._next_ready()
+        """Give the system what it takes of what had to wait."""
+        while self._outgoing:
+            data = self._outgoing[0]
             try:
-                sent = self._raw.send(self._ready)
+                sent = self._raw.send(data)
             except BlockingIOError:
                 return
             except OSError as error:
                 self._network.lose(self, reason_of(error))
                 return
-            self._ready = self._ready[sent:]
-
-    def _next_ready(self) -> memoryview:
-        tls = self.opening.tls
-        if tls is None:
-            view = self._outgoing.popleft()
-            self._outgoing_bytes -= len(view)
-            return view
-        room = SEALED_BYTES
-        while room and self._outgoing:
-            view = self._outgoing.popleft()
-            part, rest = view[:room], view[room:]
-            tls.write(part)
-            room -= len(part)
-            self._outgoing_bytes -= len(part)
-            if rest:
-                self._outgoing.appendleft(rest)
-        return memoryview(tls.take_pending())
+            self._outgoing_bytes -= sent
+            if sent < len(data):
+                self._outgoing[0] = data[sent:]
+                return
+            self._outgoing.popleft()
 
     def _answer(self, data: bytes) -> None:
-        """Send something of the handshake, or of TLS itself: it goes before what waits, as it is."""
-        self._ready = memoryview(b"".join((self._ready, data)))
-        try:
-            sent = self._raw.send(self._ready)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._network.lose(self, reason_of(error))
-            return
-        self._ready = self._ready[sent:]
-        self.watch()
+        """Send something of the handshake, or of TLS itself, as it is."""
+        if data:
+            self._send_or_keep(data, is_ours=True)
 
     def read_or_pause(self, wants: bool) -> None:
         """Stop or go on reading: what the peer sends meanwhile waits in the system's buffers, then at the peer."""
@@ -171,7 +172,7 @@ class Connection:
     def watch(self) -> None:
         """Tell the selector what is awaited."""
         events = selectors.EVENT_READ if self._is_reading and not self._is_connecting else 0
-        if self._is_connecting or self._ready or (self._outgoing and self.is_open):
+        if self._is_connecting or self._outgoing:
             events |= selectors.EVENT_WRITE
         if self.is_lost or events == self._events:
             return
@@ -187,10 +188,8 @@ class Connection:
                 return
             self._is_connecting = False
             self._answer(self.opening.first_bytes())
-        elif self.is_open:
+        else:
             self._write()
-        elif self._ready:
-            self._answer(b"")
         self.watch()
 
     def readable(self, buffer: memoryview) -> None:
@@ -234,9 +233,10 @@ class Connection:
         if self.peer is not None:
             self.label = self.peer.sender
         self.is_open = True
+        unsealed, self._unsealed, self._unsealed_bytes = self._unsealed, [], 0
+        for data in unsealed:
+            self._seal(data)
         self._network.proved(self)
-        if not self.is_lost:
-            self.writable()
 
     def check(self, now_s: float) -> None:
         """Notice that the other host is gone. To be called every `pulse.CHECK_INTERVAL_S` for what is in TLS.
