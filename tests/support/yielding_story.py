@@ -6,10 +6,9 @@ import msgspec
 
 from exo.cluster.options import CoordinatorOptions
 from exo.cluster.replica import EmbeddedCoordinator
-from exo.cluster.wire import Redirect, decode_from_listener
 from exo.shared.errors import NoMasterError
 from exo.shared.types.commands import Command, Placed, PlaceInstance, Reply
-from exo.shared.types.events import InstanceCreated
+from exo.shared.types.events import ClusterDissolved, InstanceCreated
 from exo.shared.types.ids import CommandId, InstanceId, ModelId
 from exo.shared.types.instances import PlacementRequest
 from support.faulty_story import instance
@@ -17,13 +16,13 @@ from support.simulated_cluster import SimulatedNode, Simulation
 
 
 class YieldingStory:
-    """`a` and `b` are one cluster, `z` another with an instance. `b` is slow to take in where `a` goes."""
+    """`a` and `b` are one cluster, `z` another with an instance. Its master places more while it gives itself up."""
 
     def __init__(self, seed: int) -> None:
         # No settling: commands are not held back because the node is fresh.
         self.simulation = Simulation(seed, "abz", options=CoordinatorOptions(settle_s=0.0))
         self.acknowledged: list[InstanceId] = []
-        self.is_redirecting = asyncio.Event()
+        self.is_yielding = asyncio.Event()
 
     async def tell(self) -> None:
         simulation = self.simulation
@@ -37,10 +36,10 @@ class YieldingStory:
         await self._place(senior, "first")
         kept = senior.up.state.cluster_id
         yields = next(node for node in small if node.up.leadership.is_self)
-        self._make_redirects_slow(yields.up)
+        self._note_yielding(yields.up)
         simulation.network.heal()
         async with asyncio.timeout(8):
-            await self.is_redirecting.wait()
+            await self.is_yielding.wait()
         await asyncio.gather(*(self._place(yields, f"{number}") for number in range(5)))
         await simulation.until(simulation.is_one, timeout_s=8)
         simulation.check()
@@ -61,17 +60,16 @@ class YieldingStory:
         assert isinstance(reply, Placed)
         self.acknowledged.append(reply.instance.instance_id)
 
-    def _make_redirects_slow(self, coordinator: EmbeddedCoordinator) -> None:
-        for session in coordinator._kernel.sessions.values():
-            send = session.connection.send
+    def _note_yielding(self, coordinator: EmbeddedCoordinator) -> None:
+        submit = coordinator._kernel.submit
 
-            async def slowly(message: bytes, send=send) -> None:
-                if isinstance(decode_from_listener(message), Redirect):
-                    self.is_redirecting.set()
-                    await asyncio.sleep(0.3)
-                await send(message)
+        def noting(events, cause_id, **more):
+            submitted = submit(events, cause_id, **more)
+            if any(isinstance(event, ClusterDissolved) for event in events):
+                self.is_yielding.set()
+            return submitted
 
-            session.connection.send = slowly
+        coordinator._kernel.submit = noting
 
 
 def _placing(coordinator: EmbeddedCoordinator):
