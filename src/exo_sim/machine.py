@@ -424,17 +424,13 @@ class Machine:
         ledger.committed(self, entries, core.voters, term_led=term_led)
         self.state = apply_entries(self.state, entries)
         ledger.folded(self)
-        own_seq = 0
         self._just_folded = [entry for entry in entries if entry.origin == self.node_id]
         for entry in entries:
             if entry.origin == self.node_id:
-                own_seq = entry.seq
-                self.origin.decided(entry.event_id)
+                self.origin.committed(entry.seq, entry.event_id)
             if isinstance(entry.event, VotersChanged | HistoryForced):
                 self._voters_changed(entry.index, entry.event)
         self._look_for_removal(self.state.index, self.state.voters)
-        if own_seq:
-            self.origin.committed(own_seq)
         synced = self.disk.synced
         is_due = self.state.index - synced.base_index >= self.cluster.snapshot_entries
         if is_due and synced.term_at(self.state.index) == self.state.term:
@@ -469,7 +465,7 @@ class Machine:
         self._look_for_removal(self.state.index, self.state.voters)
         own_seq = self.state.last_seq.get(self.node_id, 0)
         if own_seq:
-            self.origin.committed(own_seq)
+            self.origin.committed(own_seq, None)
 
     def _role_changed(self, effect: RoleChanged) -> None:
         core = self.up

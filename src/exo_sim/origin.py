@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from exo.cluster.outbox import Outbox, Proposal
+from exo.cluster.outbox import Fence, Outbox, Proposal
 from exo.cluster.raft.steps import Propose
 from exo.cluster.wire import ProposedEvent
 from exo.shared.types.events import Decision
@@ -81,28 +81,35 @@ class Origin:
         self._is_open = False
         self._quiet_ticks = 0
         self._is_refused = False
-        self._decisions: dict[EventId, tuple[EventId, ...]] = {}
-        """What this node decided as the leader of the present term, by the last event."""
         self.void_count = 0
 
     @property
     def pending(self) -> int:
         """How many proposals are not acknowledged and not void."""
-        return len(self._event_ids) + len(self._decisions)
+        return len(self._event_ids)
 
     def add(self, events: Sequence[Decision]) -> None:
         """Have facts committed together, whoever leads and however often they have to be offered."""
+        self._submit(events, "fact", None)
+
+    def decide(self, events: Sequence[Decision], *, is_first: bool = False) -> None:
+        """As the leader: have decisions committed together in this term, or never."""
+        self._submit(events, f"decided in {self._term}", self._position, is_first=is_first)
+        self.pump()
+
+    @property
+    def _position(self) -> Fence:
+        # Terms of different incarnations may be equal.
+        return (CLUSTER, self._node.incarnation * 1_000_000 + self._term)
+
+    def _submit(
+        self, events: Sequence[Decision], cause_id: str, fence: Fence | None, *, is_first: bool = False
+    ) -> None:
         self._ticket += 1
         proposed = self._proposed(events)
         self._event_ids[self._ticket] = tuple(one.event_id for one in proposed)
-        self.outbox.add(Proposal(ticket=self._ticket, events=proposed, cause_id="fact", at=""))
-
-    def decide(self, events: Sequence[Decision]) -> None:
-        """As the leader: have decisions committed together in this term, or never. They go without numbers."""
-        proposed = self._proposed(events)
-        event_ids = tuple(one.event_id for one in proposed)
-        self._decisions[event_ids[-1]] = event_ids
-        self._node.propose_here(self._here(0, f"decided in {self._term}", proposed))
+        proposal = Proposal(ticket=self._ticket, events=proposed, cause_id=cause_id, at="", fence=fence)
+        self.outbox.add(proposal, is_first=is_first)
 
     def _proposed(self, events: Sequence[Decision]) -> tuple[ProposedEvent, ...]:
         return tuple(ProposedEvent(event_id=EventId(self._new_id()), event=event) for event in events)
@@ -122,24 +129,18 @@ class Origin:
         """Somebody else leads, or in another term, or nobody does."""
         self.outbox.pause()
         self._leader, self._term, self._is_open = leader, term, False
-        self._give_up_decisions()
         self._is_refused = False
         self.ask()
 
     def restarted(self) -> None:
-        """The process begins again; what it was about to say is in doubt."""
-        self.outbox.pause()
+        """The process begins again. What it had not seen committed is forgotten, with those who waited for it."""
+        self.outbox = Outbox()
+        self._event_ids.clear()
         self._leader, self._is_open, self._is_refused = None, False, False
-        self._give_up_decisions()
-
-    def _give_up_decisions(self) -> None:
-        """Whoever waits for them is told that they may be committed or not."""
-        self.void_count += len(self._decisions)
-        self._decisions.clear()
 
     def opens(self, events: Sequence[Decision]) -> None:
         """This node leads: say so before anything else."""
-        self.decide(events)
+        self._submit(events, f"decided in {self._term}", self._position, is_first=True)
         self._begin(self._node.last_seq_here())
         self.pump()
 
@@ -167,14 +168,10 @@ class Origin:
         """This node's own core did not admit a proposal: a fact is offered again, a decision is void."""
         if message.first_seq:
             self._is_refused = True
-        elif self._decisions.pop(message.events[-1].event_id, None) is not None:
-            self.void_count += 1
-
-    def decided(self, event_id: EventId) -> None:
-        """An event of this node's is folded here."""
-        event_ids = self._decisions.pop(event_id, None)
-        if event_ids is not None:
-            self._node.acknowledge(event_ids)
+            return
+        last = message.events[-1].event_id
+        for ticket in [one for one, event_ids in self._event_ids.items() if event_ids[-1] == last]:
+            self._give_up(ticket)
 
     def told(self, source: NodeId, message: Tell) -> None:
         is_awaited = source == self._leader and message.session == self._session and not self._is_open
@@ -187,11 +184,14 @@ class Origin:
         if source == self._leader and message.session == self._session:
             self.ask()
 
-    def committed(self, seq: int) -> None:
-        """This node's proposals up to a number are folded here."""
+    def committed(self, seq: int, event_id: EventId | None) -> None:
+        """An event of this node is folded here, or a snapshot with all up to a number."""
         self._quiet_ticks = 0
-        for ticket in self.outbox.committed(seq):
-            self._node.acknowledge(self._event_ids.pop(ticket))
+        for ticket in self.outbox.committed(seq, event_id):
+            event_ids = self._event_ids.pop(ticket, None)
+            if event_ids is not None:
+                self._node.acknowledge(event_ids)
+        self.pump()  # What turned out not to have been admitted waits again.
 
     def ask(self) -> None:
         """Ask whoever leads what it has admitted, and go on from there."""
@@ -209,5 +209,11 @@ class Origin:
     def _begin(self, last_seq: int) -> None:
         self._is_open = True
         self._quiet_ticks = 0
-        void = self.outbox.begin(CLUSTER, self._term, last_seq)
-        assert not void  # Facts have no fence.
+        cluster_id, term = CLUSTER, self._position[1]
+        for ticket in self.outbox.begin(cluster_id, term, last_seq):
+            self._give_up(ticket)
+
+    def _give_up(self, ticket: int) -> None:
+        """Whoever waits for it is told that it may be committed or not."""
+        if self._event_ids.pop(ticket, None) is not None:
+            self.void_count += 1

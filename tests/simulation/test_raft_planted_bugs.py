@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from exo.cluster.outbox import Outbox
 from exo.cluster.raft import leader as leader_module
 from exo.cluster.raft import quorum
 from exo.cluster.raft.admission import Admission
@@ -15,7 +16,6 @@ from exo.cluster.raft.core import Core
 from exo.cluster.raft.leader import Leader
 from exo.cluster.raft.log_window import LogWindow
 from exo_sim.disk import Disk
-from exo_sim.origin import Origin
 from exo_sim.schedule import run_schedule
 from support.planting import UnfitPlantError, plant
 from unit.cluster import test_raft_elections as elections
@@ -90,13 +90,13 @@ def a_proposal_is_cut_in_two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug(schedules())
 def a_leaders_decision_takes_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(
-        monkeypatch,
-        Origin,
-        "decide",
-        "self._node.propose_here(self._here(0,",
-        "self._node.propose_here(self._here(self._node.last_seq_here() + 1,",
-    )
+    plant(monkeypatch, Outbox, "take", "if proposal.fence is None:", "if True:")
+
+
+@bug(lambda: proposals.test_nobody_is_told_that_a_proposal_is_done_when_another_is(False))
+def a_number_of_an_earlier_boot_is_taken_for_the_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_other = "is_other = one.last_seq == seq and event_id not in (None, one.proposal.events[-1].event_id)"
+    plant(monkeypatch, Outbox, "committed", is_other, "is_other = False")
 
 
 # --- votes -----------------------------------------------------------------------------------------------------------
