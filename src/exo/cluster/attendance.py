@@ -14,6 +14,10 @@ MASS_LOSS_WINDOW_S = 2.0
 """Losses within this time belong together: how long the silence of peers that were cut off at once may differ."""
 
 
+SUSPECT_S = 0.75
+"""A connection that has been silent for this long, a ping and a half, may be lost as well."""
+
+
 class Gone(msgspec.Struct, frozen=True):
     """A member that is to be called disconnected."""
 
@@ -52,7 +56,9 @@ class Attendance:
     def arrived(self, node_id: NodeId) -> None:
         self._lost.pop(node_id, None)
 
-    def lost(self, node_id: NodeId, now_s: float, reason: str, *, member_count: int) -> None:
+    def lost(
+        self, node_id: NodeId, now_s: float, reason: str, *, member_count: int, suspect_count: int = 0
+    ) -> None:
         """The connection to a member ended.
 
         Args:
@@ -60,10 +66,12 @@ class Attendance:
             now_s: Present time.
             reason: Why, for people.
             member_count: How many members are, or were until just now, connected, this node included.
+            suspect_count: How many of the others have been silent for SUSPECT_S. Losses of the same moment are
+                noticed one after the other.
         """
         self._lost[node_id] = _Loss(now_s, reason, max(now_s, self._begins_s))
         recent = [loss for loss in self._lost.values() if now_s - loss.at_s <= MASS_LOSS_WINDOW_S]
-        if len(recent) > 1 and 2 * len(recent) > member_count:
+        if len(recent) + suspect_count > 1 and 2 * (len(recent) + suspect_count) > member_count:
             for loss in recent:
                 loss.until_s = max(loss.until_s, now_s + self._grace_s)
 

@@ -73,7 +73,7 @@ class Following:
         was_following = False
         self._kernel.is_joining = self._kernel.standing == "leader"
         try:
-            connection = await self._transport.dial(address, timeout_s=self._kernel.options.dial_timeout_s)
+            connection = await self._transport.dial(address, timeout_s=self._scout.timeout_s(address))
             reason = "the node is stopping"
             try:
                 was_following, reason = await self._join(connection, address)
@@ -153,6 +153,7 @@ class Following:
                 message = await self._receive(connection)
             except ConnectionLostError as error:
                 logger.info("the master is lost: {}", error.message)
+                self._scout.silent_master = None if error.is_ended else self._kernel.uplink.master_node_id
                 return error.message
             except msgspec.DecodeError as error:
                 logger.warning("leaving the master: it speaks another release of exo ({})", error)

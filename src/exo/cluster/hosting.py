@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from loguru import logger
 
-from exo.cluster.attendance import Attendance
+from exo.cluster.attendance import SUSPECT_S, Attendance
 from exo.cluster.membership import STOPPED, Presence, choose_voters
 from exo.cluster.raft.steps import Follow, Propose
 from exo.cluster.session import Session
@@ -155,6 +155,7 @@ class Hosting:
                 kernel.clock(),
                 STOPPED if session.is_leaving else reason,
                 member_count=count,
+                suspect_count=sum(one.connection.silent_s >= SUSPECT_S for one in self.sessions.values()),
             )
             self._evict()
 

@@ -13,8 +13,11 @@ from exo.cluster.raft.quorum import has_majority
 from exo.cluster.signal import Signal
 from exo.cluster.transport.base import Transport
 from exo.cluster.wire import Hello, NotNow, decode_from_listener, encode
+from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import HostPort
 
+FIRST_TIMEOUT_S = 0.5
+"""How long a master is waited for that is dialled for the first time."""
 FRESH_S = 5.0
 """A sighting older than this is no reason to dial any more."""
 LOOK_AGAIN_S = 5.0
@@ -88,6 +91,7 @@ class _Noticed(msgspec.Struct):
 class _Attempts(msgspec.Struct):
     pause_s: float = 0.0
     due_s: float = 0.0
+    failed_count: int = 0
 
 
 class Scout:
@@ -104,6 +108,8 @@ class Scout:
         self._warned: set[str] = set()
         self.changed = Signal()
         self.orphan_since_s: float | None = None
+        self.silent_master: NodeId | None = None
+        """The last one, if it fell silent: others may know more by now, and dialling it takes long."""
 
     # --- what comes in ------------------------------------------------------------------------------------------
 
@@ -210,10 +216,17 @@ class Scout:
         now = self._clock()
         return min((max(0.0, self._due_s(address) - now) for address in self._wanted(now)), default=None)
 
+    def timeout_s(self, address: HostPort) -> float:
+        """Return how long to wait for an answer: at first not long, for of several addresses one may be dead."""
+        attempts = self._attempts.get(address)
+        failed_count = 0 if attempts is None else attempts.failed_count
+        return min(self._kernel.options.dial_timeout_s, FIRST_TIMEOUT_S * (1 + failed_count))
+
     def attempted(self, address: HostPort, *, succeeded: bool) -> None:
         """An attempt to join is over; the next one at this address waits, longer each time that it fails."""
         options = self._kernel.options
         attempts = self._attempts.setdefault(address, _Attempts())
+        attempts.failed_count = 0 if succeeded else attempts.failed_count + 1
         if succeeded:
             attempts.pause_s = 0.0
             self._noticed.pop(str(address), None)
@@ -238,9 +251,14 @@ class Scout:
             if kernel.redirected_to is not None:
                 wanted.append(kernel.redirected_to)
             # The leader that this node's peers know, else the last master, and those who may have elected another.
-            known = [kernel.core.leader_id, kernel.last_known.master_node_id]
+            known = [kernel.core.leader_id]
+            if kernel.core.leader_id is None:
+                known.append(kernel.last_known.master_node_id)
             if not kernel.is_agreeing:
                 known += kernel.last_known.voters.voters
+            if self.silent_master in known:
+                known.remove(self.silent_master)
+                known.append(self.silent_master)
             addresses = (
                 kernel.address_of(node_id) for node_id in known if node_id not in (None, kernel.node_id)
             )

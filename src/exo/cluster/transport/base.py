@@ -44,6 +44,11 @@ class Connection(ABC):
     def round_trip_s(self) -> float | None:
         """The shortest of the last few measured round trips; None before the first one."""
 
+    @property
+    def silent_s(self) -> float:
+        """For how long the peer has given no sign of life; 0 where that is not known."""
+        return 0.0
+
     @abstractmethod
     async def send(self, message: bytes) -> None:
         """Queue a message; waits while the queue is full.

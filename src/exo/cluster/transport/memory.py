@@ -46,7 +46,8 @@ class MemoryNetwork:
         """How many of each kind were really injected."""
         self.listeners: dict[HostPort, MemoryListener] = {}
         self._connections: list[MemoryConnection] = []
-        self._cuts: set[frozenset[str]] = set()
+        self._cuts: dict[frozenset[str], float] = {}
+        """Since when."""
         self._next_port = 1
 
     def transport(
@@ -59,13 +60,18 @@ class MemoryNetwork:
         """Say whether nothing gets from one host to the other now."""
         return frozenset((one, other)) in self._cuts
 
+    def cut_s(self, one: str, other: str) -> float:
+        """Return for how long nothing has got from one host to the other."""
+        since_s = self._cuts.get(frozenset((one, other)))
+        return 0.0 if since_s is None else asyncio.get_running_loop().time() - since_s
+
     def cut(self, one: str, other: str) -> None:
         """Let nothing through between two hosts, silently, as a pulled cable does."""
         if one == other or self.is_cut(one, other):
             return
-        self._cuts.add(frozenset((one, other)))
-        self.faults["cut"] += 1
         loop = asyncio.get_running_loop()
+        self._cuts[frozenset((one, other))] = loop.time()
+        self.faults["cut"] += 1
         for end in self._between(one, other):
             silence_s = self.heartbeat.silence_max_s + self.heartbeat.ping_interval_s / 2
             loop.call_later(silence_s, end.give_up_if_cut)
@@ -158,6 +164,10 @@ class MemoryConnection(Connection):
     @property
     def round_trip_s(self) -> float | None:
         return sum(self._network.delay_s)
+
+    @property
+    def silent_s(self) -> float:
+        return self._network.cut_s(self.host, self.other.host)
 
     async def send(self, message: bytes) -> None:
         if len(message) > MESSAGE_BYTES_MAX:

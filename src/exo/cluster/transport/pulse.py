@@ -43,6 +43,11 @@ class Pulse:
         """The shortest of the last few."""
         return min(self._round_trips, default=None)
 
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has come from the peer."""
+        return self._now_s() - self._last_heard_s
+
     def heard(self) -> None:
         """Something came from the peer, or could not have come because this side was not reading."""
         self._last_heard_s = self._now_s()

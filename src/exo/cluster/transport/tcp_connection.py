@@ -133,6 +133,10 @@ class TcpConnection(asyncio.Protocol, Connection):
         return self._pulse.round_trip_s
 
     @property
+    def silent_s(self) -> float:
+        return self._pulse.silent_s
+
+    @property
     def end_reason(self) -> str | None:
         """Why nothing can be sent any more; None while it can."""
         return self._end_reason
