@@ -52,7 +52,7 @@ def test_nothing_acknowledged_is_lost_with_the_copy_and_work_goes_on(seed: int, 
         await two.copy.start()
         await two.until_in_sync()
         await work.rest()
-        await two.simulation.until(two.simulation.is_one, timeout_s=3)
+        await two.simulation.settle()
         work.check(whole_log(two.designated))
         assert whole_log(two.copy) == whole_log(two.designated)
 
@@ -100,6 +100,7 @@ def test_after_a_power_cut_of_both_everything_is_there() -> None:
             assert first.up.leadership.master_node_id is None, "the other one may know more, or lead"
             await second.start()
             await two.simulation.until(two.simulation.is_one, timeout_s=4)
+            await two.simulation.settle()
             assert two.designated.up.leadership.is_self
             work.check(whole_log(two.copy))
             await two.until_in_sync()

@@ -268,6 +268,18 @@ class Simulation:
             await asyncio.sleep(0.01)
         self.check()
 
+    async def settle(self) -> None:
+        """Wait until all nodes are one cluster, and the disks of those that vote have all of it."""
+
+        def is_settled() -> bool:
+            if not self.is_one():
+                return False
+            counting = self.running[0].up.state.voters.members
+            logs = [node.store.log for node in self.running if node.host in counting]
+            return all(log.last_index == self.running[0].up.state.index for log in logs)
+
+        await self.until(is_settled, timeout_s=3)
+
     @property
     def master(self) -> SimulatedNode:
         return next(node for node in self.running if node.up.leadership.is_self)

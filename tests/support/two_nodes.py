@@ -115,6 +115,6 @@ class TwoNodes:
         self.designated, self.copy = copy, designated
         await self.until_in_sync()
         await work.rest()
-        await simulation.until(simulation.is_one, timeout_s=3)
+        await simulation.settle()
         assert copy.up.leadership.is_self and copy.up.leadership.incarnation == 1
         work.check(whole_log(copy))
