@@ -42,6 +42,8 @@ class YieldingStory:
             await self.is_yielding.wait()
         await asyncio.gather(*(self._place(yields, f"{number}") for number in range(5)))
         await simulation.until(simulation.is_one, timeout_s=8)
+        await self._place(yields, "last")
+        await simulation.until(simulation.is_one, timeout_s=5)
         simulation.check()
         states = [node.up.state for node in simulation.nodes.values()]
         assert {state.cluster_id for state in states} == {kept}

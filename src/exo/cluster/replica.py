@@ -219,16 +219,17 @@ class EmbeddedCoordinator(Coordinator):
         A feed also ends when this node goes on from a snapshot: then the state is to be read again.
         """
         kernel = self._kernel
-        feeds, recent = kernel.board.feeds, kernel.recent
+        recent, rest = kernel.recent, kernel.board.feeds.open()
         if after_index is None:
-            return feeds.open()
+            return rest
         entries = recent.after(after_index)
         if entries is not None:
-            return feeds.open(entries)
-        newer = feeds.open(recent.after(recent.oldest_index - 1) or ())
-        if kernel.is_agreeing and after_index < recent.oldest_index:
-            return self._feed_from_log(after_index, recent.oldest_index - 1, newer)
-        return newer
+            return _chain(entries, rest)
+        oldest_index = recent.oldest_index
+        entries = recent.after(oldest_index - 1) or ()
+        if kernel.is_agreeing and after_index < oldest_index:
+            return self._feed_from_log(after_index, oldest_index - 1, _chain(entries, rest))
+        return _chain(entries, rest)
 
     async def _feed_from_log(
         self, after_index: int, until_index: int, rest: AsyncIterator[LogEntry | TelemetryFrame]
@@ -481,6 +482,15 @@ class EmbeddedCoordinator(Coordinator):
                 homeless_since_s = None
             with anyio.move_on_after(wait_s):
                 await board.changed.wait()
+
+
+async def _chain(
+    entries: Sequence[LogEntry], rest: AsyncIterator[LogEntry | TelemetryFrame]
+) -> AsyncIterator[LogEntry | TelemetryFrame]:
+    for entry in entries:
+        yield entry
+    async for item in rest:
+        yield item
 
 
 def _take(reader: Iterator[LogEntry], count: int) -> list[LogEntry]:

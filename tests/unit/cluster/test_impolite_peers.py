@@ -333,7 +333,7 @@ async def test_a_node_keeps_its_own_cluster_when_joining_goes_wrong(
     assert node.state.cluster_id == own
     assert node.leadership.is_self
     await node.propose([tagged("b", "mine")], cause_id="c")
-    assert cluster.logs["b"].last_index == node.state.index
+    assert cluster.stores["b"].log.last_index == node.state.index
 
 
 async def test_telemetry_of_another_term_or_of_strangers_is_ignored(

@@ -149,7 +149,7 @@ async def test_a_live_state_beyond_one_message_goes_in_pieces(
     await master.propose([InstanceCreated(instance=instance())], cause_id="so that it does not yield")
     master.publish([profile(master.node_id, 7)])
     await cluster.until(lambda: bool(master.state.live))
-    monkeypatch.setattr("exo.cluster.kernel.MESSAGE_BYTES_MAX", 10)
+    monkeypatch.setattr("exo.cluster.hosting.MESSAGE_BYTES_MAX", 10)
     follower = await cluster.start("b")
     await cluster.until_one()
     await cluster.until(lambda: master.node_id in follower.state.live)
