@@ -10,6 +10,7 @@ const apiPaths = [
   '/instance',
   '/metrics',
   '/models',
+  '/nodes',
   '/readyz',
   '/state',
   '/v1',

@@ -16,6 +16,7 @@ Json = dict[str, Any]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GATE_TIMEOUT_S = 20.0
+API_PATHS = ("/state", "/models", "/nodes", "/events", "/instance/previews")
 
 
 def fixture(name: str) -> Json:
@@ -29,6 +30,7 @@ class ScriptedNode:
     def __init__(self, dashboard: Path) -> None:
         self.dashboard = dashboard
         self.state = fixture("state")
+        self.nodes = fixture("nodes")
         self.models = fixture("models")
         self.previews = fixture("previews")
         self.requests: list[tuple[str, str, Json | None]] = []
@@ -40,6 +42,11 @@ class ScriptedNode:
         """One token of the answer is sent per release."""
         self.chat_client_left = threading.Event()
         self.delete_error: tuple[int, Json] | None = None
+        self.approve_error: tuple[int, Json] | None = None
+        self.needed_key: str | None = None
+        """Asked for by every route of the API; None: nobody needs one."""
+        self.unkeyed: list[str] = []
+        """Paths of requests that were refused for want of it."""
         self.refuses_events = False
         self._watchers: list[queue.Queue[bytes | None]] = []
         self._lock = threading.Lock()
@@ -126,6 +133,28 @@ class ScriptedNode:
         instance |= {"status": status, "reason": reason, "loaded_layers": sum(loaded)}
         self.change(instances={instance_id: instance})
 
+    def decide_on_wish(self, node_id: str) -> Json:
+        """Take a wish off the list: its node was approved or declined."""
+        left = [wish for wish in self.nodes["wishes"] if wish["node_id"] != node_id]
+        self.set_nodes(wishes=left)
+        return {"index": self.state["index"]}
+
+    def remove_member(self, node_id: str) -> Json:
+        """Take a member out of the cluster."""
+        topology = self.state["topology"]
+        left = [node for node in topology["nodes"] if node["node_id"] != node_id]
+        voters = self.state["voters"]
+        voting = [voter for voter in voters["voters"] if voter != node_id]
+        members = [member for member in self.nodes["nodes"] if member["node_id"] != node_id]
+        self.nodes = self.nodes | {"nodes": members}
+        self.change(topology=topology | {"nodes": left}, voters=voters | {"voters": voting})
+        return {"index": self.state["index"]}
+
+    def set_nodes(self, **fields: Any) -> None:
+        """Set fields of the list of nodes as one new decision."""
+        self.nodes = self.nodes | fields
+        self.change()
+
     def chat_chunks(self, body: Json) -> Iterator[Json]:
         """Yield the chunks of a streamed answer, each when its gate opens."""
         head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
@@ -164,6 +193,11 @@ def stage_of(planned: Json, phase: str, loaded_layers: int = 0, reason: str | No
     }
 
 
+def problem(status: int, code: str, detail: str) -> Json:
+    """Return Problem Details."""
+    return {"type": "about:blank", "title": "", "status": status, "detail": detail, "code": code}
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = False
     block_on_close = True
@@ -185,12 +219,16 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
+        if parts.path in API_PATHS and not self._has_key():
+            return
         match parts.path:
             case "/state":
                 self.node.state_request_count += 1
                 self._json(200, self.node.state)
             case "/models":
                 self._json(200, self.node.models)
+            case "/nodes":
+                self._json(200, self.node.nodes)
             case "/instance/previews":
                 self.node.requests.append(("GET", self.path, None))
                 wanted = parse_qs(parts.query)["model_id"][0]
@@ -206,24 +244,50 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if not self._has_key():
+            return
         self.node.requests.append(("POST", self.path, body))
         if self.path == "/instance":
             self._json(201, self.node.place(body))
+        elif self.path.startswith("/nodes/") and self.path.endswith("/approve") and self.node.approve_error:
+            self._json(*self.node.approve_error)
+        elif self.path.startswith("/nodes/"):
+            self._json(200, self.node.decide_on_wish(self.path.split("/")[2]))
         elif self.node.chat_error:
             self._json(*self.node.chat_error)
         else:
             self._chat(body)
 
     def do_DELETE(self) -> None:
+        if not self._has_key():
+            return
         self.node.requests.append(("DELETE", self.path, None))
         if self.node.delete_error:
             self._json(*self.node.delete_error)
+            return
+        if self.path.startswith("/nodes/"):
+            self._json(200, self.node.remove_member(urlsplit(self.path).path.split("/")[2]))
             return
         self.node.change(instances={})
         self._json(200, {"index": self.node.state["index"], "instance_id": self.path.rpartition("/")[2]})
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+    def _has_key(self) -> bool:
+        """Say whether the request shows the key that is needed; if not, answer it."""
+        needed, shown = self.node.needed_key, self.headers.get("authorization")
+        if needed is None or shown == f"Bearer {needed}":
+            return True
+        self.node.unkeyed.append(self.path)
+        code, detail = "key_wrong", "this key is not known here, or was deleted; make another: exo key create"
+        if shown is None:
+            code, detail = (
+                "key_missing",
+                "send an API key as `Authorization: Bearer KEY`; make one on a node with: exo key create",
+            )
+        self._json(401, problem(401, code, detail))
+        return False
 
     def _unknown(self, model_id: str) -> None:
         detail = f"there is no model {model_id!r}"

@@ -18,7 +18,7 @@ def live(page: Page) -> None:
 
 def node_card(page: Page, name: str) -> Locator:
     return (
-        page.get_by_role("region", name="Nodes")
+        page.get_by_role("region", name="Nodes", exact=True)
         .locator("li[data-node]")
         .filter(has=page.get_by_role("heading", name=name, exact=True))
     )
@@ -306,7 +306,7 @@ def test_everything_is_reached_with_the_keyboard(node: ScriptedNode, open_page) 
     expect(page.get_by_role("button", name="Place exo-tiny")).to_be_visible()
     describe = "(document.activeElement.ariaLabel || document.activeElement.textContent || document.activeElement.id)"
     reached: list[str] = []
-    for _ in range(15):
+    for _ in range(25):
         page.keyboard.press("Tab")
         reached.append(page.evaluate(describe).strip().split("(")[0].strip())
         has_outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle !== 'none'")
@@ -314,7 +314,9 @@ def test_everything_is_reached_with_the_keyboard(node: ScriptedNode, open_page) 
         if reached[-1] == "question":
             break
     assert reached[0].startswith("Theme")
-    assert reached[1:5] == ["Delete exo-tiny", "Why this way", "Place exo-tiny", "Place org/large-8b-4bit"]
+    assert reached[1:5] == ["Approve birch", "Decline birch", "Approve e21b7c90", "Decline e21b7c90"]
+    assert reached[5:8] == ["Details of oak", "Details of pine", "Details of reed"]
+    assert reached[8:12] == ["Delete exo-tiny", "Why this way", "Place exo-tiny", "Place org/large-8b-4bit"]
     assert reached[-1] == "question"
     page.keyboard.type("What is 12 + 30?")
     page.keyboard.press("Enter")
@@ -349,14 +351,14 @@ def test_a_phone_shows_one_part_at_a_time_without_scrolling_sideways(
     page.keyboard.press("Escape")
 
     page.get_by_role("link", name="Chat").click()
-    expect(page.get_by_role("region", name="Nodes")).to_be_hidden()
+    expect(page.get_by_role("region", name="Nodes", exact=True)).to_be_hidden()
     page.get_by_label("Message").fill("What is 12 + 30?")
     page.get_by_role("button", name="Send").click()
     expect(page.get_by_role("log").locator(".text")).to_have_text("The answer is 42.")
     assert scroll_overflow_px(page) == 0
     screenshot(page, "phone-chat")
     page.go_back()
-    expect(page.get_by_role("region", name="Nodes")).to_be_visible()
+    expect(page.get_by_role("region", name="Nodes", exact=True)).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [375, 900, 1440])

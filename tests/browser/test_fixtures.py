@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from browser.scripted_node import ScriptedNode, fixture, stage_of
+from exo.api.schemas.access import Decided, NodeList
 from exo.api.schemas.cluster import ClusterStateView
 from exo.api.schemas.instances import InstancePlaced, InstanceView, PreviewList, StageView
 from exo.api.schemas.models import ModelList
@@ -13,6 +14,7 @@ from exo.api.schemas.openai import ChatCompletionChunk
 
 SHAPES: dict[str, type[BaseModel]] = {
     "state": ClusterStateView,
+    "nodes": NodeList,
     "previews": PreviewList,
     "models": ModelList,
     "instance": InstanceView,
@@ -42,3 +44,14 @@ def test_what_the_script_makes_up_has_the_shape_of_the_api(tmp_path) -> None:
     for chunk in chunks:
         shaped = ChatCompletionChunk.model_validate(chunk)
         assert shaped.model_dump(mode="json", exclude_unset=True) == chunk
+
+
+def test_the_scripted_decisions_on_nodes_have_the_shape_of_the_api(tmp_path) -> None:
+    node = ScriptedNode(tmp_path)
+    birch, nameless = node.nodes["wishes"]
+    decided = node.decide_on_wish(birch["node_id"])
+    assert Decided.model_validate(decided).model_dump(mode="json") == decided
+    assert node.nodes["wishes"] == [nameless]
+    node.remove_member(node.nodes["nodes"][1]["node_id"])
+    assert NodeList.model_validate(node.nodes).model_dump(mode="json") == node.nodes
+    assert ClusterStateView.model_validate(node.state).model_dump(mode="json") == node.state

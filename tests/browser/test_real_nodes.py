@@ -37,7 +37,9 @@ def others_than_master(nodes: list[NodeProcess]) -> list[NodeProcess]:
 
 def live(page: Page, node_count: int) -> None:
     expect(page.get_by_role("status", name="Event stream")).to_have_text("Live")
-    expect(page.get_by_role("region", name="Nodes").locator("[data-node]")).to_have_count(node_count)
+    expect(page.get_by_role("region", name="Nodes", exact=True).locator("[data-node]")).to_have_count(
+        node_count
+    )
 
 
 def ask(page: Page, question: str, answer: str) -> None:
@@ -98,7 +100,7 @@ def test_a_killed_node_is_said_to_be_gone_and_its_own_page_says_so_too(
     live(own_page, 3)
     victim.kill()
     expect(own_page.get_by_role("alert")).to_contain_text("Node unreachable.")
-    expect(seen_from_other.get_by_role("region", name="Nodes")).to_contain_text(
+    expect(seen_from_other.get_by_role("region", name="Nodes", exact=True)).to_contain_text(
         "not connected", timeout=30_000
     )
     expect(seen_from_other.get_by_role("banner")).to_contain_text("2 of 3 nodes")

@@ -1,5 +1,6 @@
 // What the page shows of a node and its devices, out of the cluster's state.
 import type { ClusterState, Device, DeviceState, Node, StagePhase } from '../types';
+import { standing, type Standing } from './agreement';
 import { bytes, count } from './format';
 
 export interface MemoryBar {
@@ -25,7 +26,11 @@ export interface NodeCard {
   name: string;
   hue: number;
   platform: string;
-  isMaster: boolean;
+  version: string;
+  /** Where other nodes reach it. */
+  clusterAddress: string;
+  apiAddress: string;
+  standing: Standing;
   isAnswering: boolean;
   isConnected: boolean;
   isWorker: boolean;
@@ -64,7 +69,10 @@ export function nodeCards(state: ClusterState): NodeCard[] {
     name: nameOf.get(node.node_id) ?? node.node_id,
     hue: hueOf.get(node.node_id) ?? 0,
     platform: node.platform,
-    isMaster: node.node_id === state.master_node_id,
+    version: node.exo_version,
+    clusterAddress: address(node.cluster_address),
+    apiAddress: address(node.api_address),
+    standing: standing(state, node.node_id),
     isAnswering: node.node_id === state.node_id,
     isConnected: node.is_connected,
     isWorker: node.is_worker,
@@ -104,6 +112,10 @@ export function nodeNames(nodes: readonly Node[]): Map<string, string> {
       (times.get(node.name) ?? 0) > 1 ? `${node.name} ${node.node_id.slice(0, 4)}` : node.name,
     ]),
   );
+}
+
+function address({ host, port }: Node['api_address']): string {
+  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
 function memoryBars(node: Node): MemoryBar[] | null {

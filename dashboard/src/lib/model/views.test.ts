@@ -37,7 +37,7 @@ describe('nodes', () => {
 
   it('knows master, answering node and unknown telemetry', () => {
     const cards = nodeCards(state);
-    expect(cards.map((card) => card.isMaster)).toEqual([true, false, false]);
+    expect(cards.map((card) => card.standing)).toEqual(['master', 'votes', 'votes']);
     expect(cards.map((card) => card.isAnswering)).toEqual([false, true, false]);
     expect(cards[2]?.devices[0]).toMatchObject({ kind: 'GPU', utilizationPercent: null, temperatureC: null });
   });

@@ -1,8 +1,8 @@
 // Streams one chat answer: POST /v1/chat/completions, read as server-sent events while it arrives.
 import { fromAnswer, isOpenAIError, RequestError, unreachable } from '../model/problems';
-import { SseParser } from '../model/sse';
 import type { ChatChunk, ChatWish } from '../types';
 import { send } from './http';
+import { messages } from './stream';
 
 /**
  * Send the wish and call `onChunk` for each chunk of the answer, in order; returns after `[DONE]`.
@@ -18,7 +18,7 @@ export async function streamChat(
   let isDone = false;
   try {
     const response = await send('v1/chat/completions', { method: 'POST', body }, signal);
-    for await (const data of messages(response)) {
+    for await (const { data } of messages(response)) {
       if (data === '[DONE]') isDone = true;
       else onChunk(chunkOf(data));
     }
@@ -27,21 +27,6 @@ export async function streamChat(
     throw unreachable();
   }
   if (!isDone) throw new RequestError('The answer broke off before its end. Send the message again.', 0);
-}
-
-async function* messages(response: Response): AsyncGenerator<string> {
-  if (!response.body) return;
-  const parser = new SseParser();
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  try {
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) return;
-      for (const message of parser.push(value)) yield message.data;
-    }
-  } finally {
-    await reader.cancel().catch(() => undefined);
-  }
 }
 
 function chunkOf(data: string): ChatChunk {

@@ -1,11 +1,13 @@
 // The cluster's routes that the page uses, one function each.
 import type {
   ClusterState,
+  Decided,
   InstanceDeleted,
   InstancePlaced,
   InstanceWish,
   Model,
   ModelList,
+  NodeList,
   Preview,
   PreviewList,
 } from '../types';
@@ -43,4 +45,29 @@ export function placeInstance(wish: InstanceWish): Promise<InstancePlaced> {
 
 export function deleteInstance(instanceId: string): Promise<InstanceDeleted> {
   return requestJson<InstanceDeleted>(`instance/${encodeURIComponent(instanceId)}`, { method: 'DELETE' });
+}
+
+/** Members, and nodes that want to become some. */
+export function getNodes(): Promise<NodeList> {
+  return requestJson<NodeList>('nodes');
+}
+
+/** Let a node join, if it still has the key that was looked at. */
+export function approveNode(nodeId: string, fingerprint: string): Promise<Decided> {
+  return requestJson<Decided>(`nodes/${encodeURIComponent(nodeId)}/approve`, {
+    method: 'POST',
+    body: { fingerprint },
+  });
+}
+
+export function declineNode(nodeId: string, reason: string): Promise<Decided> {
+  return requestJson<Decided>(`nodes/${encodeURIComponent(nodeId)}/decline`, {
+    method: 'POST',
+    body: { reason },
+  });
+}
+
+export function removeNode(nodeId: string, reason: string): Promise<Decided> {
+  const query = new URLSearchParams({ reason });
+  return requestJson<Decided>(`nodes/${encodeURIComponent(nodeId)}?${query}`, { method: 'DELETE' });
 }

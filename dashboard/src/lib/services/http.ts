@@ -1,5 +1,6 @@
 // One way to ask the node for JSON: with a deadline, and with every failure in words.
 import { fromAnswer, RequestError, timedOut, unreachable } from '../model/problems';
+import { apiKey } from './key';
 
 export interface RequestOptions {
   method?: 'GET' | 'POST' | 'DELETE';
@@ -34,11 +35,14 @@ export async function requestJson<Answer>(path: string, options: RequestOptions 
 
 /** Send a request; an answer that is not 2xx is thrown as a RequestError, its body in words. */
 export async function send(path: string, options: RequestOptions, signal: AbortSignal): Promise<Response> {
-  const init: RequestInit = { method: options.method ?? 'GET', signal, cache: 'no-store' };
+  const headers = new Headers();
+  const init: RequestInit = { method: options.method ?? 'GET', signal, cache: 'no-store', headers };
   if (options.body !== undefined) {
     init.body = JSON.stringify(options.body);
-    init.headers = { 'content-type': 'application/json' };
+    headers.set('content-type', 'application/json');
   }
+  const key = apiKey();
+  if (key !== null) headers.set('authorization', `Bearer ${key}`);
   const response = await fetch(apiUrl(path), init);
   if (response.ok) return response;
   const body: unknown = await response.json().catch(() => null);

@@ -1,5 +1,6 @@
 import { beforeEach, describe, expect, it } from 'vitest';
 import { HandTimers, settle } from '../testing/hand-timers';
+import { RequestError } from '../model/problems';
 import type { ClusterState } from '../types';
 import { LiveState, type Connection, type LiveParts } from './live';
 
@@ -9,6 +10,7 @@ describe('LiveState', () => {
   let timers: HandTimers;
   let fetchedAtMs: number[];
   let isUp: boolean;
+  let refusal: RequestError | null;
   let channels: (Callbacks & { isClosed: boolean })[];
   let connections: Connection[];
   let live: LiveState;
@@ -24,12 +26,14 @@ describe('LiveState', () => {
     timers = new HandTimers();
     fetchedAtMs = [];
     isUp = true;
+    refusal = null;
     channels = [];
     connections = [];
     live = new LiveState({
       fetchState: async () => {
         fetchedAtMs.push(timers.nowMs);
         if (!isUp) throw new Error('gone');
+        if (refusal) throw refusal;
         return { index: fetchedAtMs.length } as ClusterState;
       },
       openEvents: (on) => {
@@ -122,6 +126,38 @@ describe('LiveState', () => {
     await timers.advance(1_500);
     expect(latest()?.status).toBe('unreachable');
     expect(channel().isClosed).toBe(true);
+  });
+
+  it('waits for a person where a key is needed, and begins anew with it', async () => {
+    channel().open();
+    refusal = new RequestError('Send an API key.', 401, 'key_missing');
+    channel().lost();
+    await timers.advance(300);
+    expect(latest()).toEqual({ status: 'locked', reason: 'Send an API key.' });
+    const before = fetchedAtMs.length;
+    await timers.advance(120_000);
+    expect(fetchedAtMs).toHaveLength(before);
+    expect(timers.waiting).toBe(0);
+    refusal = null;
+    live.restart();
+    expect(latest()).toEqual({ status: 'connecting' });
+    await settle();
+    expect(channels).toHaveLength(2);
+    channel().open();
+    expect(latest()).toEqual({ status: 'live' });
+  });
+
+  it('opens another stream when begun anew: the one before was opened with another key', async () => {
+    channel().open();
+    const earlier = channel();
+    await timers.advance(300);
+    live.restart();
+    await timers.advance(300);
+    expect(earlier.isClosed).toBe(true);
+    expect(channels).toHaveLength(2);
+    earlier.lost();
+    await timers.advance(300);
+    expect(channels).toHaveLength(2);
   });
 
   it('leaves nothing running when stopped', async () => {

@@ -1,6 +1,7 @@
 // Keeps the page's state fresh: fetches it when the node says that something changed, and comes back after a loss.
 import { backoffMs } from '../model/backoff';
 import { Coalescer, type Timers } from '../model/coalesce';
+import { isLocked } from '../model/keys';
 import { wordsOf } from '../model/problems';
 import type { ClusterState } from '../types';
 
@@ -9,6 +10,8 @@ export type Connection =
   | { status: 'live' }
   /** The node answers, its event stream does not: the state is fetched now and then instead. */
   | { status: 'catching-up' }
+  /** The node answers and wants a key, or another one; it is asked again when a person has done something. */
+  | { status: 'locked'; reason: string }
   | { status: 'unreachable'; reason: string; sinceMs: number; nextTryMs: number };
 
 export interface EventChannel {
@@ -64,6 +67,15 @@ export class LiveState {
     this.#fetches.request();
   }
 
+  /** Begin anew, stream and all: another key is used from now on. */
+  restart(): void {
+    this.#closeChannel();
+    this.#cancelReopen?.();
+    this.#cancelReopen = null;
+    this.parts.onConnection({ status: 'connecting' });
+    this.refresh();
+  }
+
   async #fetch(): Promise<void> {
     try {
       const state = await this.parts.fetchState();
@@ -90,6 +102,13 @@ export class LiveState {
     this.#cancelReopen = null;
     this.#cancelQuiet?.();
     this.#cancelRetry?.();
+    if (isLocked(error)) {
+      // Asking on and on with a wrong key would be taken for guessing.
+      this.#failures = 0;
+      this.#unreachableSinceMs = null;
+      this.parts.onConnection({ status: 'locked', reason: wordsOf(error) });
+      return;
+    }
     this.#unreachableSinceMs ??= timers.now();
     const waitMs = backoffMs(this.#failures++, this.parts.random());
     this.parts.onConnection({

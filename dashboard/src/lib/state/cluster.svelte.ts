@@ -1,15 +1,16 @@
 // The cluster as this page last saw it. Raw state: answers replace it whole, so nothing needs deep tracking.
 import { browserTimers } from '../services/timers';
-import { getModels, getState } from '../services/cluster';
+import { getModels, getNodes, getState } from '../services/cluster';
 import { openEvents } from '../services/events';
 import { LiveState, type Connection } from '../services/live';
-import type { ClusterState, Model } from '../types';
+import type { ClusterState, Model, NodeList } from '../types';
 
 class Cluster {
   state = $state.raw<ClusterState | null>(null);
   connection = $state.raw<Connection>({ status: 'connecting' });
   models = $state.raw<Model[] | null>(null);
-  #modelsAt = '';
+  nodeList = $state.raw<NodeList | null>(null);
+  #detailsAt = '';
   #live: LiveState | null = null;
 
   start(): void {
@@ -32,20 +33,35 @@ class Cluster {
     this.#live?.refresh();
   }
 
-  #take(state: ClusterState): void {
-    this.state = state;
-    // Models change by decisions only, and a restarted node may count from the start again.
-    const at = `${state.cluster_id} ${state.term} ${state.index}`;
-    if (at !== this.#modelsAt) void this.#fetchModels(at);
+  /** Another key is used from now on: what was seen with the one before is dropped. */
+  restart(): void {
+    this.state = this.models = this.nodeList = null;
+    this.#detailsAt = '';
+    this.#live?.restart();
   }
 
-  async #fetchModels(at: string): Promise<void> {
-    this.#modelsAt = at;
+  #take(state: ClusterState): void {
+    this.state = state;
+    // These change by decisions only, and a restarted node may count from the start again.
+    const at = `${state.cluster_id} ${state.term} ${state.index}`;
+    if (at !== this.#detailsAt) void this.#fetchDetails(at);
+  }
+
+  async #fetchDetails(at: string): Promise<void> {
+    this.#detailsAt = at;
+    const isCurrent = () => this.#detailsAt === at;
+    const take = async <T>(asked: Promise<T>, keep: (answer: T) => void) => {
+      const answer = await asked;
+      if (isCurrent()) keep(answer);
+    };
     try {
-      this.models = await getModels();
+      await Promise.all([
+        take(getModels(), (models) => (this.models = models)),
+        take(getNodes(), (nodeList) => (this.nodeList = nodeList)),
+      ]);
     } catch {
       // The next state asks again; when the node is gone, the banner says so.
-      this.#modelsAt = '';
+      if (isCurrent()) this.#detailsAt = '';
     }
   }
 }

@@ -5,6 +5,10 @@ type Schemas = components['schemas'];
 
 export type ClusterState = Schemas['ClusterStateView'];
 export type Node = Schemas['NodeView'];
+export type NodeList = Schemas['NodeList'];
+export type Member = Schemas['MemberView'];
+export type Wish = Schemas['WishView'];
+export type Decided = Schemas['Decided'];
 export type Device = Schemas['DeviceView'];
 export type DeviceState = Schemas['DeviceStateView'];
 export type Instance = Schemas['InstanceView'];
