@@ -54,6 +54,7 @@ class Pipeline:
         self, specs: Sequence[RunnerSpec], client: GenerationClient, timeouts: RunnerTimeouts
     ) -> None:
         self.client = client
+        self.node_ids = tuple(spec.node_id for spec in specs)
         self.runners = [StageRunner(spec, timeouts=timeouts) for spec in specs]
         self.messages: list[list[FromChild]] = [[] for _ in specs]
         self.addresses: dict[int, HostPort] = {}
@@ -122,6 +123,7 @@ class Pipeline:
                 request_id=RequestId(f"request-{next(self._names)}"),
                 instance_id=InstanceId("instance"),
                 generation=1,
+                node_ids=self.node_ids,
                 messages=None if messages is None else tuple(messages),
                 prompt=prompt,
                 prompt_token_ids=None if token_ids is None else tuple(token_ids),
@@ -141,10 +143,14 @@ async def all_chunks(generation: Generation, timeout_s: float = 60) -> list[Toke
 
 @asynccontextmanager
 async def running_pipeline(
-    specs: Sequence[RunnerSpec], *, timeouts: RunnerTimeouts | None = None, waits: bool = True
+    specs: Sequence[RunnerSpec],
+    *,
+    timeouts: RunnerTimeouts | None = None,
+    waits: bool = True,
+    client: GenerationClient | None = None,
 ) -> AsyncIterator[Pipeline]:
     """Run stage processes; they are gone afterwards."""
-    async with GenerationClient(secret=SECRET, node_id=NodeId("api")) as client:
+    async with client or GenerationClient(secret=SECRET, node_id=NodeId("api")) as client:
         pipeline = Pipeline(specs, client, timeouts or RunnerTimeouts())
         async with asyncio.TaskGroup() as tasks:
             for rank, runner in enumerate(pipeline.runners):

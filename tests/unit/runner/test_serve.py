@@ -4,21 +4,36 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from exo.dataplane.frames import Generate, ReplyTo
 from exo.dataplane.handshake import REPLIES, REQUESTS, stage_purpose
-from exo.shared.types.ids import InstanceId, NodeId
+from exo.dataplane.identity import DataTrust
+from exo.shared.addresses import is_loopback
+from exo.shared.types.generation import Sampling
+from exo.shared.types.ids import InstanceId, NodeId, RequestId
 from exo.shared.types.nodes import HostPort
 from exo.worker.runner import serve
 from exo.worker.runner.control import Control
-from exo.worker.runner.messages import FromChild, LinkPeers, RunnerReady, RunnerSpec, StopRunner, ToChild
+from exo.worker.runner.messages import (
+    FromChild,
+    LinkPeers,
+    RunnerReady,
+    RunnerSpec,
+    StopRunner,
+    ToChild,
+    TrustChanged,
+)
 from exo.worker.runner.network import Network
 from exo.worker.runner.pipes import MessageDecoder
 from exo.worker.runner.role import StageBrokenError
 from exo.worker.runner.serve import StageServer
+from support.data_hosts import is_nobody_local, member
+from support.memberships import Membership
 from support.scripted_stage import LAYERS, scripted_stage
 
 SECRET = b"k" * 32
@@ -27,9 +42,10 @@ SECRET = b"k" * 32
 class Process:
     """What a stage process consists of, with the parent's ends of its pipes."""
 
-    def __init__(self, rank: int, count: int) -> None:
+    def __init__(self, rank: int, count: int, trust: DataTrust | None = None) -> None:
         self.spec = RunnerSpec(
-            node_id=NodeId("n"),
+            node_id=NodeId(f"n{rank}"),
+            stage_node_ids=tuple(NodeId(f"n{other}") for other in range(count)),
             instance_id=InstanceId("i"),
             generation=3,
             rank=rank,
@@ -47,7 +63,14 @@ class Process:
         )
         self._orders, self.orders = os.pipe()
         self.reports, self._reports = os.pipe()
-        self.network = Network("127.0.0.1", secret=SECRET, sender=f"stage {rank}")
+        self.network = Network(
+            "127.0.0.1",
+            secret=SECRET,
+            sender=f"stage {rank}",
+            node_id=self.spec.node_id,
+            trust=trust,
+            is_local=is_loopback if trust is None else is_nobody_local,
+        )
         self.control = Control(self._orders, self._reports, heartbeat_interval_s=60)
         stage = scripted_stage(self.spec.start_layer, self.spec.end_layer, lambda total, _: 97 + total % 26)
         self.server = StageServer(self.spec, stage, self.network, self.control)
@@ -93,8 +116,13 @@ class Process:
 
 
 @contextmanager
-def processes(count: int, *, started: int | None = None) -> Iterator[list[Process]]:
-    made = [Process(rank, count) for rank in range(count)]
+def processes(
+    count: int, *, started: int | None = None, membership: Membership | None = None
+) -> Iterator[list[Process]]:
+    made = [
+        Process(rank, count, None if membership is None else member(membership, f"n{rank}"))
+        for rank in range(count)
+    ]
     try:
         for process in made[:started]:
             process.begin()
@@ -189,3 +217,106 @@ def test_an_api_node_is_let_in() -> None:
         while not connection.is_open and time.monotonic() < deadline:
             network.poll(0.05)
         assert connection.is_open
+
+
+# --- stages on different hosts ----------------------------------------------------------------------------------
+
+
+def far(membership: Membership, node_id: str) -> Network:
+    """Return the sockets of somebody else in the cluster, on another host."""
+    return Network(
+        "127.0.0.1",
+        secret=b"far" * 9,
+        sender=node_id,
+        node_id=NodeId(node_id),
+        trust=member(membership, node_id),
+        is_local=is_nobody_local,
+    )
+
+
+def poll_until(network: Network, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen within 10 s"
+        network.poll(0.05)
+
+
+def test_stages_on_different_hosts_link_with_their_certificates(tmp_path: Path) -> None:
+    with processes(3, membership=Membership(tmp_path)) as made:
+        for process in made:
+            process.order(addresses(made))
+        for process in made:
+            assert process.said() == [RunnerReady()]
+
+
+def test_a_node_that_the_plan_does_not_know_cannot_be_the_stage_before(tmp_path: Path) -> None:
+    membership = Membership(tmp_path)
+    with processes(2, membership=membership) as made:
+        impostor = far(membership, "impostor")
+        lost: list[str] = []
+        impostor.on_lost = lambda _, reason: lost.append(reason)
+        try:
+            impostor.dial(
+                made[0].network.address,
+                stage_purpose(InstanceId("i"), 3, 1),
+                "first",
+                node_id=NodeId("n0"),
+            )
+            poll_until(impostor, lambda: bool(lost))
+        finally:
+            impostor.close()
+        # The one that belongs there still can.
+        for process in made:
+            process.order(addresses(made))
+        for process in made:
+            assert process.said() == [RunnerReady()]
+
+
+def test_a_neighbour_that_is_thrown_out_is_cut_off(tmp_path: Path) -> None:
+    membership = Membership(tmp_path)
+    with processes(2, membership=membership) as made:
+        for process in made:
+            process.order(addresses(made))
+        for process in made:
+            process.said()
+        identity = member(membership, "n0").identity
+        made[0].order(TrustChanged(trust=DataTrust(identity=identity)))
+        made[0].order(
+            TrustChanged(trust=DataTrust(identity=identity, removed_node_ids=frozenset({NodeId("n1")})))
+        )
+        for process in made:
+            process.end()
+        assert made[0].failure is not None
+        assert "was lost: the certificate of the node n1 was revoked" in made[0].failure.message
+        assert made[1].failure is not None
+
+
+@pytest.mark.parametrize(("reply_node", "is_accepted"), [("api", True), ("another", False)])
+def test_tokens_are_asked_for_oneself_only(tmp_path: Path, reply_node: str, is_accepted: bool) -> None:
+    membership = Membership(tmp_path)
+    with processes(1, membership=membership) as made:
+        made[0].order(addresses(made))
+        made[0].said()
+        api = far(membership, "api")
+        heard: list[object] = []
+        api.on_frame = lambda _, frame, payload: heard.append(frame)
+        api.on_lost = lambda _, reason: heard.append(reason)
+        try:
+            api.dial(made[0].network.address, REQUESTS, "first", node_id=NodeId("n0")).send(
+                Generate(
+                    request_id=RequestId("r"),
+                    instance_id=InstanceId("i"),
+                    generation=3,
+                    prompt="hello",
+                    max_tokens=1,
+                    sampling=Sampling(),
+                    reply_to=ReplyTo(api.address, NodeId(reply_node)),
+                )
+            )
+            poll_until(api, lambda: bool(heard))
+            assert (type(heard[0]).__name__ == "Accepted") == is_accepted
+            if is_accepted:
+                # The answer comes to where it was asked for, on a connection of its own, from that node.
+                poll_until(api, lambda: any(type(one).__name__ == "TokenChunk" for one in heard))
+        finally:
+            api.close()

@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import pytest_asyncio
 
+from exo.cluster.discovery.addresses import own_hosts
+from exo.cluster.discovery.interfaces import read_interfaces
 from exo.dataplane.client import GenerationClient
 from exo.dataplane.errors import GenerationFailedError, GenerationRejected, StageUnreachableError
 from exo.dataplane.flow import WINDOW_CHUNKS
@@ -20,6 +23,8 @@ from exo.shared.types.generation import ChatMessage, Sampling
 from exo.shared.types.ids import NodeId
 from exo.worker.runner.messages import Heartbeat, LoadProgressed, RunnerLoaded, RunnerReady
 from exo.worker.runner.supervisor import RunnerTimeouts
+from support.data_hosts import member
+from support.memberships import Membership
 from support.models import write_random_model
 from support.pipelines import SECRET, Pipeline, all_chunks, running_pipeline, stage_specs
 
@@ -333,3 +338,45 @@ async def test_a_killed_parent_takes_its_stages_along(model_dir: Path) -> None:
         if parent.returncode is None:
             parent.kill()
             await parent.wait()
+
+
+async def test_stages_on_addresses_of_a_network_answer_over_tls(
+    single: Pipeline, model_dir: Path, tmp_path: Path
+) -> None:
+    hosts = own_hosts(read_interfaces())
+    if not hosts:
+        pytest.skip("this host has no address but loopback")
+    membership = Membership(tmp_path)
+    specs = [
+        msgspec.structs.replace(
+            spec,
+            data_host="0.0.0.0",
+            advertised_host=hosts[0],
+            # Nobody can mistake these for processes of one user: certificates are all that they share.
+            secret=f"secret of {spec.node_id}".encode(),
+            trust=member(membership, spec.node_id),
+            stage_node_ids=(NodeId("node-0"), NodeId("node-1")),
+        )
+        for spec in stage_specs(model_dir, [3, 6], context_length=ENOUGH)
+    ]
+    client = GenerationClient(secret=b"secret of api", node_id=NodeId("api"))
+    client.set_identity(member(membership, "api").identity)
+    await client.widen("0.0.0.0", advertised_host=hosts[0])
+    async with running_pipeline(specs, client=client) as pipeline:
+        assert {address.host for address in pipeline.addresses.values()} == {hosts[0]}
+        chunks = await all_chunks(await pipeline.start(prompt=PROMPT, max_tokens=20))
+        expected = await all_chunks(await single.start(prompt=PROMPT, max_tokens=20))
+        assert [chunk.token_id for chunk in chunks] == [chunk.token_id for chunk in expected]
+        for runner in pipeline.runners:
+            assert runner.pid is not None
+            process = psutil.Process(runner.pid)
+            shown = " ".join([*process.cmdline(), *process.environ().values()])
+            assert "PRIVATE KEY" not in shown
+            assert "node.key" not in shown
+        client.set_revoked(node_ids=["node-0"], serials=[])
+        with pytest.raises(StageUnreachableError, match="was revoked"):
+            await pipeline.start(prompt=PROMPT, max_tokens=20)
+        client.set_revoked(node_ids=[], serials=[])
+        pipeline.node_ids = (NodeId("node-1"), NodeId("node-0"))
+        with pytest.raises(StageUnreachableError, match="is the node node-0, and node-1 should be there"):
+            await pipeline.start(prompt=PROMPT, max_tokens=20)

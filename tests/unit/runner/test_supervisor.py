@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from exo.dataplane.identity import DataIdentity, DataTrust
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.nodes import HostPort
 from exo.worker.runner.messages import FromChild, Heartbeat, RunnerFailed, RunnerReady, RunnerSpec
@@ -248,3 +249,22 @@ async def test_a_stopped_process_is_ended_by_stop() -> None:
     async with asyncio.timeout(10):
         await watched.runner.stop()
     await watched.task
+
+
+async def test_whom_to_trust_reaches_a_process_before_and_while_it_runs() -> None:
+    identity = DataIdentity(certificate_file="/c.pem", key_file="/c.key", authority_pem="CA")
+    trusts = [DataTrust(identity=identity), DataTrust(removed_node_ids=frozenset({NodeId("gone")}))]
+    watched = Watched(
+        """
+beat()
+while sum(isinstance(one, TrustChanged) for one in heard) < 2:
+    beat()
+    heard += hear()
+told = [one.trust for one in heard if isinstance(one, TrustChanged)]
+say(RunnerFailed(reason=f"{told[0].identity.key_file} {sorted(told[1].removed_node_ids)}"))
+"""
+    )
+    watched.runner.set_trust(trusts[0])
+    await watched.wait_for(lambda message: isinstance(message, Heartbeat))
+    watched.runner.set_trust(trusts[1])
+    assert (await watched.failure()).reason == "/c.key ['gone']"

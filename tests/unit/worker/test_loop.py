@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 
 from exo.cluster.errors import UnsendableError
-from exo.dataplane.identity import DataTrust
+from exo.dataplane.identity import DataIdentity, DataTrust
 from exo.shared.types.events import Decision, InstanceDeleted, InstanceRestarted, LogEntry
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.instances import StagePhase
@@ -59,6 +59,8 @@ class ScriptedRunner:
 
 
 class Story:
+    worker: Worker
+
     def __init__(self, coordinator: MemoryCoordinator) -> None:
         self.coordinator = coordinator
         self.runners: list[ScriptedRunner] = []
@@ -100,6 +102,7 @@ async def worker(folder: Path, *, with_model: bool = True) -> AsyncIterator[Stor
         secret=b"secret",
         data_host="127.0.0.1",
     )
+    story.worker = work
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work.run)
         yield story
@@ -225,3 +228,27 @@ async def test_a_report_that_can_never_be_sent_does_not_hold_up_those_behind_it(
             await refused.wait()
         runner.say(RunnerLoaded(address=ADDRESS))
         await story.phase("loaded")
+
+
+async def test_stages_follow_what_the_node_shows_and_where_it_listens(tmp_path: Path) -> None:
+    identity = DataIdentity(certificate_file="/c.pem", key_file="/c.key", authority_pem="CA")
+    async with worker(tmp_path) as story:
+        first = await story.runner(0)
+        assert first.spec.trust == DataTrust()
+        assert (first.spec.data_host, first.spec.advertised_host) == ("127.0.0.1", None)
+        assert first.spec.stage_node_ids == (NodeId("a"),)
+        story.worker.set_identity(identity)
+        story.worker.set_revoked(node_ids=["gone"], serials=["abc"])
+        story.worker.set_data_host("0.0.0.0", advertised_host="192.0.2.1")
+        known = DataTrust(
+            identity=identity,
+            removed_node_ids=frozenset({NodeId("gone")}),
+            revoked_serials=frozenset({"abc"}),
+        )
+        # The stage that runs stays where it is, and hears whom to trust.
+        assert first.trusts == [DataTrust(identity=identity), known]
+        restart = InstanceRestarted(instance_id=InstanceId("i"), generation=2, reason="again")
+        story.coordinator.set_state(fold(story.coordinator.state, restart))
+        second = await story.runner(1)
+        assert second.spec.trust == known
+        assert (second.spec.data_host, second.spec.advertised_host) == ("0.0.0.0", "192.0.2.1")
