@@ -58,7 +58,7 @@ class Ear:
     async def until(self, condition: Callable[[], bool], *, timeout_s: float = 10) -> None:
         """Wait until a condition holds that only a report can make true."""
         async with asyncio.timeout(timeout_s):
-            while not condition():  # noqa: ASYNC110, what is waited for has no event of its own
+            while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 

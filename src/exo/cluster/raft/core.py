@@ -189,9 +189,9 @@ class Core:
     def voters_fault(self, voters: Voters) -> str | None:
         """Return why the voters cannot be changed to these now, or None when that may be proposed."""
         before = self.voters
-        if self.is_admitting and voters.voters == before.voters == (self.node_id,):
-            if set(voters.replicas) < set(before.replicas):
-                return None  # Its own disk decides; a replica that is gone must not keep it from opening its term.
+        decides_alone = self.is_admitting and voters.voters == before.voters == (self.node_id,)
+        if decides_alone and set(voters.replicas) < set(before.replicas):
+            return None  # Its own disk decides; a replica that is gone must not keep it from opening its term.
         if not self.is_admitting or not self.is_term_committed:
             return "this node does not lead, or its term is not committed yet"
         if self.log.voters.index > self.commit_index:
