@@ -6,6 +6,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+TURNS_MAX = 100_000
+"""Of the loop without the clock moving; the busiest story here takes a few hundred."""
 
 
 class _Selector(selectors.SelectSelector):
@@ -14,9 +16,16 @@ class _Selector(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> list[Any]:
         ready = super().select(0)
+        self._turns = self._turns + 1 if timeout == 0 else 0
+        if self._turns > TURNS_MAX:
+            self._turns = 0
+            raise AssertionError(
+                f"{TURNS_MAX} turns of the loop at {self.now_s:.3f} s: something goes in circles"
+            )
         if not ready:
             if timeout is None:
                 raise RuntimeError("nothing will ever happen again: every task waits for another")
