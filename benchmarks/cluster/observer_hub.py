@@ -20,15 +20,16 @@ from benchmarks.cluster import large
 from benchmarks.cluster.assembly import make_transport
 from exo.cluster.board import Board
 from exo.cluster.errors import ConnectionLostError
+from exo.cluster.hosting import CROWD_PAUSE_S
 from exo.cluster.lane import Lane
 from exo.cluster.transport.base import Connection, Listener
 from exo.cluster.wire import Publish, decode_from_dialer, encode_entries
+from exo.shared.garbage import settle_garbage_collector
 from exo.shared.types.events import DeviceLost, LogEntry
 from exo.shared.types.ids import DeviceId, EventId
 from exo.shared.types.nodes import HostPort
 
 EVENTS_PER_S = 200
-FLUSH_S = 0.02
 
 
 class Hub:
@@ -61,7 +62,7 @@ class Hub:
             self.connections.remove(connection)
 
     async def send(self, seconds: float) -> None:
-        """Send what is due every 20 ms to all; the cause of a decision says when it was made."""
+        """Send what is due to all, as often as a master would; the cause of a decision says when it was made."""
         started_s = time.monotonic()
         made = 0
         while (now_s := time.monotonic()) - started_s < seconds:
@@ -74,7 +75,8 @@ class Hub:
                 for connection in tuple(self.connections):
                     with suppress(ConnectionLostError):  # Then it is no more one of them.
                         await connection.send(data)
-            await anyio.sleep(max(0.0, now_s + FLUSH_S - time.monotonic()))
+            pause_s = CROWD_PAUSE_S * len(self.connections)
+            await anyio.sleep(max(0.0, now_s + pause_s - time.monotonic()))
 
     def _entry(self, made_s: float) -> LogEntry:
         self._index += 1
@@ -117,6 +119,7 @@ async def main(home: Path) -> None:
 if __name__ == "__main__":
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    settle_garbage_collector()  # As a node does.
     try:
         import uvloop
     except ImportError:

@@ -1,6 +1,6 @@
 """One node with 1,000 observers: 200 decisions a second to each, and telemetry from each every 2 s.
 
-Two processes, one for each side, over the real transport and messages. Decisions go out together every 20 ms, each
+Two processes, one for each side, over the real transport and messages. Decisions go out together every 25 ms, each
 message encoded once; telemetry is folded and made into ticks. It is not passed on to all 1,000: that would be 1,000
 times what 1,000 nodes publish.
 """

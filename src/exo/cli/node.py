@@ -13,6 +13,7 @@ from exo.cli.nvidia import cuda_advice, wants_cuda
 from exo.logs import configure_logs
 from exo.settings import CLUSTER_PORT, Settings, default_home
 from exo.shared.errors import ConfigurationError
+from exo.shared.garbage import settle_garbage_collector
 from exo.shared.types.nodes import HostPort
 
 
@@ -77,6 +78,7 @@ def start(
         logger.warning("EXO_USE_CUDA is set, but {}", advice)
     from exo.node import run_node
 
+    settle_garbage_collector()
     anyio.run(run_node, settings, backend_options={"use_uvloop": sys.platform != "win32"})
 
 
