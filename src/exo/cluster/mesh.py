@@ -33,11 +33,15 @@ class Mesh:
         *,
         clock: Callable[[], float],
         report: Callable[[Sighting], None],
+        noticed_at: Callable[[NodeId], HostPort | None],
     ) -> None:
         self._kernel = kernel
         self._transport = transport
         self._clock = clock
         self._report = report
+        self._noticed_at = noticed_at
+        self._tried: dict[NodeId, HostPort] = {}
+        """The address that was dialled last."""
         self._missing_since_s: dict[NodeId, float] = {}
         self._dialling: set[NodeId] = set()
         self._pauses_s: dict[NodeId, tuple[float, float]] = {}
@@ -68,7 +72,17 @@ class Mesh:
                 continue
             if is_polite or now_s - since_s >= COURTESY_S:
                 self._dialling.add(node_id)
-                tasks.start_soon(self._dial, node_id, wanted[node_id])
+                tasks.start_soon(self._dial, node_id, self._next_address(node_id, wanted[node_id]))
+
+    def _next_address(self, node_id: NodeId, logged: HostPort) -> HostPort:
+        """Return where to try next: the log's address, and the one at which the node was noticed, in turn.
+
+        Where all nodes come back with other addresses, the log cannot learn of them before there is a master.
+        """
+        noticed = self._noticed_at(node_id) or logged
+        address = logged if self._tried.get(node_id, logged) == noticed else noticed
+        self._tried[node_id] = address
+        return address
 
     async def _dial(self, node_id: NodeId, address: HostPort) -> None:
         options = self._kernel.options
@@ -103,7 +117,6 @@ class Mesh:
             return "it is another node than was expected"
         if answer.facts.cluster_id != self._kernel.cluster_id or own.cluster_id != self._kernel.cluster_id:
             return "it belongs to another cluster"
-        self._pauses_s.pop(node_id, None)
         self._pauses_s[node_id] = (0.0, 0.0)
         return await self.carry(connection, answer.facts)
 

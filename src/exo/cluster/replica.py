@@ -131,7 +131,13 @@ class EmbeddedCoordinator(Coordinator):
         self._writer = Writer(self._kernel, store, run_blocking)
         self._links = Links(self._kernel, clock)
         self._scout = Scout(self._kernel, transport, clock)
-        self._mesh = Mesh(self._kernel, transport, clock=clock, report=self._scout.report)
+        self._mesh = Mesh(
+            self._kernel,
+            transport,
+            clock=clock,
+            report=self._scout.report,
+            noticed_at=self._scout.noticed_at,
+        )
         self._commanding = Commanding(
             self._kernel, clock, settle_s=options.settle_s if self._discoveries else 0.0
         )

@@ -206,6 +206,11 @@ class Scout:
         judgement = judge(own, facts, is_waiting=self._is_waiting(facts))
         return {"status": judgement.status, "detail": judgement.detail}
 
+    def noticed_at(self, node_id: NodeId) -> HostPort | None:
+        """Return the address that a node gave when it was noticed last."""
+        noticed = self._noticed.get(node_id)
+        return None if noticed is None or noticed.facts is None else noticed.facts.cluster_address
+
     def pick(self) -> HostPort | None:
         """Return the address to join next, or None when there is none now."""
         now = self._clock()
