@@ -220,18 +220,21 @@ def test_an_answer_appears_piece_by_piece(node: ScriptedNode, open_page, screens
 
 
 def test_an_answer_can_be_stopped(node: ScriptedNode, open_page) -> None:
-    node.chat_tokens = [f" {number}" for number in range(1, 30)]
+    node.chat_tokens = [f" {number}" for number in range(1, 10_000)]
     page = open_page(node.url)
-    page.get_by_label("Message").fill("Count to 29.")
+    page.get_by_label("Message").fill("Count to 9999.")
     page.get_by_role("button", name="Send").click()
     node.chat_gate.release(2)
     answer = page.get_by_role("log").locator(".answer")
     expect(answer.locator(".text")).to_contain_text("1 2")
     page.get_by_role("button", name="Stop").click()
     expect(answer).to_contain_text("stopped")
-    # The node notices when it writes on.
-    node.chat_gate.release(30)
-    wait_until(node.chat_client_left.is_set, "the end of the request")
+
+    def writes_on() -> bool:
+        node.chat_gate.release()
+        return node.chat_client_left.is_set()
+
+    wait_until(writes_on, "the end of the request")
     expect(answer.locator(".text")).to_have_text("1 2")
 
 
