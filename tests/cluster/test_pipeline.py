@@ -1,7 +1,6 @@
 """Three real nodes become one cluster and serve one model together."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,33 +9,11 @@ import psutil
 import pytest
 from benchmarks.nodes import NodeProcess
 
+from support.nodes import MODEL, answer, eventually, is_one_cluster, place
+
 pytestmark = pytest.mark.slow
 
-MODEL = "exo-tiny"
 PROMPTS = ("What is 12 + 30?", "Count to 12.", "Who are you?", "What is 99 + 98?")
-
-
-def eventually(wanted: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
-    """Return what `wanted` gives as soon as it is true."""
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        found = wanted()
-        if found:
-            return found
-        time.sleep(0.02)
-    pytest.fail(f"not within {timeout_s} s: {what}")
-
-
-def is_one_cluster(nodes: list[NodeProcess]) -> bool:
-    states = [node.get("/state") for node in nodes]
-    return (
-        len({state["cluster_id"] for state in states}) == 1
-        and len({state["index"] for state in states}) == 1
-        and all(
-            len([one for one in state["topology"]["nodes"] if one["is_connected"]]) == len(nodes)
-            for state in states
-        )
-    )
 
 
 def decided(state: dict[str, Any]) -> dict[str, Any]:
@@ -56,20 +33,6 @@ def decided(state: dict[str, Any]) -> dict[str, Any]:
         "nodes": nodes,
         "instances": instances,
     }
-
-
-def answer(node: NodeProcess, text: str) -> str:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0}
-    status, reply = node.call("POST", "/v1/chat/completions", body, timeout_s=120)
-    assert status == 200, reply
-    return reply["choices"][0]["message"]["content"]
-
-
-def place(node: NodeProcess, **request: Any) -> dict[str, Any]:
-    status, instance = node.call("POST", "/instance", {"model_id": MODEL, **request})
-    assert status == 201, instance
-    node.get(f"/instance/{instance['instance_id']}/wait?timeout_s=90", timeout_s=100)
-    return node.get(f"/instance/{instance['instance_id']}")
 
 
 @pytest.fixture(scope="module")
