@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from exo.cluster.outbox import Outbox
+from exo.cluster.raft import election, following, proposing, quorum, replication, requests
 from exo.cluster.raft import leader as leader_module
-from exo.cluster.raft import quorum
 from exo.cluster.raft.admission import Admission
 from exo.cluster.raft.core import Core
 from exo.cluster.raft.leader import Leader
@@ -104,48 +104,48 @@ def a_number_of_an_earlier_boot_is_taken_for_the_own(monkeypatch: pytest.MonkeyP
 
 @bug(schedules())
 def vote_without_log_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = " and self.log.is_behind(message.last_index, message.last_term)"
-    plant(monkeypatch, Core, "_vote_requested", check, "")
+    check = " and core.log.is_behind(message.last_index, message.last_term)"
+    plant(monkeypatch, election, "vote_requested", check, "")
 
 
 @bug(schedules())
 def vote_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, Core, "_vote_requested", "or self._hard.voted_for == source", "or True")
+    plant(monkeypatch, election, "vote_requested", "or core.hard_state.voted_for == source", "or True")
 
 
 @bug(elections.test_a_vote_is_given_once_in_a_term)
 def vote_twice_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, Core, "_vote_requested", "or self._hard.voted_for == source", "or True")
+    plant(monkeypatch, election, "vote_requested", "or core.hard_state.voted_for == source", "or True")
 
 
 @bug(schedules())
 def vote_not_persisted(monkeypatch: pytest.MonkeyPatch) -> None:
-    vote = (
-        "self._hard = HardState(term=self.term, voted_for=source)\n            self._is_hard_state_new = True"
+    vote = "core.remember(HardState(term=core.term, voted_for=source))"
+    plant(
+        monkeypatch, election, "vote_requested", vote, vote.replace("core.remember(", "core.hard_state = (")
     )
-    plant(monkeypatch, Core, "_vote_requested", vote, vote.replace("= True", "= self._is_hard_state_new"))
 
 
 @bug(elections.test_a_vote_is_said_only_once_it_is_on_disk)
 def vote_told_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = "self._send_when_durable(source, self._vote_answer(message, is_granted=True))"
-    plant(monkeypatch, Core, "_vote_requested", answer, answer.replace("_when_durable", ""))
+    answer = "core.output.send_when_durable(source, _answer(core, message, is_granted=True))"
+    plant(monkeypatch, election, "vote_requested", answer, answer.replace("_when_durable", ""))
 
 
 @bug(schedules())
 def own_vote_counted_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(
         monkeypatch,
-        Core,
-        "_stand",
-        "self._then.append(_SelfVote(self.term))",
-        "self._count_vote(self.node_id, is_granted=True)",
+        election,
+        "stand",
+        "core.output.vote_when_durable(SelfVote(core.term))",
+        "count_vote(core, core.node_id, is_granted=True)",
     )
 
 
 @bug(schedules())
 def who_lost_its_log_votes(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, Core, "_vote_requested", "is_granted = self.may_vote and", "is_granted =")
+    plant(monkeypatch, election, "vote_requested", "is_granted = core.may_vote and", "is_granted =")
 
 
 # --- what counts -----------------------------------------------------------------------------------------------------
@@ -165,18 +165,18 @@ def commit_on_a_minority(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug(schedules())
 def acknowledge_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = "self._send_when_durable(source, self._answer(last_index, is_accepted=True))"
-    plant(monkeypatch, Core, "_append_received", answer, answer.replace("_when_durable", ""))
+    answer = "core.output.send_when_durable(source, _answer(core, last_index, is_accepted=True))"
+    plant(monkeypatch, following, "_append_received", answer, answer.replace("_when_durable", ""))
 
 
 @bug(schedules())
 def count_the_own_copy_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(
         monkeypatch,
-        Core,
-        "_advance_commit",
-        "leading.committed_index(self.durable_index)",
-        "leading.committed_index(self.log.last_index)",
+        replication,
+        "advance_commit",
+        "leading.committed_index(core.durable_index)",
+        "leading.committed_index(core.log.last_index)",
     )
 
 
@@ -206,9 +206,9 @@ def conflicting_entries_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def a_snapshot_restored_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(
         monkeypatch,
-        Core,
+        following,
         "_snapshot_received",
-        "if snapshot.index > self.commit_index:\n        if self.log.term_at(snapshot.index) == snapshot.term:",
+        "if snapshot.index > core.commit_index:\n        if core.log.term_at(snapshot.index) == snapshot.term:",
         "if True:\n        if False:",
     )
 
@@ -222,8 +222,8 @@ def no_prevote(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch,
         Core,
         "_tick",
-        "self._stand(is_trial=not self._is_only_voter)",
-        "self._stand(is_trial=False)",
+        "election.stand(self, is_trial=not self.is_only_voter)",
+        "election.stand(self, is_trial=False)",
     )
 
 
@@ -234,7 +234,7 @@ def no_checkquorum(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug(elections.test_who_does_not_hear_the_leader_cannot_depose_it)
 def no_stickiness(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, Core, "_vote_requested", "if is_sticky and not message.is_hand_over:", "if False:")
+    plant(monkeypatch, election, "vote_requested", "if is_sticky and not message.is_hand_over:", "if False:")
 
 
 @bug(reads_and_force.test_a_leader_that_was_cut_off_does_not_answer_with_what_is_old)
@@ -289,7 +289,7 @@ def an_in_sync_set_that_shrinks_before_the_sync(monkeypatch: pytest.MonkeyPatch)
 @bug(schedules())
 def a_membership_change_that_only_the_leader_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Followers put it in their logs and go on with the voters they knew."""
-    plant(monkeypatch, Core, "_append_received", "self.log.append(fresh)", "self.log._entries.extend(fresh)")
+    plant(monkeypatch, following, "_append_received", "log.append(fresh)\n", "log._entries.extend(fresh)\n")
 
 
 @bug(schedules())
@@ -297,18 +297,18 @@ def a_membership_change_that_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> N
     """The leader changes who has to agree in memory, and what reaches the logs is some fact instead."""
     plant(
         monkeypatch,
-        Core,
+        proposing,
         "_append_own",
-        "self._appended.extend(entries)",
+        "core.output.append(entries)",
         "from exo.shared.types.events import NodeDisconnected\n"
         "    entries = [\n"
         "        entry if not isinstance(entry.event, VotersChanged)\n"
         "        else __import__('msgspec').structs.replace(\n"
-        "            entry, event=NodeDisconnected(node_id=self.node_id, reason='changed'))\n"
+        "            entry, event=NodeDisconnected(node_id=core.node_id, reason='changed'))\n"
         "        for entry in entries\n"
         "    ]\n"
-        "    self.log._entries[len(self.log._entries) - len(entries):] = entries\n"
-        "    self._appended.extend(entries)",
+        "    core.log._entries[len(core.log._entries) - len(entries):] = entries\n"
+        "    core.output.append(entries)",
     )
 
 
@@ -316,22 +316,23 @@ def a_membership_change_that_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> N
 def voters_change_before_the_term_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(
         monkeypatch,
-        Core,
+        proposing,
         "voters_fault",
-        "if not self.is_admitting or not self.is_term_committed:",
-        "if not self.is_admitting:",
+        "if not core.is_admitting or not core.is_term_committed:",
+        "if not core.is_admitting:",
     )
 
 
 @bug(membership.test_a_second_change_waits_for_the_first)
 def two_changes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, Core, "voters_fault", "if self.log.voters.index > self.commit_index:", "if False:")
+    plant(
+        monkeypatch, proposing, "voters_fault", "if core.log.voters.index > core.commit_index:", "if False:"
+    )
 
 
 @bug(schedules())
 def two_voters_change_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule asks for three new voters at once, and nobody stops it."""
-    from exo.cluster.raft import core as core_module
     from exo_sim.policy import PlainPolicy
 
     plant(
@@ -340,7 +341,7 @@ def two_voters_change_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
         "change_fault",
         "if len(set(before.voters) ^ set(after.voters)) > 1:",
         "if False:",
-        everywhere=(core_module,),
+        everywhere=(proposing,),
     )
     plant(
         monkeypatch,
@@ -353,17 +354,23 @@ def two_voters_change_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug(membership.test_a_voter_that_restarts_without_its_replica_goes_on_alone)
 def a_sole_voter_that_cannot_let_its_replica_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, Core, "voters_fault", "if set(voters.replicas) < set(before.replicas):", "if False:")
+    plant(
+        monkeypatch,
+        proposing,
+        "voters_fault",
+        "if decides_alone and set(voters.replicas) < set(before.replicas):",
+        "if False:",
+    )
 
 
 @bug(reads_and_force.test_nobody_hears_of_a_new_incarnation_before_it_is_on_disk)
 def an_incarnation_that_is_told_before_it_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(
         monkeypatch,
-        Core,
-        "_force_history",
-        "self._then.append(_SelfVote(self.term, entry.index))",
-        "self._begin_leading(entry.index)",
+        requests,
+        "force_history",
+        "core.output.vote_when_durable(SelfVote(core.term, entry.index))",
+        "from exo.cluster.raft import election\n    election.begin_leading(core, entry.index)",
     )
 
 
@@ -385,7 +392,7 @@ def a_disk_that_loses_what_it_synced(monkeypatch: pytest.MonkeyPatch) -> None:
 @bug(schedules())
 def nobody_stands_for_election(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run in which nobody recovers has to be noticed as well: nobody stands for election any more."""
-    plant(monkeypatch, Core, "_tick", "self._silent_ticks >= self._timeout_ticks)", "False)")
+    plant(monkeypatch, Core, "_tick", "self.silent_ticks >= self.timeout_ticks)", "False)")
 
 
 @pytest.mark.parametrize("name", BUGS)

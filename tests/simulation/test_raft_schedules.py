@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from exo.cluster.raft.core import Core
+from exo.cluster.raft import following
 from exo_sim.__main__ import main
 from exo_sim.report import Report
 from exo_sim.schedule import MODES, Outcome, run_schedule, total
@@ -124,8 +124,8 @@ def test_several_processes_report_the_same(tmp_path: Path) -> None:
 def test_a_broken_promise_is_reported_with_its_seed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = "self._send_when_durable(source, self._answer(last_index, is_accepted=True))"
-    plant(monkeypatch, Core, "_append_received", answer, answer.replace("_when_durable", ""))
+    answer = "core.output.send_when_durable(source, _answer(core, last_index, is_accepted=True))"
+    plant(monkeypatch, following, "_append_received", answer, answer.replace("_when_durable", ""))
     assert main(["--schedules", "1"]) == 1
     said = capsys.readouterr().out
     assert "BROKEN" in said
