@@ -60,6 +60,7 @@ def test_what_is_placed_goes_on_while_etcd_is_away(two: list[NodeProcess], etcd:
     wanted = answer(two[0], "Count to 5.")
     etcd.kill()
     assert answer(two[0], "Count to 5.") == wanted
+    eventually(lambda: master_of(two[1]) is None, "nobody claims to decide")
     status, problem = two[1].call("POST", "/instance", {"model_id": "exo-tiny"})
     assert status == 503, problem
     etcd.start()
