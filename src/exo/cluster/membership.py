@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from exo.cluster.raft.quorum import has_majority
 from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import Node
 from exo.shared.types.voters import Voters
@@ -56,7 +57,7 @@ def choose_voters(leader: NodeId, nodes: Mapping[NodeId, Node], voters: Voters, 
 
     Voters stay as long as they can; newcomers are taken in the order in which they joined, other hosts first. A voter
     that is merely lost stays until somebody else can take its place. One that was stopped, removed or has lost its
-    log goes at once.
+    log goes at once, unless those who are left could not agree on that: then it waits until somebody is back.
 
     Args:
         leader: This node.
@@ -73,7 +74,11 @@ def choose_voters(leader: NodeId, nodes: Mapping[NodeId, Node], voters: Voters, 
         or (nodes[node_id].left_reason == STOPPED and node_id not in presence.present)
     }
     kept = [node_id for node_id in voters.voters if node_id not in unfit]
-    here = [node_id for node_id in kept if node_id not in presence.missed]
+    # Of more than are needed, those who are there stay.
+    here = sorted(
+        (node_id for node_id in kept if node_id not in presence.missed),
+        key=lambda node_id: node_id not in presence.present,
+    )
     fresh = [
         node_id
         for node_id in nodes
@@ -112,26 +117,27 @@ def _towards(
     leader: NodeId, voters: Voters, wanted: set[NodeId], presence: Presence, unfit: Collection[NodeId]
 ) -> Choice:
     """Take the next single step to three or five voters."""
-    missing = sorted(wanted - set(voters.voters))
-    surplus = sorted(set(voters.voters) - wanted)
+    missing = sorted(wanted - set(voters.voters), key=lambda n: (n not in voters.replicas, n))
+    surplus = set(voters.voters) - wanted
     learners = frozenset(missing)
-    are_level = presence.level.issuperset(missing)
+    ready = [node_id for node_id in missing if node_id in presence.level]
+    are_level = len(ready) == len(missing)
     if len(voters.voters) == 1 and not are_level:
         # Two voters are worse than one: the step from one to three is taken without a pause in between.
         return Choice(learners=learners)
     if len(voters.voters) == 1 and missing and not set(missing).intersection(voters.replicas):
         return _in_sync(voters, missing[0], learners)
-    for node_id in surplus:
-        if node_id != leader and (node_id in unfit or are_level):
-            return Choice(
-                learners=learners, voters=_without(voters, node_id), reason=f"{node_id} is no voter any more"
-            )
-    for node_id in sorted(missing, key=lambda node_id: node_id not in voters.replicas):
-        if node_id in presence.level:
-            return Choice(
-                learners=learners, voters=_with(voters, node_id), reason=f"{node_id} is a voter now"
-            )
-    if leader in surplus:
+    dispensable = [n for n in surplus if n != leader and (n in unfit or are_level)]
+    leaver = _first_to_go(leader, voters, dispensable, presence, unfit)
+    if leaver is not None:
+        return Choice(
+            learners=learners, voters=_without(voters, leaver), reason=f"{leaver} is no voter any more"
+        )
+    # An even number of voters bears no more losses than one less: it is passed through only, without a pause.
+    is_between = len(voters.voters) % 2 == 0 or bool(dispensable) or leader in surplus
+    if ready and (is_between or len(ready) > 1):
+        return Choice(learners=learners, voters=_with(voters, ready[0]), reason=f"{ready[0]} is a voter now")
+    if leader in surplus and _can_be_spared(leader, voters, presence, is_unfit=leader in unfit):
         return Choice(
             learners=learners, voters=_without(voters, leader), reason=f"{leader} hands its vote on"
         )
@@ -146,6 +152,38 @@ def _in_sync(voters: Voters, node_id: NodeId, learners: frozenset[NodeId]) -> Ch
     """
     after = Voters(voters=voters.voters, replicas=(node_id,))
     return Choice(learners=learners, voters=after, reason=f"{node_id} is in sync")
+
+
+def _first_to_go(
+    leader: NodeId,
+    voters: Voters,
+    surplus: Collection[NodeId],
+    presence: Presence,
+    unfit: Collection[NodeId],
+) -> NodeId | None:
+    """Return whose vote ends next, or None where nobody's can be spared now.
+
+    Those that are of no use first: with one of two voters gone or voteless, no further change could be agreed on. The
+    leader last: it has to see the change through.
+    """
+    order = sorted(
+        surplus,
+        key=lambda n: (n == leader, n not in unfit, n in presence.present, n not in presence.voteless, n),
+    )
+    return next((n for n in order if _can_be_spared(n, voters, presence, is_unfit=n in unfit)), None)
+
+
+def _can_be_spared(node_id: NodeId, voters: Voters, presence: Presence, *, is_unfit: bool) -> bool:
+    """Say whether the others can agree without a voter, and elect one of them when the leader dies.
+
+    A change counts at once: those who are left have to agree to it. Who lost its log can do so when it has it again,
+    but votes for nobody. Where an election could not be won before either, only those go who will not be back.
+    """
+    left = _without(voters, node_id)
+    voting = presence.present - presence.voteless
+    agreeing = voting | (presence.present & presence.level)
+    is_won = has_majority(left, voting) or (is_unfit and not has_majority(voters, voting))
+    return is_won and has_majority(left, agreeing)
 
 
 def _with(voters: Voters, node_id: NodeId) -> Voters:
@@ -171,11 +209,11 @@ def _designate(
     heir = leader if leader in heirs else next((n for n in heirs if n in presence.level), heirs[0])
     if len(voters.voters) > 1:
         surplus = [node_id for node_id in voters.voters if node_id != heir]
-        # Those that are of no use first: with one of two voters gone or voteless, no further change could be agreed
-        # on. This node last: it has to see the change through.
-        surplus.sort(key=lambda n: (n == leader, n not in unfit, n in presence.present, n))
+        leaver = _first_to_go(leader, voters, surplus, presence, unfit)
         if heir in voters.voters:
-            return Choice(voters=_without(voters, surplus[0]), reason=f"{surplus[0]} is no voter any more")
+            if leaver is None:
+                return Choice()
+            return Choice(voters=_without(voters, leaver), reason=f"{leaver} is no voter any more")
     if heir not in voters.voters:
         if heir not in presence.level:
             return Choice(learners=frozenset((heir,)))
