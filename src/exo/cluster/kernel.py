@@ -104,6 +104,8 @@ class Kernel:
         self.lane = Lane(self.board, identity.node_id, identity.boot_id)
         self.proposals = Proposals(wall_clock=wall_clock, new_id=new_id)
         self.log_work = Signal()
+        self.prospects = Signal()
+        """Fired when there may be somebody else to follow: one was noticed, or was elected."""
         self.links: dict[NodeId, PeerLink] = {}
         self._guess: State | None = None
         """As if all of the log on disk were committed; until a master says what is."""
@@ -562,6 +564,7 @@ class Kernel:
                 self.proposals.pause()
             if change.leader is not None and change.leader != self.uplink.master_node_id:
                 self.uplink.leave("another node leads now")
+        self.prospects.fire()
         self.board.announce()
 
     def _lead(self) -> None:

@@ -10,7 +10,6 @@ from exo.cluster.errors import ConnectionLostError, DialError, HandshakeError
 from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts, PeerSeen, PeerStatus, Sighting, is_senior
 from exo.cluster.kernel import Kernel
 from exo.cluster.raft.quorum import has_majority
-from exo.cluster.signal import Signal
 from exo.cluster.transport.base import Transport
 from exo.cluster.wire import Hello, NotNow, decode_from_listener, encode
 from exo.shared.types.ids import NodeId
@@ -106,7 +105,7 @@ class Scout:
         self._to_look_at: dict[HostPort, str] = {}
         self._own_addresses: set[HostPort] = {kernel.identity.cluster_address}
         self._warned: set[str] = set()
-        self.changed = Signal()
+        self.changed = kernel.prospects
         self.orphan_since_s: float | None = None
         self.silent_master: NodeId | None = None
         """The last one, if it fell silent: others may know more by now, and dialling it takes long."""
