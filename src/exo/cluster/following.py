@@ -172,6 +172,7 @@ class Following:
                     self._kernel.uplink.answer_received(message)
                 case KeepAuthority():
                     self._kernel.keep_authority(message)
+                    self._kernel.board.announce()
                 case SnapshotPart():
                     snapshot = self._add_part(message)
                     if snapshot is not None:

@@ -213,10 +213,12 @@ class Hosting:
         return [*self._authority_for(session), *session.take_answers(), *ticks]
 
     def _authority_for(self, session: Session) -> Sequence[bytes]:
-        """Whoever may lead next has to be able to sign certificates then."""
+        """Whoever may lead next has to be able to sign certificates then. The key of an earlier cluster stays here."""
         kernel = self._kernel
         is_heir = session.node_id in kernel.core.voters.members
         if session.has_authority or not is_heir or kernel.authority is None:
+            return ()
+        if kernel.authority.certificate_pem != kernel.state.access.authority_pem:
             return ()
         session.has_authority = True
         return (encode(kernel.authority),)

@@ -22,24 +22,17 @@ from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.transport.addresses import is_loopback
 from exo.cluster.transport.base import Listener
 from exo.cluster.transport.tcp import TcpTransport
-from exo.cluster.trust.authority import (
-    Authority,
-    create_authority,
-    issue_certificate,
-    request_fingerprint,
-)
-from exo.cluster.trust.certificates import read_node_certificate, renewal_due, to_der
+from exo.cluster.trust.authority import Authority, request_fingerprint
+from exo.cluster.trust.certificates import renewal_due
 from exo.cluster.trust.enrolment_client import EnrolProgress, enrol
 from exo.cluster.trust.errors import EnrolmentError
 from exo.cluster.trust.identity import TlsIdentity
 from exo.cluster.trust.key_store import KeyStore
 from exo.cluster.trust.messages import EnrolRequest
 from exo.cluster.trust.token import parse_token
-from exo.cluster.wire import KeepAuthority
 from exo.dataplane.client import GenerationClient
 from exo.dataplane.identity import DataIdentity
-from exo.master.authority import Issued
-from exo.master.errors import AuthorityUnavailableError
+from exo.node_trust.authority import Heirloom
 from exo.shared.errors import ConfigurationError, ExoError
 from exo.shared.types.commands import Enrolled, EnrolNode, Refusal
 from exo.shared.types.events import NodeJoined
@@ -51,54 +44,6 @@ EVERYWHERE = ("0.0.0.0", "::")
 RETRY_S = 5.0
 RENEWAL_CHECK_S = 3600.0
 COMMAND_TIMEOUT_S = 15.0
-
-
-class NodeAuthority:
-    """The master's side: signs with the key that lies in this node's key store.
-
-    Args:
-        store: This node's keys.
-        coordinator: Says which cluster this is.
-        share: Called when this node has the key, so that whoever may lead next gets it too.
-    """
-
-    def __init__(self, store: KeyStore, coordinator: Coordinator, share: Callable[[Authority], None]) -> None:
-        self._store = store
-        self._coordinator = coordinator
-        self._share = share
-
-    async def create(self) -> str:
-        """See master.authority.Authority."""
-        return await anyio.to_thread.run_sync(self._create)
-
-    def _create(self) -> str:
-        found = self._store.load_authority()
-        if found is None:
-            cluster_id = self._coordinator.state.cluster_id
-            if cluster_id is None:
-                raise AuthorityUnavailableError("this node is in no cluster yet; try again")
-            found = create_authority(cluster_id, now=datetime.now(UTC))
-            self._store.save_authority(found)
-        self._share(found)
-        return found.certificate_pem
-
-    async def issue(self, request_der: bytes, node_id: NodeId) -> Issued:
-        """See master.authority.Authority."""
-        return await anyio.to_thread.run_sync(self._issue, request_der, node_id)
-
-    def _issue(self, request_der: bytes, node_id: NodeId) -> Issued:
-        authority = self._store.load_authority()
-        if authority is None or authority.certificate_pem != self._coordinator.state.access.authority_pem:
-            raise AuthorityUnavailableError(
-                "the node that leads does not have the key of the cluster's authority yet; try again in a moment"
-            )
-        certificate_pem = issue_certificate(authority, request_der, node_id, now=datetime.now(UTC))
-        certificate = read_node_certificate(to_der(certificate_pem))
-        return Issued(
-            certificate_pem=certificate_pem,
-            serial=certificate.serial,
-            not_after_s=certificate.valid_until.timestamp(),
-        )
 
 
 class NodeTrust:
@@ -129,6 +74,7 @@ class NodeTrust:
         self._client: GenerationClient | None = None
         self._worker: Worker | None = None
         self._join_wanted = asyncio.Event()
+        self._heirloom: Heirloom | None = None
         self.store = KeyStore(home)
         self.identity: TlsIdentity | None = None
         self.introduced = IntroducedPeers()
@@ -198,27 +144,8 @@ class NodeTrust:
         """
         if not isinstance(coordinator, EmbeddedCoordinator):
             return lambda authority: None
-
-        def keep(message: KeepAuthority) -> None:
-            if message.certificate_pem != coordinator.state.access.authority_pem:
-                return
-            authority = Authority(certificate_pem=message.certificate_pem, key_pem=message.key_pem)
-            try:
-                self.store.save_authority(authority)
-            except ExoError as error:
-                logger.warning("cannot keep the authority's key: {}", error.message)
-                return
-            share(authority)
-
-        def share(authority: Authority) -> None:
-            message = KeepAuthority(certificate_pem=authority.certificate_pem, key_pem=authority.key_pem)
-            coordinator.share_authority(message, keep)
-
-        coordinator.share_authority(None, keep)
-        found = self.store.load_authority()
-        if found is not None:
-            share(found)
-        return share
+        self._heirloom = Heirloom(self.store, coordinator)
+        return self._heirloom.share
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -228,6 +155,8 @@ class NodeTrust:
             tasks.start_soon(self._follow, coordinator, listener)
             tasks.start_soon(self._renew, coordinator)
             tasks.start_soon(self._join, coordinator, namespace, name)
+            if self._heirloom is not None:
+                tasks.start_soon(self._heirloom.run)
 
     async def _follow(self, coordinator: Coordinator, listener: Listener) -> None:
         seen = None
