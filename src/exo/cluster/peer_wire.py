@@ -3,6 +3,7 @@
 import msgspec
 
 from exo.cluster.raft.messages import PeerMessage
+from exo.cluster.wire import decode_message
 
 PART_BYTES = 256 * 1024
 """A long message (a snapshot) leaves room for others between its pieces."""
@@ -45,4 +46,4 @@ class PeerMessageReader:
             return None
         whole = b"".join(self._parts)
         self._parts, self._size_bytes = [], 0
-        return _decoder.decode(whole)
+        return decode_message(_decoder, whole)

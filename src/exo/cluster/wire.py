@@ -4,7 +4,7 @@ The dialing node says `Hello`; the other answers `Welcome` (it leads, and the di
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from exo.shared.types.commands import Command, Reply
 from exo.shared.types.events import Decision, LogEntry, TelemetryFrame
 from exo.shared.types.ids import EventId, NodeId
 from exo.shared.types.state import NodeTelemetry, State
+
+T = TypeVar("T")
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=True):
@@ -232,14 +234,26 @@ def encode_entries(term: int, entries: Sequence[LogEntry]) -> list[bytes]:
     return messages
 
 
+def decode_message(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    """Decode what a peer sent; text that is no UTF-8 and nesting without end are its mistakes like all others.
+
+    Raises:
+        msgspec.DecodeError: It is no message that this release knows.
+    """
+    try:
+        return decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
+
+
 def decode_from_dialer(data: bytes) -> FromDialer:
     """Raises msgspec.DecodeError: it is no message that this release knows."""
-    return _from_dialer.decode(data)
+    return decode_message(_from_dialer, data)
 
 
 def decode_from_listener(data: bytes) -> FromListener:
     """Raises msgspec.DecodeError: it is no message that this release knows."""
-    return _from_listener.decode(data)
+    return decode_message(_from_listener, data)
 
 
 SNAPSHOT_PART_BYTES = 256 * 1024
@@ -266,4 +280,4 @@ def encode_snapshot(state: State) -> list[bytes]:
 
 def decode_snapshot(data: bytes) -> State:
     """Raises msgspec.DecodeError: it is no state that this release knows."""
-    return _state.decode(data)
+    return decode_message(_state, data)

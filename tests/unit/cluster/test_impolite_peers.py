@@ -11,6 +11,7 @@ from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.transport.base import Connection, Listener
 from exo.cluster.wire import (
+    Agreed,
     Call,
     Entries,
     FromDialer,
@@ -41,6 +42,10 @@ from support.faulty_story import instance
 from support.simulated_cluster import tagged
 
 FUTURE = msgspec.msgpack.encode({"t": "MessageOfTheFuture", "x": 1})
+NO_TEXT = msgspec.msgpack.encode({"t": "????"}).replace(b"????", b"\xff\xfe\xff\xfe")
+"""What kind of message it is, is no UTF-8."""
+DEEP = msgspec.msgpack.encode({"t": "Farewell", "x": []})[:-1] + b"\x91" * 10_000 + b"\x90"
+"""A list in a list in a list."""
 
 
 @pytest.fixture
@@ -111,6 +116,8 @@ async def still_works(node: EmbeddedCoordinator) -> None:
         (b"", "another release"),
         (b"\xc1garbage", "another release"),
         (FUTURE, "another release"),
+        (NO_TEXT, "another release"),
+        (DEEP, "another release"),
         (
             encode(Publish(frame=TelemetryFrame(node_id=NodeId("x"), boot_id="1", seq=0, events=()))),
             "say hello",
@@ -190,6 +197,8 @@ async def test_a_follower_that_breaks_the_rules_loses_its_connection(
     index = node.state.index
     for rude, reason in (
         (FUTURE, "another release"),
+        (NO_TEXT, "another release"),
+        (DEEP, "another release"),
         (encode(Hello(facts=facts(), intent="join")), "hello twice"),
         (encode(proposal(term=7, first_seq=1)), "term 7"),
         (encode(proposal(term=1, first_seq=5)), "1 was expected"),
@@ -292,9 +301,11 @@ async def attract(cluster: MemoryCluster, master: FakeMaster) -> EmbeddedCoordin
         Entries(term=1, entries=tuple(entries(6, 6))),
         Entries(term=2, entries=tuple(entries(4, 4))),
         FUTURE,
+        NO_TEXT,
+        DEEP,
         NotNow(code="busy", facts=facts()),
     ],
-    ids=["gap", "another term", "the future", "greets twice"],
+    ids=["gap", "another term", "the future", "no text", "too deep", "greets twice"],
 )
 async def test_a_follower_leaves_a_master_that_breaks_the_rules_and_tries_again(
     cluster: MemoryCluster, master: FakeMaster, rude: FromListener | bytes
@@ -313,6 +324,8 @@ async def test_a_follower_leaves_a_master_that_breaks_the_rules_and_tries_again(
     "start",
     [
         (FUTURE,),
+        (NO_TEXT,),
+        (DEEP,),
         (Entries(term=1, entries=()),),
         (Welcome(facts=facts(instance_count=1), is_snapshot_next=True, last_seq=0), LiveState(live={})),
         (
@@ -321,7 +334,15 @@ async def test_a_follower_leaves_a_master_that_breaks_the_rules_and_tries_again(
         ),
         (Welcome(facts=facts(instance_count=0, cluster_id="~"), is_snapshot_next=False, last_seq=0),),
     ],
-    ids=["the future", "no welcome", "no snapshot", "damaged snapshot", "junior after all"],
+    ids=[
+        "the future",
+        "no text",
+        "too deep",
+        "no welcome",
+        "no snapshot",
+        "damaged snapshot",
+        "junior after all",
+    ],
 )
 async def test_a_node_keeps_its_own_cluster_when_joining_goes_wrong(
     cluster: MemoryCluster, master: FakeMaster, start: tuple[FromListener | bytes, ...]
@@ -334,6 +355,20 @@ async def test_a_node_keeps_its_own_cluster_when_joining_goes_wrong(
     assert node.leadership.is_self
     await node.propose([tagged("b", "mine")], cause_id="c")
     assert cluster.stores["b"].log.last_index == node.state.index
+
+
+@pytest.mark.parametrize("rude", [b"", b"\x00\xc1", b"\x00" + FUTURE, b"\x00" + NO_TEXT, b"\x00" + DEEP])
+async def test_a_voter_that_talks_nonsense_loses_its_link(cluster: MemoryCluster, rude: bytes) -> None:
+    nodes = await cluster.start_cluster("a", "b")
+    other = next(node for node in nodes if not node.leadership.is_self)
+    their_facts = facts(other.node_id, cluster_id=nodes[0].state.cluster_id, master_node_id=None)
+    connection = await dial(cluster, nodes[0])
+    await say(connection, Hello(facts=their_facts, intent="agree"))
+    assert isinstance(await hear(connection), Agreed)
+    await say(connection, rude)
+    assert await ending(connection)
+    await cluster.until_one()
+    await nodes[0].propose([tagged("a", "still works")], cause_id="c")
 
 
 async def test_telemetry_of_another_term_or_of_strangers_is_ignored(
