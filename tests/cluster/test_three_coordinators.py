@@ -1,7 +1,6 @@
 """Three real processes over TCP and multicast on loopback: one cluster through kill -9, SIGSTOP and restarts."""
 
 import signal
-import socket
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from support.coordinator_processes import (
     wait_for_one,
     wait_for_work,
 )
+from support.discoveries import free_udp_port
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +31,7 @@ HOUR_S = 3600.0
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[list[CoordinatorProcess]]:
     """Three that vote. Their wall clocks are wrong: nothing may depend on them."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_udp_port()
     skews_s = {"one": 0.0, "two": -30 * HOUR_S, "three": 9 * HOUR_S}
     places = [
         Place(

@@ -129,6 +129,7 @@ class Obedient:
                     [tagged(self._coordinator.node_id, tag)], cause_id="work"
                 )
             except NoMasterError:
+                await anyio.sleep(PAUSE_S)  # One that ends refuses at once.
                 continue
             tell(committed=tag, index=index, at_s=time.monotonic())
             await anyio.sleep(PAUSE_S)
@@ -223,4 +224,5 @@ if __name__ == "__main__":
         cause = cause_of(failure)
         if not isinstance(cause, ExoError | OSError):
             raise
-        sys.exit(str(cause))
+        print(cause, file=sys.stderr)
+        sys.exit(cause.exit_code if isinstance(cause, ExoError) else 1)
