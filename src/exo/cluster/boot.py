@@ -60,13 +60,19 @@ def read_store(store: NodeStore, node_id: NodeId) -> Boot:
         point=SnapshotPoint(
             index=state.index,
             term=state.term,
-            voters=state.voters if state.voters.voters else _first_voters(hard_state, entries, node_id),
+            voters=_voters_at(snapshot, state) or _first_voters(hard_state, entries, node_id),
             last_seq=state.last_seq,
         ),
         entries=entries,
         state=state,
         guess=apply_entries(state, entries),
     )
+
+
+def _voters_at(snapshot: Snapshot | None, state: State) -> Voters | None:
+    # The state knows of none where none were ever logged; who made the snapshot knew who voted.
+    known = [state.voters] if snapshot is None else [state.voters, snapshot.voters]
+    return next((voters for voters in known if voters.voters), None)
 
 
 def _first_voters(hard_state: HardState, entries: Sequence[LogEntry], node_id: NodeId) -> Voters:
