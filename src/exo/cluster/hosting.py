@@ -14,6 +14,7 @@ from exo.cluster.session import Session
 from exo.cluster.transport.base import MESSAGE_BYTES_MAX
 from exo.cluster.wire import Answer, LiveState, Welcome, encode, encode_entries, encode_snapshot
 from exo.cluster.wire import Propose as ProposeMessage
+from exo.shared.refusals import clean_text
 from exo.shared.types.events import LogEntry, NodeDisconnected, VotersChanged
 from exo.shared.types.ids import NodeId
 from exo.shared.types.voters import Voters
@@ -154,7 +155,7 @@ class Hosting:
             self._attendance.lost(
                 session.node_id,
                 kernel.clock(),
-                STOPPED if session.is_leaving else reason,
+                STOPPED if session.is_leaving else clean_text(reason),
                 member_count=count,
                 suspect_count=sum(one.connection.silent_s >= SUSPECT_S for one in self.sessions.values()),
             )

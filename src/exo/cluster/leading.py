@@ -14,6 +14,7 @@ from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts, Sighting, is_senio
 from exo.cluster.kernel import Kernel
 from exo.cluster.session import Session
 from exo.cluster.transport.base import Connection, Listener
+from exo.cluster.trust.certificates import is_node_id
 from exo.cluster.wire import (
     PROPOSAL_BYTES_MAX,
     TELEMETRY_BYTES_MAX,
@@ -110,6 +111,9 @@ class Reception:
                 hello = decode_from_dialer(await connection.receive())
             if not isinstance(hello, Hello):
                 reason = "it did not say hello"
+                return
+            if not is_node_id(hello.facts.node_id):
+                reason = "it has no id that a node can have"
                 return
             if connection.peer_node_id not in (None, hello.facts.node_id):
                 self._kernel.counts["peer_lied"] += 1

@@ -11,6 +11,7 @@ import msgspec
 from exo.cluster.errors import UnsendableError
 from exo.cluster.facts import ClusterFacts
 from exo.cluster.transport.base import MESSAGE_BYTES_MAX
+from exo.shared.refusals import clean_text
 from exo.shared.types.commands import Command, Reply
 from exo.shared.types.events import Decision, LogEntry, TelemetryFrame
 from exo.shared.types.ids import EventId, NodeId
@@ -242,8 +243,9 @@ def decode_message(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
     """
     try:
         return decoder.decode(data)
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise msgspec.DecodeError(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # The text may repeat what the peer sent, of any length.
+        raise msgspec.DecodeError(clean_text(str(error))) from error
 
 
 def decode_from_dialer(data: bytes) -> FromDialer:

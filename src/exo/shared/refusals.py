@@ -20,7 +20,9 @@ def unknown_node(node_id: str, known: Iterable[str]) -> Refusal:
 
 def clean_text(text: str) -> str:
     """Return a text from outside on one line, without what a terminal would act on, and not too long."""
-    shown = "".join(character if character.isprintable() else " " for character in text)
+    # Looked at no further than it can be shown: a peer's text may have millions of characters.
+    start = text[: 2 * TEXT_CHARACTERS_MAX]
+    shown = "".join(character if character.isprintable() else " " for character in start)
     return shown.strip()[:TEXT_CHARACTERS_MAX]
 
 

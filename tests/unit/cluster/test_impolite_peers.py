@@ -9,7 +9,7 @@ import pytest
 from exo.cluster.errors import ConnectionLostError
 from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts
 from exo.cluster.replica import EmbeddedCoordinator
-from exo.cluster.transport.base import Connection, Listener
+from exo.cluster.transport.base import MESSAGE_BYTES_MAX, Connection, Listener
 from exo.cluster.wire import (
     Agreed,
     Call,
@@ -32,7 +32,7 @@ from exo.cluster.wire import (
 )
 from exo.shared.types.commands import DeleteInstance
 from exo.shared.types.devices import MemoryProfile, NodePerformanceProfile, SystemProfile
-from exo.shared.types.events import InstanceCreated, NodeProfileUpdated, TelemetryFrame
+from exo.shared.types.events import InstanceCreated, NodeJoined, NodeProfileUpdated, TelemetryFrame
 from exo.shared.types.ids import ClusterId, CommandId, EventId, InstanceId, NodeId
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
@@ -40,6 +40,7 @@ from support.coordinators import MemoryCluster, closing
 from support.entries import entries
 from support.faulty_story import instance
 from support.simulated_cluster import tagged
+from support.states import identity
 
 FUTURE = msgspec.msgpack.encode({"t": "MessageOfTheFuture", "x": 1})
 NO_TEXT = msgspec.msgpack.encode({"t": "????"}).replace(b"????", b"\xff\xfe\xff\xfe")
@@ -207,6 +208,33 @@ async def test_a_follower_that_breaks_the_rules_loses_its_connection(
         await say(connection, rude)
         assert reason in await ending(connection)
     assert node.state.index == index
+    await still_works(node)
+
+
+async def test_a_member_that_gives_an_endless_reason_for_its_end_is_called_disconnected(
+    cluster: MemoryCluster, node: EmbeddedCoordinator
+) -> None:
+    connection, welcome = await joined(cluster, node)
+    event = ProposedEvent(event_id=EventId("e"), event=NodeJoined(identity=identity("x")))
+    await say(
+        connection, Propose(term=welcome.facts.term, first_seq=1, cause_id="c", at="now", events=(event,))
+    )
+    await cluster.until(lambda: "x" in node.state.nodes)
+    connection.close("no\nreason" * MESSAGE_BYTES_MAX)
+    await cluster.until(lambda: not node.state.nodes[NodeId("x")].is_connected)
+    reason = node.state.nodes[NodeId("x")].left_reason
+    assert reason is not None and reason.startswith("no reason") and len(reason) < 200
+    await still_works(node)
+
+
+@pytest.mark.parametrize("node_id", ["", "x/y", "x\ny", "x" * 65])
+async def test_an_id_that_no_node_can_have_is_not_let_in(
+    cluster: MemoryCluster, node: EmbeddedCoordinator, node_id: str
+) -> None:
+    connection = await dial(cluster, node)
+    await say(connection, Hello(facts=facts(node_id), intent="join"))
+    assert "no id that a node can have" in await ending(connection)
+    assert not node.peers_seen
     await still_works(node)
 
 

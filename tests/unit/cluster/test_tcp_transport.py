@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import socket
 import struct
 from collections.abc import AsyncIterator
 from typing import Literal
@@ -10,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exo.cluster.errors import DialError, HandshakeError
+from exo.cluster.errors import ConnectionLostError, DialError, HandshakeError
 from exo.cluster.transport import tcp_listener
-from exo.cluster.transport.base import Heartbeat, Listener
+from exo.cluster.transport.base import QUEUED_BYTES_MAX, Heartbeat, Listener
 from exo.cluster.transport.framing import (
     HANDSHAKE_BYTES_MAX,
     FrameError,
@@ -22,6 +23,7 @@ from exo.cluster.transport.framing import (
 )
 from exo.cluster.transport.greeting import Greeting
 from exo.cluster.transport.tcp import TcpTransport, is_loopback
+from exo.cluster.transport.tcp_connection import TcpConnection
 from exo.shared.errors import ConfigurationError
 from exo.shared.types.nodes import HostPort
 
@@ -117,6 +119,48 @@ async def test_dialling_somebody_silent_ends_in_time() -> None:
         await TcpTransport(SECRET).dial(address, timeout_s=0.2)
     await asyncio.wait_for(is_over.wait(), 2)
     server.close()
+
+
+async def raw_pair(listener: Listener) -> tuple[TcpConnection, TcpConnection]:
+    """A connection whose near end the test may misuse."""
+    near = await TcpTransport(SECRET, heartbeat=Heartbeat(ping_interval_s=0.1, silence_max_s=60)).dial(
+        listener.address, timeout_s=2
+    )
+    far = await asyncio.wait_for(listener.accept(), 20)
+    assert isinstance(near, TcpConnection) and isinstance(far, TcpConnection)
+    return near, far
+
+
+async def test_what_a_peer_says_at_the_end_is_one_short_line(listener: Listener) -> None:
+    near, far = await raw_pair(listener)
+    near._write(Kind.GOODBYE, b"gone\n\x1b[31mERROR forged" + b"!" * 1_000_000 + b"\xff")
+    with pytest.raises(ConnectionLostError) as end:
+        await asyncio.wait_for(far.receive(), 5)
+    assert end.value.reason is not None
+    assert end.value.reason.startswith("gone  [31mERROR forged!!") and len(end.value.reason) <= 1000
+    assert end.value.reason.isprintable()
+    near.close("done")
+
+
+async def test_pings_of_a_peer_that_takes_no_answers_fill_no_memory(listener: Listener) -> None:
+    near, far = await raw_pair(listener)
+    assert near._transport is not None and far._transport is not None
+    for end, option in ((near, socket.SO_RCVBUF), (far, socket.SO_SNDBUF)):
+        assert end._transport is not None
+        end._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 4096)
+    near._transport.pause_reading()
+    pings = encode_frame(Kind.PING, bytes(8)) * 10_000
+    answers_bytes = 0
+    for _ in range(50):
+        near._transport.write(pings)
+        while near._transport.get_write_buffer_size():  # noqa: ASYNC110 (nothing announces it)
+            await asyncio.sleep(0)
+        answers_bytes += 10_000 * len(encode_frame(Kind.PONG, bytes(4)))
+    assert answers_bytes > 4 * QUEUED_BYTES_MAX, "enough to be told apart from a bound"
+    assert QUEUED_BYTES_MAX < far._transport.get_write_buffer_size() < 2 * QUEUED_BYTES_MAX
+    near._transport.abort()
+    with pytest.raises(ConnectionLostError):
+        await asyncio.wait_for(far.receive(), 5)
 
 
 async def test_only_this_host_is_served_and_dialled() -> None:

@@ -11,8 +11,12 @@ __all__ = [
     "COUNTED",
     "encode_refusal",
     "explain_tls_error",
+    "peer_words",
     "read_refusal",
 ]
+
+WORDS_BYTES_MAX = 1000
+"""Of a reason that one end gives the other."""
 
 CODES = (
     "early_certificate",
@@ -45,6 +49,12 @@ COUNTED = (
 """The keys of `TcpTransport.counts`, all there from the start."""
 
 
+def peer_words(payload: bytes) -> str:
+    """Return what a peer gives as its reason: on one line, without what a terminal would act on, and not too long."""
+    text = payload[:WORDS_BYTES_MAX].decode(errors="replace")
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def explain_tls_error(error: ssl.SSLError, peer: str) -> HandshakeError:
     """Turn what OpenSSL says of a failed handshake into a sentence and a code."""
     code, sentence = explain_tls_failure(error, peer, "cluster protocol")
@@ -53,12 +63,12 @@ def explain_tls_error(error: ssl.SSLError, peer: str) -> HandshakeError:
 
 def encode_refusal(error: HandshakeError) -> bytes:
     """Return what a peer is told of why it was refused."""
-    return f"{error.code}: {error.message}".encode()[:1000]
+    return f"{error.code}: {error.message}".encode()[:WORDS_BYTES_MAX]
 
 
 def read_refusal(payload: bytes, peer: str) -> HandshakeError:
     """Return the error that `encode_refusal` told of, as a stranger's word."""
-    text = payload.decode(errors="replace")
+    text = peer_words(payload)
     code, separator, sentence = text.partition(": ")
     is_known = bool(separator) and code in CODES
     return HandshakeError(

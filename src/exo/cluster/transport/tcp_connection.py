@@ -19,7 +19,12 @@ from exo.cluster.transport.base import (
 from exo.cluster.transport.channel import Channel
 from exo.cluster.transport.framing import FrameError, FrameSplitter, Kind, encode_frame
 from exo.cluster.transport.pulse import Pulse
-from exo.cluster.transport.refusals import ACCESS_DENIED_ALERT, encode_refusal
+from exo.cluster.transport.refusals import (
+    ACCESS_DENIED_ALERT,
+    WORDS_BYTES_MAX,
+    encode_refusal,
+    peer_words,
+)
 from exo.cluster.transport.tls_channel import TLS_FIRST_BYTE
 from exo.cluster.trust.certificates import NodeCertificate
 from exo.shared.types.ids import NodeId
@@ -167,7 +172,7 @@ class TcpConnection(asyncio.Protocol, Connection):
 
     def close(self, reason: str) -> None:
         if self._end_reason is None:
-            self._write(Kind.GOODBYE, reason.encode()[:500])
+            self._write(Kind.GOODBYE, reason.encode()[:WORDS_BYTES_MAX])
             self._end(f"closed here: {reason}")
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------
@@ -238,14 +243,17 @@ class TcpConnection(asyncio.Protocol, Connection):
                 self._pause_reading()
             self._wake_receiver()
         elif kind is Kind.GOODBYE:
-            self._end(payload.decode(errors="replace"))
+            self._end(peer_words(payload))
         elif not self._is_greeted:
             answer = channel.take(kind, payload)
             if answer is not None:
                 self._write(*answer)
             self._greet_if_open(channel)
         elif kind is Kind.PING:
-            self._write(Kind.PONG, self._pulse.pinged(payload))
+            pong = self._pulse.pinged(payload)
+            # Who sends pings and takes no answers would fill the memory with these.
+            if not self._is_writing_paused:
+                self._write(Kind.PONG, pong)
         elif kind is Kind.PONG:
             self._pulse.ponged(payload)
         else:
@@ -266,7 +274,7 @@ class TcpConnection(asyncio.Protocol, Connection):
                 alert = ACCESS_DENIED_ALERT if first_byte == TLS_FIRST_BYTE else None
                 self._transport.write(alert or encode_frame(Kind.REFUSED, encode_refusal(error)))
         elif self._is_greeted or self._is_dialer:
-            self._write(Kind.GOODBYE, error.message.encode()[:500])
+            self._write(Kind.GOODBYE, error.message.encode()[:WORDS_BYTES_MAX])
         else:
             self._write(Kind.REFUSED, encode_refusal(error))
         self._end(error.message)
