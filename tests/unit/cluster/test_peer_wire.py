@@ -227,3 +227,9 @@ def test_nobody_can_make_a_reader_keep_more_than_a_message(sizes: list[int]) -> 
                     reader.feed(b"\x01" + b"x" * size)
                 return
             assert reader.feed(b"\x01" + b"x" * size) is None
+
+
+def test_a_reader_takes_any_number_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_wire, "MESSAGE_BYTES_MAX", 1000)
+    reader, message = PeerMessageReader(), Heartbeat(incarnation=1, term=2, commit_index=3)
+    assert read(encode_peer_message(message) * 100, reader) == [message] * 100
