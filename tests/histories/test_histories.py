@@ -1,7 +1,8 @@
 """Histories recorded by earlier releases replay for ever, to the state they led to.
 
 A history is `NAME.jsonl`, a log entry a line, and `NAME.state.json`, the state after the last one. A new release adds
-files and never changes one: when this test fails, the change to the events is what is wrong.
+files and never changes one: when this test fails, the change to the events is what is wrong. `support.recorded_story`
+records new ones from simulated clusters.
 """
 
 from pathlib import Path

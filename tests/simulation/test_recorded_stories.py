@@ -1,0 +1,32 @@
+"""The stories behind `tests/histories` can be told again: what a real coordinator decided folds to its state."""
+
+import pytest
+
+from exo.shared.apply import apply_entries
+from exo.shared.types.events import ClusterDissolved, HistoryForced, VotersChanged
+from exo.shared.types.state import State
+from support.recorded_story import Recording, record
+
+
+def check(recording: Recording) -> None:
+    assert [entry.index for entry in recording.entries] == list(range(1, len(recording.entries) + 1))
+    assert apply_entries(State(), recording.entries) == recording.state
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_voters_come_and_go_and_an_operator_goes_on_without_them(seed: int) -> None:
+    recording = record("forced-history", seed)
+    check(recording)
+    events = [entry.event for entry in recording.entries]
+    (forced,) = [event for event in events if isinstance(event, HistoryForced)]
+    assert (forced.incarnation, len(forced.forgotten)) == (2, 2)
+    assert sum(isinstance(event, VotersChanged) for event in events) >= 6
+    assert recording.state.incarnation == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cluster_ends_with_its_last_decision(seed: int) -> None:
+    recording = record("dissolved-cluster", seed)
+    check(recording)
+    assert isinstance(recording.entries[-1].event, ClusterDissolved)
+    assert recording.state.dissolved_into == recording.entries[-1].event.into_cluster_id

@@ -1,0 +1,150 @@
+"""Records what a simulated cluster decided, for `tests/histories`: a log entry a line, and the state after the last.
+
+    PYTHONPATH=tests:. python -m support.recorded_story NAME FILE
+
+writes FILE.jsonl and FILE.state.json, and never over what is there: a recorded history stays as it is.
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from exo.cluster.membership import voters_wanted
+from exo.cluster.options import CoordinatorOptions
+from exo.shared.types.events import LogEntry
+from exo.shared.types.state import State
+from exo.shared.types.voters import Voters
+from support.simulated_cluster import SimulatedNode, Simulation, tagged
+from support.virtual_time import run
+from support.workload import whole_log
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """A history, and the state to which it led a real coordinator."""
+
+    entries: Sequence[LogEntry]
+    state: State
+
+    def write(self, file: Path) -> None:
+        """Write both files.
+
+        Raises:
+            FileExistsError: One of them is there.
+        """
+        lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in self.entries)
+        with file.with_suffix(".jsonl").open("xb") as log:
+            log.write(lines)
+        with file.with_suffix(".state.json").open("xb") as state:
+            state.write(msgspec.json.format(msgspec.json.encode(self.state), indent=2) + b"\n")
+
+
+async def _until_voters(simulation: Simulation, members: int, *, replicas: int = 0) -> Voters:
+    """Wait until those who run are one cluster of so many that has the voters it should have; return them."""
+    wanted = (voters_wanted(members), replicas)
+
+    def is_so() -> bool:
+        states = [node.up.state for node in simulation.running]
+        return (
+            len({(state.cluster_id, state.index) for state in states}) == 1
+            and len(states[0].nodes) >= members
+            and (len(states[0].voters.voters), len(states[0].voters.replicas)) == wanted
+            and states[0].voters.members <= {node.host for node in simulation.running}
+        )
+
+    await simulation.until(is_so, timeout_s=12)
+    return simulation.master.up.state.voters
+
+
+def _is_voter(node: SimulatedNode) -> bool:
+    return node.host in node.up.state.voters.voters
+
+
+async def forced_history(seed: int) -> Recording:
+    """Voters change as nodes come, die and are stopped; then all but one are lost, and an operator goes on with it."""
+    options = CoordinatorOptions(recent_entries=32, entries_per_message=5, voter_patience_s=2.0)
+    simulation = Simulation(seed, "abcd", options=options)
+    nodes = list(simulation.nodes.values())
+    for members, node in enumerate(nodes, start=1):
+        await node.start()
+        await _until_voters(simulation, members, replicas=1 if members == 2 else 0)
+    for leave in (SimulatedNode.kill, SimulatedNode.stop):
+        leaver = next(
+            node for node in simulation.running if _is_voter(node) and not node.up.leadership.is_self
+        )
+        await leave(leaver)
+        await _until_voters(simulation, 4)
+        await leaver.start()
+        await simulation.until(simulation.is_one, timeout_s=5)
+    await simulation.settle()
+    left = next(node for node in nodes if _is_voter(node) and not node.up.leadership.is_self)
+    lost = [node for node in nodes if node is not left]
+    for node in lost:
+        await node.kill()
+    await simulation.until(lambda: left.up.leadership.master_node_id is None, timeout_s=4)
+    await left.up.forget([node_id for node_id in left.up.state.voters.voters if node_id != left.host])
+    await left.up.propose([tagged(left.host, "after the others were given up")], cause_id="test")
+    await lost[0].start()
+    await simulation.until(lambda: lost[0].up.state.incarnation == 2, timeout_s=8)
+    await simulation.until(
+        lambda: lost[0].up.state.decided() == left.up.state.decided() and bool(left.up.state.voters.replicas),
+        timeout_s=8,
+    )
+    recording = Recording(whole_log(left), left.up.state.decided())
+    await simulation.stop_all()
+    return recording
+
+
+async def dissolved_cluster(seed: int) -> Recording:
+    """Two nodes are a cluster of their own, and join a larger one when they meet it: the end of the smaller one."""
+    simulation = Simulation(seed, "abcde")
+    for host in "ab":
+        simulation.network.isolate(host, list("cde"))
+    await simulation.start_all()
+    small = [simulation.nodes["a"], simulation.nodes["b"]]
+
+    def are_two() -> bool:
+        return {len(node.up.state.nodes) for node in small} == {2} and all(
+            len(simulation.nodes[host].up.state.voters.voters) == 3 for host in "cde"
+        )
+
+    await simulation.until(are_two, timeout_s=8)
+    await simulation.until(lambda: bool(small[0].up.state.voters.replicas), timeout_s=5)
+    master = next(node for node in small if node.up.leadership.is_self)
+    cluster_id = master.up.state.cluster_id
+    ends: list[State] = []
+
+    async def watch() -> None:
+        async for state in master.up.changes():
+            if state.cluster_id == cluster_id and state.dissolved_into is not None:
+                ends.append(state)
+
+    watching = asyncio.ensure_future(watch())
+    simulation.network.heal()
+    await simulation.until(simulation.is_one, timeout_s=8)
+    watching.cancel()
+    committed = simulation.committed[cluster_id, 1]
+    recording = Recording([committed[index] for index in sorted(committed)], ends[-1].decided())
+    await simulation.stop_all()
+    return recording
+
+
+STORIES: dict[str, Callable[[int], Awaitable[Recording]]] = {
+    "forced-history": forced_history,
+    "dissolved-cluster": dissolved_cluster,
+}
+
+
+def record(name: str, seed: int) -> Recording:
+    """Tell a story in virtual time."""
+
+    async def told() -> Recording:
+        return await STORIES[name](seed)
+
+    return run(told())
+
+
+if __name__ == "__main__":
+    record(sys.argv[1], seed=0).write(Path(sys.argv[2]))
