@@ -29,3 +29,7 @@ class FreedMemoryError(ExoError):
 
 class NotComputingError(ExoError):
     """Raised when a device can be watched but not computed with, or not in the precision asked for."""
+
+
+class NotEnoughGPUsError(ExoError):
+    """Raised when fewer GPUs can be used than were asked for."""

@@ -1,0 +1,211 @@
+"""Who holds which of this node's GPUs: a guard, so that no two owners ever get the same one.
+
+Which devices a model is placed on is the cluster's decision; this guard sees to it that the node keeps to it, and finds
+others when some fail. Its methods do not wait for anything and may be called from any thread.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import contextmanager
+
+import msgspec
+from msgspec.structs import replace
+
+from exo.gpu.allocation import Allocation, Candidate, Parallelism, choose
+from exo.gpu.errors import NotEnoughGPUsError
+from exo.gpu.recovery import Needs, RecoveryStep, recover
+
+
+class _Holding(msgspec.Struct, frozen=True, kw_only=True):
+    groups: tuple[tuple[int, ...], ...]
+    needs: Needs
+    free_bytes: dict[int, int | None]
+    """What was free on each when it was taken: what there will be again once the owner's memory is given back."""
+
+    @property
+    def indices(self) -> set[int]:
+        return {index for group in self.groups for index in group}
+
+
+class GPUManager:
+    """Hands a node's GPUs out. Devices go by their number within the node.
+
+    Args:
+        candidates: Gives the GPUs as they are now, whoever holds them; see `allocation.candidates_of`.
+    """
+
+    def __init__(self, candidates: Callable[[], Sequence[Candidate]]) -> None:
+        self._candidates = candidates
+        self._lock = threading.Lock()
+        self._holdings: dict[str, _Holding] = {}
+        self._numbers = itertools.count(1)
+
+    def allocate(
+        self, tensor: int = 1, pipeline: int = 1, *, owner: str | None = None, needs: Needs | None = None
+    ) -> list[list[int]]:
+        """Take GPUs: a list for each stage of the pipeline, with the devices that share the stage.
+
+        `allocate(tensor=2, pipeline=2)` gives `[[0, 1], [2, 3]]` where all are alike and free.
+
+        Args:
+            tensor: Devices that share every layer of a stage.
+            pipeline: Stages.
+            owner: Who holds them until it releases them, or is found to be gone; None: a name of their own.
+            needs: What the model takes.
+
+        Raises:
+            NotEnoughGPUsError: Too few can be used; the message says which there are, and why not the others.
+            ValueError: `tensor` or `pipeline` is less than 1, or the owner holds GPUs already.
+        """
+        wanted = Parallelism(tensor=tensor, pipeline=pipeline)
+        needs = needs or Needs()
+        with self._lock:
+            if owner is None:
+                owner = f"allocation {next(self._numbers)}"
+            elif owner in self._holdings:
+                raise ValueError(f"{owner} holds GPUs already; release them first")
+            share = -(-needs.memory_bytes // max(1, wanted.device_count))
+            candidates = self._free(self._candidates())
+            found = choose(candidates, wanted, memory_bytes=share, is_mixed_allowed=needs.is_mixed_allowed)
+            if not isinstance(found, Allocation):
+                raise NotEnoughGPUsError(found.message)
+            self._hold(owner, found.groups, needs, candidates)
+            return _lists(found.groups)
+
+    @contextmanager
+    def lease(
+        self, tensor: int = 1, pipeline: int = 1, *, owner: str | None = None, needs: Needs | None = None
+    ) -> Generator[list[list[int]]]:
+        """Hold GPUs for the length of a `with`, however it ends: by itself, by an error or by being cancelled.
+
+        Raises:
+            NotEnoughGPUsError: As `allocate`.
+            ValueError: As `allocate`.
+        """
+        if owner is None:
+            with self._lock:
+                owner = f"lease {next(self._numbers)}"
+        groups = self.allocate(tensor, pipeline, owner=owner, needs=needs)
+        try:
+            yield groups
+        finally:
+            self.release(owner=owner)
+
+    def get_allocated_gpus(self) -> list[int]:
+        """Return the numbers of all GPUs that somebody holds."""
+        with self._lock:
+            return sorted(index for holding in self._holdings.values() for index in holding.indices)
+
+    def get_pipeline_allocation(self, owner: str | None = None) -> list[list[int]]:
+        """Return the stages of one owner, or of all in the order in which they took them; empty: it holds none."""
+        with self._lock:
+            if owner is not None:
+                holding = self._holdings.get(owner)
+                return [] if holding is None else _lists(holding.groups)
+            return [group for holding in self._holdings.values() for group in _lists(holding.groups)]
+
+    def owners(self) -> dict[str, list[int]]:
+        """Return who holds which."""
+        with self._lock:
+            return {owner: sorted(holding.indices) for owner, holding in self._holdings.items()}
+
+    def release(self, gpus: Iterable[int] | None = None, *, owner: str | None = None) -> list[int]:
+        """Give GPUs back: these, or all of an owner, or all there are. What nobody holds is no error.
+
+        Returns:
+            Those that were given back.
+        """
+        wanted = None if gpus is None else set(gpus)
+        released: list[int] = []
+        with self._lock:
+            for name, holding in list(self._holdings.items()):
+                if owner is not None and name != owner:
+                    continue
+                gone = holding.indices if wanted is None else holding.indices & wanted
+                released += gone
+                groups = tuple(
+                    kept
+                    for group in holding.groups
+                    if (kept := tuple(one for one in group if one not in gone))
+                )
+                if groups:
+                    self._holdings[name] = replace(holding, groups=groups)
+                else:
+                    del self._holdings[name]
+        return sorted(released)
+
+    def release_all_but(self, alive: Collection[str]) -> list[int]:
+        """Give back what owners hold that are not there any more, such as stages whose process is gone."""
+        with self._lock:
+            gone = [owner for owner in self._holdings if owner not in alive]
+        return sorted(index for owner in gone for index in self.release(owner=owner))
+
+    def recover(
+        self, owner: str, failed: Collection[int], cause: str, *, host_free_bytes: int | None = None
+    ) -> RecoveryStep:
+        """Find other GPUs for an owner whose own failed, and let it hold those instead.
+
+        Args:
+            owner: Who holds GPUs.
+            failed: Those that failed.
+            cause: What failed, for people.
+            host_free_bytes: The memory that is free for the processor; None: not known.
+
+        Returns:
+            What to do, to be told as an event. On the last two rungs the owner holds nothing any more.
+
+        Raises:
+            ValueError: The owner holds no GPUs.
+        """
+        with self._lock:
+            holding = self._holdings.get(owner)
+            if holding is None:
+                raise ValueError(f"{owner} holds no GPUs")
+            candidates = [
+                replace(one, memory_free_bytes=_more(one.memory_free_bytes, holding.free_bytes[one.index]))
+                if one.index in holding.indices
+                else one
+                for one in self._free(self._candidates(), but=owner)
+            ]
+            step = recover(
+                holding.groups,
+                candidates,
+                failed=failed,
+                cause=cause,
+                needs=holding.needs,
+                host_free_bytes=host_free_bytes,
+            )
+            if step.groups:
+                self._hold(owner, step.groups, holding.needs, candidates)
+            else:
+                del self._holdings[owner]
+            return step
+
+    def _free(self, candidates: Sequence[Candidate], but: str | None = None) -> list[Candidate]:
+        held = {
+            index: owner
+            for owner, holding in self._holdings.items()
+            if owner != but
+            for index in holding.indices
+        }
+        return [
+            replace(one, obstacle=f"{held[one.index]} uses it") if one.index in held else one
+            for one in candidates
+        ]
+
+    def _hold(
+        self, owner: str, groups: tuple[tuple[int, ...], ...], needs: Needs, candidates: Sequence[Candidate]
+    ) -> None:
+        taken = {index for group in groups for index in group}
+        free_bytes = {one.index: one.memory_free_bytes for one in candidates if one.index in taken}
+        self._holdings[owner] = _Holding(groups=groups, needs=needs, free_bytes=free_bytes)
+
+
+def _lists(groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [list(group) for group in groups]
+
+
+def _more(now_bytes: int | None, before_bytes: int | None) -> int | None:
+    known = [value for value in (now_bytes, before_bytes) if value is not None]
+    return max(known) if known else None
