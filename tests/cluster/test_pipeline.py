@@ -1,5 +1,6 @@
 """Three real nodes become one cluster and serve one model together."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,25 +37,48 @@ def decided(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def single_answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[NodeProcess]]:
+    """Three nodes started at the same moment, that find each other by multicast."""
+    home = tmp_path_factory.mktemp("three")
+    nodes = [NodeProcess(home / name, namespace=f"three-{os.getpid()}") for name in ("a", "b", "c")]
+    with ExitStack() as stack:
+        for node in nodes:
+            node.launch()
+            stack.callback(end, node)
+        for node in nodes:
+            node.wait_ready()
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def single_answers(cluster: list[NodeProcess]) -> dict[str, str]:
     """What one process alone answers."""
-    with NodeProcess(tmp_path_factory.mktemp("single") / "home", "--no-discovery") as node:
-        place(node)
-        return {prompt: answer(node, prompt) for prompt in PROMPTS}
+    instance = place(cluster[0], min_nodes=1)
+    assert len(instance["plan"]["stages"]) == 1
+    answers = {prompt: answer(cluster[0], prompt) for prompt in PROMPTS}
+    cluster[0].call("DELETE", f"/instance/{instance['instance_id']}")
+    return answers
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> Iterator[list[NodeProcess]]:
-    """Three nodes started at the same moment, that find each other by static addresses or multicast."""
-    with ExitStack() as stack:
-        nodes = [NodeProcess(tmp_path / name, namespace=f"three-{tmp_path.name}") for name in ("a", "b", "c")]
-        for node in nodes:
-            node.launch()
-            stack.callback(lambda one=node: one.process and one.process.poll() is None and one.terminate())
-        for node in nodes:
-            node.wait_ready()
-        eventually(lambda: is_one_cluster(nodes), "three nodes are one cluster")
-        yield nodes
+def three(cluster: list[NodeProcess]) -> Iterator[list[NodeProcess]]:
+    """The nodes, whole and without instances. What they print meanwhile is shown for a test that failed."""
+    printed = [len(node.log()) for node in cluster]
+    for node in cluster:
+        if node.process is None or node.process.poll() is not None:
+            node.start()
+    eventually(lambda: is_one_cluster(cluster), "three nodes are one cluster")
+    for instance in cluster[0].get("/instance")["instances"]:
+        cluster[0].call("DELETE", f"/instance/{instance['instance_id']}")
+    eventually(lambda: not any(node.get("/instance")["instances"] for node in cluster), "nothing is placed")
+    yield cluster
+    for node, before in zip(cluster, printed, strict=True):
+        print(f"--- {node.home.name}\n{node.log()[before:][-8000:]}")
+
+
+def end(node: NodeProcess) -> None:
+    if node.process is not None and node.process.poll() is None:
+        node.terminate()
 
 
 def test_three_nodes_share_one_state_and_serve_a_pipeline_equal_to_one_process(
@@ -89,7 +113,6 @@ def test_a_killed_node_is_noticed_and_the_pipeline_is_whole_again_when_it_is_bac
     (view,) = eventually(
         lambda: [one for one in others[0].get("/instance")["instances"] if one["status"] == "failed"],
         "the instance is known to be broken",
-        timeout_s=10,
     )
     assert view["reason"]
     assert view["instance_id"] == instance["instance_id"], "a lost node must not delete instances"
@@ -122,7 +145,6 @@ def test_another_node_leads_when_the_master_is_killed_and_knows_everything_that_
             in [{node.addresses["node_id"]} for node in others]
         ),
         "another node leads",
-        timeout_s=10,
     )
     state = others[0].get("/state")
     assert state["term"] > before["term"] and state["index"] > before["index"]
@@ -140,41 +162,32 @@ def test_another_node_leads_when_the_master_is_killed_and_knows_everything_that_
     assert answer(others[1], PROMPTS[1]) == single_answers[PROMPTS[1]]
 
 
-def test_nodes_find_each_other_by_address_alone(tmp_path: Path) -> None:
-    with NodeProcess(tmp_path / "a", "--no-discovery", namespace="peers") as first:
-        address = first.addresses["cluster_address"]
-        peer = f"--peer={address['host']}:{address['port']}"
-        with NodeProcess(tmp_path / "b", "--no-discovery", peer, namespace="peers") as second:
-            eventually(lambda: is_one_cluster([first, second]), "two nodes are one cluster")
+def test_no_stage_process_outlives_three_nodes(three: list[NodeProcess]) -> None:
+    place(three[0], min_nodes=3)
+    family = [
+        child
+        for node in three
+        if node.process is not None
+        for child in psutil.Process(node.process.pid).children(recursive=True)
+    ]
+    assert len(family) >= 3
+    assert [node.terminate() for node in three] == [0, 0, 0]
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
 
 
-def test_another_namespace_stays_apart(tmp_path: Path) -> None:
+def test_nodes_find_each_other_by_address_alone_and_another_namespace_stays_apart(tmp_path: Path) -> None:
     with NodeProcess(tmp_path / "a", "--no-discovery", namespace="red") as first:
         address = first.addresses["cluster_address"]
         peer = f"--peer={address['host']}:{address['port']}"
-        with NodeProcess(tmp_path / "b", "--no-discovery", peer, namespace="blue") as second:
-            eventually(lambda: "blue" in second.log() or "namespace" in second.log(), "it says why", 10)
-            assert not is_one_cluster([first, second])
-
-
-def test_no_stage_process_outlives_three_nodes(tmp_path: Path) -> None:
-    nodes = [NodeProcess(tmp_path / name, namespace="gone") for name in ("a", "b", "c")]
-    for node in nodes:
-        node.launch()
-    try:
-        for node in nodes:
-            node.wait_ready()
-        eventually(lambda: is_one_cluster(nodes), "one cluster")
-        place(nodes[0], min_nodes=3)
-        family = [
-            child
-            for node in nodes
-            if node.process is not None
-            for child in psutil.Process(node.process.pid).children(recursive=True)
-        ]
-        assert len(family) >= 3
-    finally:
-        for node in nodes:
-            node.terminate()
-    _, alive = psutil.wait_procs(family, timeout=5)
-    assert alive == []
+        second = NodeProcess(tmp_path / "b", "--no-discovery", peer, namespace="red")
+        third = NodeProcess(tmp_path / "c", "--no-discovery", peer, namespace="blue")
+        with ExitStack() as stack:
+            for node in (second, third):
+                node.launch()
+                stack.callback(end, node)
+            for node in (second, third):
+                node.wait_ready()
+            eventually(lambda: is_one_cluster([first, second]), "two nodes are one cluster")
+            eventually(lambda: "belongs to the namespace 'red'" in third.log(), "it says why")
+            assert not is_one_cluster([first, third])
