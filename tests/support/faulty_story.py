@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from exo.cluster.proposals import FACTS
+from exo.cluster.believing import FACTS
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.shared.errors import NoMasterError
 from exo.shared.types.commands import Deleted, DeleteInstance

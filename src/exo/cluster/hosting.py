@@ -8,6 +8,7 @@ import msgspec
 from loguru import logger
 
 from exo.cluster.attendance import SUSPECT_S, Attendance
+from exo.cluster.believing import proposal_fault
 from exo.cluster.membership import STOPPED, Presence, choose_voters
 from exo.cluster.raft.steps import Follow, Propose
 from exo.cluster.session import Session
@@ -162,18 +163,25 @@ class Hosting:
             self._evict()
 
     def proposal_received(self, session: Session, message: ProposeMessage) -> None:
-        if self.sessions.get(session.number) is session:
-            self._kernel.proposal_received(
-                Propose(
-                    session=session.number,
-                    origin=session.node_id,
-                    term=message.term,
-                    first_seq=message.first_seq,
-                    cause_id=message.cause_id,
-                    at=message.at,
-                    events=message.events,
-                )
+        if self.sessions.get(session.number) is not session:
+            return
+        fault = proposal_fault(self._kernel.state, session.node_id, message.events)
+        if fault is not None:
+            self._kernel.counts["peer_lied"] += 1
+            logger.warning("ending the connection to {}: {}", session.node_id, fault)
+            session.connection.close(fault)
+            return
+        self._kernel.proposal_received(
+            Propose(
+                session=session.number,
+                origin=session.node_id,
+                term=message.term,
+                first_seq=message.first_seq,
+                cause_id=message.cause_id,
+                at=message.at,
+                events=message.events,
             )
+        )
 
     def farewell_received(self, session: Session) -> None:
         session.is_leaving = True

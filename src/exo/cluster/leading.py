@@ -9,6 +9,7 @@ import anyio
 import msgspec
 from loguru import logger
 
+from exo.cluster.believing import believed
 from exo.cluster.errors import ConnectionLostError
 from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts, Sighting, is_senior
 from exo.cluster.kernel import Kernel
@@ -32,7 +33,7 @@ from exo.cluster.wire import (
     decode_from_dialer,
     encode,
 )
-from exo.shared.types.commands import Command, EnrolNode
+from exo.shared.types.commands import Command
 
 _NUMBERS_BYTES_MAX = 64
 """By how much the term and the number lengthen a proposal that was measured without them."""
@@ -187,7 +188,11 @@ class Reception:
                     if frame.node_id == session.node_id:
                         self._kernel.lane.frame_received(frame)
                 case Call():
-                    command = _believed(message.command, session)
+                    command = believed(
+                        message.command,
+                        session.node_id,
+                        is_certified=session.connection.peer_node_id is not None,
+                    )
                     self._execute(command, partial(_answer, session, message.call_id))
                 case Confirm(call_id=call_id):
                     self._kernel.confirm().add_done_callback(partial(self._confirmed, session, call_id))
@@ -218,17 +223,6 @@ class Reception:
         except ValueError as error:
             logger.error("hanging up on {}: {}", session.node_id, error)
             session.connection.close(str(error))
-
-
-def _believed(command: Command, session: Session) -> Command:
-    """Return a follower's command without the claims that are not its to make."""
-    if not isinstance(command, EnrolNode) or command.proof not in ("certificate", "host_secret"):
-        return command
-    # What speaks for a node is this very connection: its own, by its certificate or by the secret of this host.
-    is_own = command.node_id == session.node_id
-    is_certified = session.connection.peer_node_id is not None
-    is_proven = command.is_proven and is_own and (command.proof == "certificate") == is_certified
-    return msgspec.structs.replace(command, is_proven=is_proven)
 
 
 def _answer(session: Session, call_id: int, answer: Answer) -> None:

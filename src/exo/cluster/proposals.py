@@ -4,23 +4,12 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 
+from exo.cluster.believing import are_facts
 from exo.cluster.outbox import Fence, Numbered, Outbox, Proposal
 from exo.cluster.wire import PROPOSAL_BYTES_MAX, Propose, ProposedEvent, encode_checked
 from exo.shared.errors import NoMasterError
-from exo.shared.types.events import (
-    Decision,
-    DeviceAppeared,
-    DeviceLost,
-    NodeJoined,
-    NodeModelsChanged,
-    StageChanged,
-)
+from exo.shared.types.events import Decision
 from exo.shared.types.ids import ClusterId, EventId
-
-FACTS = (NodeJoined, NodeModelsChanged, DeviceAppeared, DeviceLost, StageChanged)
-"""What a node says of itself: true whoever leads, so it is offered to one master after the other until it is committed.
-Everything else a master decides on the state that it sees. Proposed in one term, it is void in any other: a master that
-was replaced meanwhile must not have its decision committed on a state that it never saw."""
 
 
 class Proposals:
@@ -68,7 +57,7 @@ class Proposals:
             events=tuple(ProposedEvent(event_id=EventId(self._new_id()), event=event) for event in events),
             cause_id=cause_id,
             at=self._wall_clock(),
-            fence=None if all(isinstance(event, FACTS) for event in events) else position,
+            fence=None if are_facts(events) else position,
         )
         trial = Propose(
             term=0, first_seq=0, cause_id=proposal.cause_id, at=proposal.at, events=proposal.events

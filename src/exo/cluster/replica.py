@@ -13,6 +13,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup, TaskStatus
 from loguru import logger
 
+from exo.cluster.believing import are_facts
 from exo.cluster.boot import Boot, read_store
 from exo.cluster.commanding import Commanding
 from exo.cluster.coordinator import CommandHandler, Coordinator, Leadership
@@ -179,13 +180,18 @@ class EmbeddedCoordinator(Coordinator):
     async def propose(self, events: Sequence[Decision], *, cause_id: str) -> int:
         """See Coordinator.
 
-        Decisions that a master makes (instances created, deleted or restarted, nodes disconnected) are valid only
-        in the cluster and term in which they were proposed; NoMasterError says that another master leads by then.
+        Facts that a node tells of itself (`believing.FACTS`) wait for a master. Decisions that a master makes are
+        valid only in the cluster and term that it leads: proposed by another node, or undecided when another one
+        leads, they end in NoMasterError.
         When this node learns of the commit from a snapshot, the index may be a later one. A proposal that was
         given up while it was already on its way may be committed all the same, once.
         """
         if not events:
             return self.state.index
+        if not are_facts(events) and self._kernel.core.leading is None:
+            raise NoMasterError(
+                "this node does not lead; look at the state and decide again on the one that does"
+            )
         ticket, future = self._kernel.submit(events, cause_id)
         try:
             with anyio.fail_after(self._options.proposal_timeout_s):

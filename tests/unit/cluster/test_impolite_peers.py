@@ -30,17 +30,38 @@ from exo.cluster.wire import (
     encode,
     encode_snapshot,
 )
+from exo.shared.errors import NoMasterError
+from exo.shared.types.access import KeyId
 from exo.shared.types.commands import DeleteInstance
 from exo.shared.types.devices import MemoryProfile, NodePerformanceProfile, SystemProfile
-from exo.shared.types.events import InstanceCreated, NodeJoined, NodeProfileUpdated, TelemetryFrame
-from exo.shared.types.ids import ClusterId, CommandId, EventId, InstanceId, NodeId
+from exo.shared.types.events import (
+    ClusterDissolved,
+    Decision,
+    DeviceAppeared,
+    DeviceLost,
+    HistoryForced,
+    InstanceCreated,
+    InstanceDeleted,
+    KeyCreated,
+    NodeDisconnected,
+    NodeJoined,
+    NodeModelsChanged,
+    NodeProfileUpdated,
+    NodeRemoved,
+    StageChanged,
+    TelemetryFrame,
+    TermOpened,
+    VotersChanged,
+)
+from exo.shared.types.ids import ClusterId, CommandId, DeviceId, EventId, InstanceId, NodeId
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
+from exo.shared.types.voters import Voters
 from support.coordinators import MemoryCluster, closing
 from support.entries import entries
 from support.faulty_story import instance
 from support.simulated_cluster import tagged
-from support.states import identity
+from support.states import cpu, identity
 
 FUTURE = msgspec.msgpack.encode({"t": "MessageOfTheFuture", "x": 1})
 NO_TEXT = msgspec.msgpack.encode({"t": "????"}).replace(b"????", b"\xff\xfe\xff\xfe")
@@ -209,6 +230,65 @@ async def test_a_follower_that_breaks_the_rules_loses_its_connection(
         assert reason in await ending(connection)
     assert node.state.index == index
     await still_works(node)
+
+
+def forged() -> list[Decision]:
+    """What a member has no right to propose."""
+    foreign = identity("x", devices=[cpu("a", 1)])
+    stage = StageChanged(instance_id=instance().instance_id, generation=1, rank=0, phase="ready")
+    return [
+        NodeJoined(identity=identity("a")),
+        NodeJoined(identity=foreign),
+        NodeModelsChanged(node_id=NodeId("a"), models=()),
+        DeviceAppeared(node_id=NodeId("a"), device=cpu("x", 1)),
+        DeviceAppeared(node_id=NodeId("x"), device=cpu("a", 1)),
+        DeviceLost(node_id=NodeId("a"), device_id=DeviceId("a/cpu:0"), reason="a lie"),
+        stage,
+        msgspec.structs.replace(stage, rank=-1),
+        msgspec.structs.replace(stage, rank=99),
+        msgspec.structs.replace(stage, instance_id=InstanceId("gone"), rank=-1),
+        NodeDisconnected(node_id=NodeId("a"), reason="a lie"),
+        NodeRemoved(node_id=NodeId("a"), reason="a lie"),
+        InstanceDeleted(instance_id=instance().instance_id, reason="a lie"),
+        KeyCreated(
+            key_id=KeyId("k"),
+            hash="0" * 64,
+            name="",
+            scopes=("admin",),
+            created_at_s=0.0,
+            expires_at_s=None,
+            created_by="",
+        ),
+        VotersChanged(voters=Voters(voters=("x",)), reason="a lie"),
+        HistoryForced(incarnation=2, forgotten=(NodeId("a"),), voters=Voters(voters=("x",))),
+        TermOpened(master_node_id=NodeId("x")),
+        ClusterDissolved(into_cluster_id=ClusterId("theirs"), address=HostPort("x", 1)),
+    ]
+
+
+@pytest.mark.parametrize("event", forged(), ids=lambda event: type(event).__name__)
+async def test_a_follower_proposes_nothing_but_facts_of_itself(
+    cluster: MemoryCluster, node: EmbeddedCoordinator, event: Decision
+) -> None:
+    index = node.state.index
+    connection, welcome = await joined(cluster, node)
+    proposed = (
+        ProposedEvent(event_id=EventId("good"), event=tagged("x", "of itself")),
+        ProposedEvent(event_id=EventId("bad"), event=event),
+    )
+    await say(
+        connection, Propose(term=welcome.facts.term, first_seq=1, cause_id="c", at="now", events=proposed)
+    )
+    assert type(event).__name__ in await ending(connection)
+    assert node.state.index == index
+    await still_works(node)
+
+
+async def test_who_does_not_lead_decides_nothing(cluster: MemoryCluster) -> None:
+    _, follower = await cluster.start_cluster("a", "b")
+    with pytest.raises(NoMasterError, match="does not lead"):
+        await follower.propose([InstanceCreated(instance=instance())], cause_id="c")
+    await follower.propose([tagged(follower.node_id, "a fact")], cause_id="c")
 
 
 async def test_a_member_that_gives_an_endless_reason_for_its_end_is_called_disconnected(

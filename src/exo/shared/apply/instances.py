@@ -32,7 +32,9 @@ def instance_restarted(draft: Draft, event: e.InstanceRestarted) -> None:
 
 def stage_changed(draft: Draft, event: e.StageChanged) -> None:
     instance = draft.instances.get(event.instance_id)
-    if instance is None or event.generation != instance.generation or event.rank >= len(instance.stages):
+    if instance is None or event.generation != instance.generation:
+        return
+    if not 0 <= event.rank < len(instance.stages):
         return
     before = instance.stages[event.rank]
     stage = StageState(
