@@ -113,8 +113,9 @@ async def _run_with(
 ) -> None:
     boot_id = uuid4().hex
     secret = load_host_secret(secret_file())
-    backends = GPUBackendFactory.for_this_platform(node_id).create_all()
-    devices = tuple(device for _, device in devices_of(backends))
+    backends = await GPUBackendFactory.for_this_platform(node_id).create_all()
+    devices_by_backend = await devices_of(backends)
+    devices = tuple(device for _, device in devices_by_backend)
     _announce_devices(devices)
     model_store = ModelStore((settings.home / "models", *settings.models_dirs))
     models = await anyio.to_thread.run_sync(model_store.scan)
@@ -166,7 +167,7 @@ async def _run_with(
         tasks.start_soon(note_members, settings.home, coordinator)
         collector = GPUTelemetryCollector(
             node_id=node_id,
-            backends=backends,
+            devices=devices_by_backend,
             publish=coordinator.publish,
             config=GPUTelemetryConfig.from_environment(settings.telemetry_interval_s),
             clock=time.monotonic,

@@ -73,16 +73,21 @@ def check_machine() -> list[Finding]:
 
 def check_devices() -> list[Finding]:
     """What the GPU layer finds, and what it misses."""
+    import anyio
+
     from exo.gpu.factory import GPUBackendFactory, devices_of
     from exo.shared.types.ids import NodeId
 
-    factory = GPUBackendFactory.for_this_platform(NodeId("doctor"))
-    backends = factory.create_all()
-    found = [
-        Finding("device", "ok", f"{device.local_alias}: {device.name}, {size(device.memory_total_bytes)}")
-        for _, device in devices_of(backends)
-    ]
-    return found + [Finding("device", "note", f"{one.name}: {one.reason}") for one in factory.missing]
+    async def look() -> list[Finding]:
+        factory = GPUBackendFactory.for_this_platform(NodeId("doctor"))
+        backends = await factory.create_all()
+        found = [
+            Finding("device", "ok", f"{device.local_alias}: {device.name}, {size(device.memory_total_bytes)}")
+            for _, device in await devices_of(backends)
+        ]
+        return found + [Finding("device", "note", f"{one.name}: {one.reason}") for one in factory.missing]
+
+    return anyio.run(look)
 
 
 def check_nvidia() -> list[Finding]:

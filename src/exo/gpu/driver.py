@@ -33,6 +33,8 @@ class FoundDevice(msgspec.Struct, frozen=True, kw_only=True):
     compute_capability: str | None = None
     clock_mhz: float | None = None
     memory_bandwidth_bytes_per_s: float | None = None
+    flops_per_s: float | None = None
+    """In the precision that models are run in: float16 where the device has it."""
     driver_version: str | None = None
 
 

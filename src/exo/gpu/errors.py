@@ -4,7 +4,15 @@ from exo.shared.errors import ExoError
 
 
 class BackendUnavailableError(ExoError):
-    """Raised when a backend's library, driver or devices are missing."""
+    """Raised when a backend's library, driver or devices are missing.
+
+    Attributes:
+        install_command: What brings the missing piece, ready to be typed; empty where the message says all.
+    """
+
+    def __init__(self, message: str, *, install_command: str = "") -> None:
+        super().__init__(message)
+        self.install_command = install_command
 
 
 class DeviceLostError(ExoError):
@@ -33,3 +41,11 @@ class NotComputingError(ExoError):
 
 class NotEnoughGPUsError(ExoError):
     """Raised when fewer GPUs can be used than were asked for."""
+
+
+class MemoryRangeError(ExoError):
+    """Raised when a copy or a product would go beyond the end of a device's memory, or mixes two devices' memory."""
+
+
+class DriverError(ExoError):
+    """Raised when a driver fails in a way that no other of these errors describes."""

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from exo.gpu.backend import GPUBackend
-from exo.gpu.backends.cpu import CPUBackend
+from exo.gpu.backends.cpu import CPUDriver
 from exo.gpu.errors import BackendUnavailableError
+from exo.gpu.threaded import ThreadedBackend
 from exo.shared.types.devices import GPUDevice
 from exo.shared.types.ids import NodeId
 
@@ -28,16 +29,16 @@ class GPUBackendFactory:
     @staticmethod
     def for_this_platform(node_id: NodeId) -> "GPUBackendFactory":
         """The backends of this platform, preferred first; the CPU is always the last."""
-        return GPUBackendFactory([lambda: CPUBackend(node_id)])
+        return GPUBackendFactory([lambda: ThreadedBackend(CPUDriver(), node_id)])
 
-    def create_all(self) -> list[GPUBackend]:
+    async def create_all(self) -> list[GPUBackend]:
         """Initialise the backends; those that fail are listed in `missing` with the reason."""
         working: list[GPUBackend] = []
         self.missing = []
         for make in self._makers:
             backend = make()
             try:
-                backend.initialize()
+                await backend.initialize()
             except BackendUnavailableError as error:
                 self.missing.append(MissingBackend(name=backend.name, reason=error.message))
                 continue
@@ -45,7 +46,7 @@ class GPUBackendFactory:
         return working
 
 
-def devices_of(backends: Sequence[GPUBackend]) -> list[tuple[GPUBackend, GPUDevice]]:
+async def devices_of(backends: Sequence[GPUBackend]) -> list[tuple[GPUBackend, GPUDevice]]:
     """Every device with the backend that reads it, sorted by device id."""
-    pairs = [(backend, device) for backend in backends for device in backend.list_devices()]
+    pairs = [(backend, device) for backend in backends for device in await backend.list_devices()]
     return sorted(pairs, key=lambda pair: pair[1].device_id)

@@ -1,10 +1,10 @@
 """What a device says of itself at one moment, before a node and a time are put to it. Unknown is None."""
 
-from typing import Literal
-
 import msgspec
 
-ThrottleReason = Literal["thermal", "power", "power_brake", "hardware", "software", "other"]
+from exo.shared.types.devices import DeviceFault, ProcessMemory, ThrottleReason
+
+__all__ = ["DeviceFault", "DeviceReading", "MemoryInfo", "ProcessMemory", "ThrottleReason"]
 
 
 class MemoryInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -13,28 +13,6 @@ class MemoryInfo(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
     used_bytes: int | None = None
     """By everybody, not by this process alone."""
-
-
-class ProcessMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process of the host holds on a device."""
-
-    pid: int
-    used_bytes: int | None = None
-
-
-class DeviceFault(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that the driver reports of a device, such as NVIDIA's Xid 79.
-
-    Attributes:
-        kind: `xid`, `ecc` or `reset_required`.
-        code: The driver's own number, where it has one.
-        is_fatal: The device cannot be used until it is reset or replaced.
-    """
-
-    kind: str
-    code: int | None = None
-    message: str
-    is_fatal: bool
 
 
 class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,15 +4,14 @@ import os
 from collections.abc import Callable, Sequence
 
 import anyio
-import anyio.to_thread
 import msgspec
 import psutil
 from loguru import logger
 
 from exo.gpu.backend import GPUBackend
-from exo.gpu.errors import DeviceLostError
-from exo.gpu.factory import devices_of
 from exo.gpu.host_memory import read_host_memory
+from exo.gpu.reading import DeviceReading
+from exo.shared.errors import ExoError
 from exo.shared.types.devices import (
     DeviceGPUState,
     GPUDevice,
@@ -48,20 +47,20 @@ class GPUTelemetryConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GPUTelemetryCollector:
-    """Samples in a thread, so that a slow driver never holds up the node's event loop."""
+    """Reads all devices at once; each has a thread of its own, so that none holds up the others or the event loop."""
 
     def __init__(
         self,
         *,
         node_id: NodeId,
-        backends: Sequence[GPUBackend],
+        devices: Sequence[tuple[GPUBackend, GPUDevice]],
         publish: Publish,
         config: GPUTelemetryConfig,
         clock: Callable[[], float],
         now: Callable[[], str],
     ) -> None:
         self._node_id = node_id
-        self._devices = devices_of(backends) if config.is_enabled else []
+        self._devices = list(devices) if config.is_enabled else []
         self._publish = publish
         self._config = config
         self._clock = clock
@@ -72,11 +71,11 @@ class GPUTelemetryCollector:
         self._told_profile_at_s = 0.0
         self._is_monitoring = False
 
-    def collect_device_state(self, backend: GPUBackend, device: GPUDevice) -> DeviceGPUState:
-        """Read one device now. One that no longer answers is reported as failed, with the reason."""
+    async def collect_device_state(self, backend: GPUBackend, device: GPUDevice) -> DeviceGPUState:
+        """Read one device now. One that does not answer is reported as failed, with the reason."""
         try:
-            return backend.read_state(device, now=self._now())
-        except DeviceLostError as error:
+            reading = await backend.read_device(device.device_id)
+        except ExoError as error:
             return DeviceGPUState(
                 device_id=device.device_id,
                 node_id=self._node_id,
@@ -85,10 +84,11 @@ class GPUTelemetryCollector:
                 health_reason=error.message,
                 last_update=self._now(),
             )
+        return _state(device, self._node_id, reading, self._now())
 
-    def collect(self) -> list[Telemetry]:
+    async def collect(self) -> list[Telemetry]:
         """Read everything once; return events for what changed enough, or was not told for long."""
-        states = [self.collect_device_state(backend, device) for backend, device in self._devices]
+        states = [await self.collect_device_state(backend, device) for backend, device in self._devices]
         at_s = self._clock()
         events: list[Telemetry] = []
         for state in states:
@@ -124,7 +124,7 @@ class GPUTelemetryCollector:
         try:
             while True:
                 try:
-                    events = await anyio.to_thread.run_sync(self.collect, abandon_on_cancel=True)
+                    events = await self.collect()
                 except OSError as error:
                     logger.warning("could not read this host's telemetry: {}", error)
                     events = []
@@ -133,6 +133,33 @@ class GPUTelemetryCollector:
                 await anyio.sleep(self._config.interval_s)
         finally:
             self._is_monitoring = False
+
+
+def _state(device: GPUDevice, node_id: NodeId, reading: DeviceReading, now: str) -> DeviceGPUState:
+    total_bytes = reading.memory_total_bytes
+    return DeviceGPUState(
+        device_id=device.device_id,
+        node_id=node_id,
+        memory_used_bytes=reading.memory_used_bytes,
+        memory_total_bytes=total_bytes if total_bytes is not None else device.memory_total_bytes,
+        compute_utilization_percent=reading.compute_utilization_percent,
+        thermal_temperature_c=reading.temperature_c,
+        thermal_throttle_threshold_c=reading.throttle_threshold_c,
+        is_thermal_throttling=reading.is_thermal_throttling,
+        power_watts=reading.power_watts,
+        clock_mhz=reading.clock_mhz,
+        battery_percent=reading.battery_percent,
+        is_plugged_in=reading.is_plugged_in,
+        last_update=now,
+        throttle_reasons=reading.throttle_reasons,
+        power_limit_watts=reading.power_limit_watts,
+        clock_max_mhz=reading.clock_max_mhz,
+        ecc_corrected_count=reading.ecc_corrected_count,
+        ecc_uncorrected_count=reading.ecc_uncorrected_count,
+        faults=reading.faults,
+        processes=reading.processes,
+        is_memory_pressed=reading.is_memory_pressed,
+    )
 
 
 def has_changed(before: DeviceGPUState, after: DeviceGPUState, config: GPUTelemetryConfig) -> bool:

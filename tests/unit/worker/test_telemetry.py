@@ -6,42 +6,28 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from exo.gpu.backend import GPUBackend
 from exo.gpu.errors import DeviceLostError
-from exo.shared.types.devices import DeviceGPUState, GPUDevice
+from exo.gpu.reading import DeviceReading
+from exo.gpu.threaded import ThreadedBackend
+from exo.shared.types.devices import DeviceGPUState
 from exo.shared.types.events import DeviceGPUStateUpdated, NodeProfileUpdated, Telemetry
 from exo.shared.types.ids import NodeId
 from exo.worker.telemetry import GPUTelemetryCollector, GPUTelemetryConfig, node_profile
+from support.gpu_drivers import ScriptedDriver, found
 from support.states import GIB, cpu, gpu
 
 
-class Scripted(GPUBackend):
+class Scripted(ScriptedDriver):
     """Devices whose readings the test sets."""
 
-    name = "simulated"
-
-    def __init__(self, *devices: GPUDevice) -> None:
-        self.devices = devices
+    def __init__(self) -> None:
+        super().__init__(found(0))
         self.used_bytes = 0
-        self.is_lost = False
 
-    def initialize(self) -> None: ...
-
-    def shutdown(self) -> None: ...
-
-    def list_devices(self) -> Sequence[GPUDevice]:
-        return self.devices
-
-    def read_state(self, device: GPUDevice, *, now: str) -> DeviceGPUState:
-        if self.is_lost:
+    def read(self, index: int) -> DeviceReading:
+        if index in self.lost:
             raise DeviceLostError("GPU is lost")
-        return DeviceGPUState(
-            device_id=device.device_id,
-            node_id=NodeId("n"),
-            memory_used_bytes=self.used_bytes,
-            memory_total_bytes=device.memory_total_bytes,
-            last_update=now,
-        )
+        return DeviceReading(memory_used_bytes=self.used_bytes)
 
 
 class Clock:
@@ -51,12 +37,13 @@ class Clock:
         return self.now_s
 
 
-def collector(backend: GPUBackend, clock: Clock, **config: float) -> GPUTelemetryCollector:
-    published: list[Telemetry] = []
+async def collector(driver: Scripted, clock: Clock, **config: float) -> GPUTelemetryCollector:
+    backend = ThreadedBackend(driver, NodeId("n"))
+    await backend.initialize()
     return GPUTelemetryCollector(
         node_id=NodeId("n"),
-        backends=[backend],
-        publish=published.extend,
+        devices=[(backend, one) for one in await backend.list_devices()],
+        publish=lambda _: None,
         config=GPUTelemetryConfig(**config),  # pyright: ignore
         clock=clock,
         now=lambda: "2026-01-01T00:00:00Z",
@@ -67,44 +54,52 @@ def device_states(events: Sequence[Telemetry]) -> list[DeviceGPUState]:
     return [event.state for event in events if isinstance(event, DeviceGPUStateUpdated)]
 
 
-def test_only_changes_beyond_the_threshold_and_heartbeats_are_told() -> None:
-    backend, clock = Scripted(cpu("n", 8 * GIB)), Clock()
-    telemetry = collector(backend, clock)
-    assert len(device_states(telemetry.collect())) == 1
+async def test_only_changes_beyond_the_threshold_and_heartbeats_are_told() -> None:
+    backend, clock = Scripted(), Clock()
+    telemetry = await collector(backend, clock)
+    assert len(device_states(await telemetry.collect())) == 1
     clock.now_s = 2
-    assert device_states(telemetry.collect()) == []
+    assert device_states(await telemetry.collect()) == []
     backend.used_bytes = GIB
-    assert [s.memory_used_bytes for s in device_states(telemetry.collect())] == [GIB]
+    assert [s.memory_used_bytes for s in device_states(await telemetry.collect())] == [GIB]
     backend.used_bytes += 1000
-    assert device_states(telemetry.collect()) == []
+    assert device_states(await telemetry.collect()) == []
     clock.now_s = 13
-    assert len(device_states(telemetry.collect())) == 1
+    assert len(device_states(await telemetry.collect())) == 1
 
 
-def test_a_device_that_no_longer_answers_is_failed_with_the_reason() -> None:
-    backend, clock = Scripted(gpu("n", 8 * GIB)), Clock()
-    telemetry = collector(backend, clock)
-    telemetry.collect()
-    backend.is_lost = True
-    (state,) = device_states(telemetry.collect())
+async def test_a_device_that_no_longer_answers_is_failed_with_the_reason() -> None:
+    backend, clock = Scripted(), Clock()
+    telemetry = await collector(backend, clock)
+    await telemetry.collect()
+    backend.lost.add(0)
+    (state,) = device_states(await telemetry.collect())
     assert (state.health, state.health_reason) == ("failed", "GPU is lost")
     assert state.memory_used_bytes is None
 
 
 def test_vram_and_ram_are_kept_apart_and_the_processor_is_no_gpu() -> None:
-    backend = Scripted(cpu("n", 64 * GIB), gpu("n", 8 * GIB))
-    backend.used_bytes = GIB
-    states = [backend.read_state(device, now="") for device in backend.devices]
-    profile = node_profile(backend.devices, states)
+    devices = (cpu("n", 64 * GIB), gpu("n", 8 * GIB))
+    states = [
+        DeviceGPUState(
+            device_id=one.device_id,
+            node_id=NodeId("n"),
+            memory_used_bytes=GIB,
+            memory_total_bytes=one.memory_total_bytes,
+            last_update="",
+        )
+        for one in devices
+    ]
+    profile = node_profile(devices, states)
     assert (profile.memory.gpu_vram_total, profile.memory.gpu_vram_used) == (8 * GIB, GIB)
     assert profile.memory.gpu_vram_available == 7 * GIB
     assert (profile.system.gpu_count, profile.system.gpu_names) == (1, ("Test GPU",))
-    unified = replace(backend.devices[1], memory_kind="unified")
+    unified = replace(devices[1], memory_kind="unified")
     assert node_profile([unified], states[1:]).memory.gpu_vram_total == 0
 
 
 async def test_monitoring_publishes_and_refuses_to_be_started_twice() -> None:
-    backend = Scripted(cpu("n", 8 * GIB))
+    backend = Scripted()
     heard = anyio.Event()
     told: list[Telemetry] = []
 
@@ -112,9 +107,11 @@ async def test_monitoring_publishes_and_refuses_to_be_started_twice() -> None:
         told.extend(events)
         heard.set()
 
+    wrapped = ThreadedBackend(backend, NodeId("n"))
+    await wrapped.initialize()
     telemetry = GPUTelemetryCollector(
         node_id=NodeId("n"),
-        backends=[backend],
+        devices=[(wrapped, one) for one in await wrapped.list_devices()],
         publish=publish,
         config=GPUTelemetryConfig(),
         clock=Clock(),
@@ -130,11 +127,11 @@ async def test_monitoring_publishes_and_refuses_to_be_started_twice() -> None:
     assert {type(event) for event in told} == {DeviceGPUStateUpdated, NodeProfileUpdated}
 
 
-def test_telemetry_of_devices_can_be_turned_off_and_the_hosts_memory_is_still_told(
+async def test_telemetry_of_devices_can_be_turned_off_and_the_hosts_memory_is_still_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("EXO_GPU_TELEMETRY", "0")
     config = GPUTelemetryConfig.from_environment(2.0)
     assert not config.is_enabled
-    (event,) = collector(Scripted(cpu("n", GIB)), Clock(), is_enabled=False).collect()
+    (event,) = await (await collector(Scripted(), Clock(), is_enabled=False)).collect()
     assert isinstance(event, NodeProfileUpdated) and event.profile.memory.ram_total > 0

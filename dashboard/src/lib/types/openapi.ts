@@ -1150,6 +1150,23 @@ export interface components {
              */
             reason?: string;
         };
+        /**
+         * DeviceFaultView
+         * @description Something that the driver reports of a device, such as NVIDIA's Xid 79.
+         */
+        DeviceFaultView: {
+            /** Code */
+            code: number | null;
+            /**
+             * Is Fatal
+             * @description The device cannot be used until it is reset or replaced.
+             */
+            is_fatal: boolean;
+            /** Kind */
+            kind: string;
+            /** Message */
+            message: string;
+        };
         /** DeviceInfoView */
         DeviceInfoView: {
             /** Allocations */
@@ -1172,12 +1189,20 @@ export interface components {
         DeviceStateView: {
             /** Battery Percent */
             battery_percent: number | null;
+            /** Clock Max Mhz */
+            clock_max_mhz: number | null;
             /** Clock Mhz */
             clock_mhz: number | null;
             /** Compute Utilization Percent */
             compute_utilization_percent: number | null;
             /** Device Id */
             device_id: string;
+            /** Ecc Corrected Count */
+            ecc_corrected_count: number | null;
+            /** Ecc Uncorrected Count */
+            ecc_uncorrected_count: number | null;
+            /** Faults */
+            faults: components["schemas"]["DeviceFaultView"][];
             /**
              * Health
              * @enum {string}
@@ -1185,6 +1210,11 @@ export interface components {
             health: "healthy" | "degraded" | "failed";
             /** Health Reason */
             health_reason: string | null;
+            /**
+             * Is Memory Pressed
+             * @description The system says that it is short of memory.
+             */
+            is_memory_pressed: boolean | null;
             /** Is Plugged In */
             is_plugged_in: boolean | null;
             /** Is Thermal Throttling */
@@ -1200,12 +1230,24 @@ export interface components {
             memory_used_bytes: number | null;
             /** Node Id */
             node_id: string;
+            /** Power Limit Watts */
+            power_limit_watts: number | null;
             /** Power Watts */
             power_watts: number | null;
+            /**
+             * Processes
+             * @description Those that hold most of its memory, largest first.
+             */
+            processes: components["schemas"]["ProcessMemoryView"][] | null;
             /** Thermal Temperature C */
             thermal_temperature_c: number | null;
             /** Thermal Throttle Threshold C */
             thermal_throttle_threshold_c: number | null;
+            /**
+             * Throttle Reasons
+             * @description Null: the device does not tell; empty: it is not held back.
+             */
+            throttle_reasons: ("thermal" | "power" | "power_brake" | "hardware" | "software" | "other")[] | null;
         };
         /**
          * DeviceView
@@ -1216,7 +1258,7 @@ export interface components {
              * Backend
              * @enum {string}
              */
-            backend: "cuda" | "rocm" | "metal" | "directml" | "tflite" | "cpu" | "simulated";
+            backend: "cuda" | "rocm" | "metal" | "directml" | "tflite" | "cpu" | "simulated" | "intel";
             /** Clock Mhz */
             clock_mhz: number | null;
             /** Compute Capability */
@@ -1247,6 +1289,13 @@ export interface components {
             memory_total_bytes: number;
             /** Name */
             name: string;
+            /** Pci Address */
+            pci_address: string | null;
+            /**
+             * Support Level
+             * @description `full`: it computes, and was seen to compute right; `monitoring`: it is only watched.
+             */
+            support_level: ("full" | "monitoring") | null;
             /** Uuid */
             uuid: string | null;
             /** Vendor */
@@ -2140,6 +2189,16 @@ export interface components {
             title: string;
             /** Type */
             type: string;
+        };
+        /**
+         * ProcessMemoryView
+         * @description What one process of the host holds on a device.
+         */
+        ProcessMemoryView: {
+            /** Pid */
+            pid: number;
+            /** Used Bytes */
+            used_bytes: number | null;
         };
         /**
          * Readiness

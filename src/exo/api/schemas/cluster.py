@@ -5,7 +5,7 @@ from typing import Literal
 from exo.api.schemas.base import Shape
 from exo.api.schemas.instances import InstanceView
 from exo.cluster.facts import PeerStatus
-from exo.shared.types.devices import Backend, Health, MemoryKind
+from exo.shared.types.devices import Backend, Health, MemoryKind, SupportLevel, ThrottleReason
 from exo.shared.types.nodes import LinkType
 
 
@@ -33,6 +33,26 @@ class DeviceView(Shape):
     driver_version: str | None
     uuid: str | None
     is_simulated: bool
+    pci_address: str | None
+    support_level: SupportLevel | None
+    """`full`: it computes, and was seen to compute right; `monitoring`: it is only watched."""
+
+
+class ProcessMemoryView(Shape):
+    """What one process of the host holds on a device."""
+
+    pid: int
+    used_bytes: int | None
+
+
+class DeviceFaultView(Shape):
+    """Something that the driver reports of a device, such as NVIDIA's Xid 79."""
+
+    kind: str
+    code: int | None
+    message: str
+    is_fatal: bool
+    """The device cannot be used until it is reset or replaced."""
 
 
 class DeviceStateView(Shape):
@@ -54,6 +74,17 @@ class DeviceStateView(Shape):
     health_reason: str | None
     last_update: str
     """ISO 8601, UTC."""
+    throttle_reasons: list[ThrottleReason] | None
+    """Null: the device does not tell; empty: it is not held back."""
+    power_limit_watts: float | None
+    clock_max_mhz: float | None
+    ecc_corrected_count: int | None
+    ecc_uncorrected_count: int | None
+    faults: list[DeviceFaultView]
+    processes: list[ProcessMemoryView] | None
+    """Those that hold most of its memory, largest first."""
+    is_memory_pressed: bool | None
+    """The system says that it is short of memory."""
 
 
 class MemoryProfileView(Shape):

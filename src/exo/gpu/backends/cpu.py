@@ -1,86 +1,130 @@
 """The host's processor as a device: always there. Memory is RAM, and is never called VRAM."""
 
 import platform
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
-from exo.gpu.backend import GPUBackend
+from exo.gpu.backends.host_sensors import PackagePower, is_memory_pressed, memory_errors
+from exo.gpu.driver import Driver, FoundDevice, MatrixShape, Precision
 from exo.gpu.host_memory import read_host_memory
-from exo.shared.types.devices import DeviceGPUState, GPUDevice
-from exo.shared.types.ids import NodeId, device_id
+from exo.gpu.reading import DeviceReading, MemoryInfo
+
+if TYPE_CHECKING:
+    from exo.gpu.backends.host_arrays import HostArray
 
 T = TypeVar("T")
 
-_ALIAS = "cpu:0"
 _PACKAGE_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "acpitz")
 """Sensor names that mean the processor as a whole, best first; others (disks, wifi) do not count."""
 
 
-class CPUBackend(GPUBackend):
-    """Reads the processor through psutil."""
+class CPUDriver(Driver):
+    """Reads the processor through psutil and the kernel's files; computes with NumPy."""
 
     name = "cpu"
 
-    def __init__(self, node_id: NodeId) -> None:
-        self._node_id = node_id
-        self._device: GPUDevice | None = None
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._power = PackagePower(clock)
 
-    def initialize(self) -> None:
-        frequency = _quietly(psutil.cpu_freq)
-        self._device = GPUDevice(
-            device_id=device_id(self._node_id, _ALIAS),
-            local_alias=_ALIAS,
-            name=processor_name(),
-            vendor=_vendor(),
-            backend="cpu",
-            memory_kind="ram",
-            memory_total_bytes=read_host_memory().total_bytes,
-            compute_units=psutil.cpu_count(logical=False) or psutil.cpu_count(),
-            clock_mhz=(frequency.max or frequency.current or None) if frequency else None,
-        )
-        # The first call has nothing to compare with and would say 0 %.
+    def open(self) -> None:
+        # The first calls have nothing to compare with.
         psutil.cpu_percent(interval=None)
+        self._power.watts()
 
-    def shutdown(self) -> None:
-        self._device = None
+    def close(self) -> None:
+        return
 
-    def list_devices(self) -> Sequence[GPUDevice]:
-        return () if self._device is None else (self._device,)
+    def find_devices(self) -> Sequence[FoundDevice]:
+        frequency = _quietly(psutil.cpu_freq)
+        return (
+            FoundDevice(
+                index=0,
+                name=processor_name(),
+                vendor=_vendor(),
+                memory_kind="ram",
+                memory_total_bytes=read_host_memory().total_bytes,
+                compute_units=psutil.cpu_count(logical=False) or psutil.cpu_count(),
+                clock_mhz=(frequency.max or frequency.current or None) if frequency else None,
+            ),
+        )
 
-    def read_state(self, device: GPUDevice, *, now: str) -> DeviceGPUState:
+    def read(self, index: int) -> DeviceReading:
         memory = read_host_memory()
         frequency = _quietly(psutil.cpu_freq)
         battery_percent, is_plugged_in = _battery()
         temperature_c, threshold_c = _temperature()
-        return DeviceGPUState(
-            device_id=device.device_id,
-            node_id=self._node_id,
-            memory_used_bytes=memory.total_bytes - memory.available_bytes,
+        is_hot = None if temperature_c is None or threshold_c is None else temperature_c >= threshold_c
+        corrected_count, uncorrected_count = memory_errors()
+        return DeviceReading(
             memory_total_bytes=memory.total_bytes,
+            memory_used_bytes=memory.total_bytes - memory.available_bytes,
             compute_utilization_percent=psutil.cpu_percent(interval=None),
-            thermal_temperature_c=temperature_c,
-            thermal_throttle_threshold_c=threshold_c,
-            is_thermal_throttling=None
-            if temperature_c is None or threshold_c is None
-            else temperature_c >= threshold_c,
-            clock_mhz=frequency.current if frequency and frequency.current else None,
+            temperature_c=temperature_c,
+            throttle_threshold_c=threshold_c,
+            is_thermal_throttling=is_hot,
+            power_watts=self._power.watts(),
+            clock_mhz=(frequency.current or None) if frequency else None,
+            clock_max_mhz=(frequency.max or None) if frequency else None,
             battery_percent=battery_percent,
             is_plugged_in=is_plugged_in,
-            last_update=now,
+            ecc_corrected_count=corrected_count,
+            ecc_uncorrected_count=uncorrected_count,
+            is_memory_pressed=is_memory_pressed(),
         )
+
+    def memory_info(self, index: int) -> MemoryInfo:
+        memory = read_host_memory()
+        return MemoryInfo(
+            total_bytes=memory.total_bytes, used_bytes=memory.total_bytes - memory.available_bytes
+        )
+
+    def allocate(self, index: int, size_bytes: int) -> "HostArray":
+        from exo.gpu.backends import host_arrays
+
+        return host_arrays.allocate(size_bytes, "the host")
+
+    def free(self, buffer: "HostArray") -> None:
+        return  # It goes with the last reference, which the backend had.
+
+    def write(self, buffer: "HostArray", data: memoryview, offset_bytes: int) -> None:
+        from exo.gpu.backends import host_arrays
+
+        host_arrays.write(buffer, data, offset_bytes)
+
+    def fetch(self, buffer: "HostArray", offset_bytes: int, size_bytes: int) -> bytes:
+        from exo.gpu.backends import host_arrays
+
+        return host_arrays.fetch(buffer, offset_bytes, size_bytes)
+
+    def copy(self, source: "HostArray", destination: "HostArray", size_bytes: int) -> None:
+        from exo.gpu.backends import host_arrays
+
+        host_arrays.copy(source, destination, size_bytes)
+
+    def synchronize(self, index: int) -> None:
+        return
+
+    def multiply(
+        self, left: "HostArray", right: "HostArray", shape: MatrixShape, precision: Precision
+    ) -> "HostArray":
+        from exo.gpu.backends import host_arrays
+
+        return host_arrays.multiply(left, right, shape, precision)
 
 
 def processor_name() -> str:
-    """The processor's own name where the system tells, else its architecture."""
+    """Return the processor's own name where the system tells, else its board's, else its architecture."""
     text = _quietly(Path("/proc/cpuinfo").read_text) or ""
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in {"model name", "Hardware"} and value.strip():
             return " ".join(value.split())
-    return platform.processor() or platform.machine() or "CPU"
+    board = (_quietly(Path("/proc/device-tree/model").read_text) or "").strip("\0 \n")
+    return board or platform.processor() or platform.machine() or "CPU"
 
 
 def _vendor() -> str:
@@ -88,7 +132,9 @@ def _vendor() -> str:
     for word, vendor in (("intel", "intel"), ("amd", "amd"), ("apple", "apple"), ("arm", "arm")):
         if word in name:
             return vendor
-    return "apple" if platform.system() == "Darwin" else "unknown"
+    if platform.system() == "Darwin":
+        return "apple"
+    return "arm" if platform.machine().lower().startswith(("arm", "aarch64")) else "unknown"
 
 
 def _temperature() -> tuple[float | None, float | None]:

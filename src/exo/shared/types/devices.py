@@ -6,9 +6,34 @@ import msgspec
 
 from exo.shared.types.ids import DeviceId, NodeId
 
-Backend = Literal["cuda", "rocm", "metal", "directml", "tflite", "cpu", "simulated"]
+Backend = Literal["cuda", "rocm", "metal", "directml", "tflite", "cpu", "simulated", "intel"]
 Health = Literal["healthy", "degraded", "failed"]
 MemoryKind = Literal["vram", "ram", "unified"]
+SupportLevel = Literal["full", "monitoring"]
+"""`full`: computes, and was seen to compute right; `monitoring`: its driver here only tells how it is."""
+ThrottleReason = Literal["thermal", "power", "power_brake", "hardware", "software", "other"]
+
+
+class ProcessMemory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What one process of the host holds on a device."""
+
+    pid: int
+    used_bytes: int | None = None
+
+
+class DeviceFault(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Something that the driver reports of a device, such as NVIDIA's Xid 79.
+
+    Attributes:
+        kind: `xid`, `ecc` or `reset_required`.
+        code: The driver's own number, where it has one.
+        is_fatal: The device cannot be used until it is reset or replaced.
+    """
+
+    kind: str
+    code: int | None = None
+    message: str
+    is_fatal: bool
 
 
 class GPUDevice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -30,6 +55,8 @@ class GPUDevice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     driver_version: str | None = None
     uuid: str | None = None
     is_simulated: bool = False
+    pci_address: str | None = None
+    support_level: SupportLevel | None = None
 
 
 class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -51,6 +78,17 @@ class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     health_reason: str | None = None
     last_update: str
     """ISO 8601, UTC: for people to read, never for decisions."""
+    throttle_reasons: tuple[ThrottleReason, ...] | None = None
+    """None: the device does not tell; empty: it is not held back."""
+    power_limit_watts: float | None = None
+    clock_max_mhz: float | None = None
+    ecc_corrected_count: int | None = None
+    ecc_uncorrected_count: int | None = None
+    faults: tuple[DeviceFault, ...] = ()
+    processes: tuple[ProcessMemory, ...] | None = None
+    """Those that hold most of its memory, largest first."""
+    is_memory_pressed: bool | None = None
+    """The system says that it is short of memory; None where it does not tell."""
 
     @property
     def memory_free_bytes(self) -> int | None:
