@@ -153,15 +153,28 @@ def test_bad_requests_are_refused_before_a_body_starts(
     assert words in json.dumps(problem["error"])
 
 
-def test_too_little_memory_is_422_with_needed_and_free_bytes(tmp_path: Path) -> None:
-    huge = tmp_path / "home" / "models" / "huge"
-    huge.mkdir(parents=True)
-    _write_sparse_model(huge, layer_bytes=2**40)
+def test_models_that_do_not_fit_or_are_damaged_are_refused_in_words(tmp_path: Path) -> None:
+    from exo.worker.models.store import BUNDLED_DIR
+
+    models = tmp_path / "home" / "models"
+    for name in ("huge", "copy"):
+        (models / name).mkdir(parents=True)
+    _write_sparse_model(models / "huge", layer_bytes=2**40)
+    for file in (BUNDLED_DIR / MODEL).iterdir():
+        data = file.read_bytes()
+        (models / "copy" / file.name).write_bytes(data[:-1000] if file.suffix == ".safetensors" else data)
     with NodeProcess(tmp_path / "home", "--no-discovery") as node:
         status, problem = node.call("POST", "/instance", {"model_id": "huge"})
         assert status == 422, problem
         assert problem["code"] == "not_enough_memory" and problem["needed_bytes"] > 2**41
         assert problem["nodes"][0]["free_bytes"] > 0
+
+        status, problem = node.call("POST", "/instance", {"model_id": "copy"})
+        assert status == 422 and "truncated" in problem["detail"]
+        status, problem = node.call(
+            "POST", "/v1/chat/completions", {"model": "copy", "messages": [{"role": "user", "content": "hi"}]}
+        )
+        assert status in {422, 503} and "truncated" in json.dumps(problem)
         assert node.get("/instance")["instances"] == []
 
 
@@ -186,36 +199,38 @@ def test_killed_and_restarted_its_instance_is_placed_again(tmp_path: Path) -> No
         node.terminate()
 
 
-def test_a_stage_killed_in_mid_answer_ends_the_request_with_an_error_and_comes_back(tmp_path: Path) -> None:
-    with NodeProcess(tmp_path / "home", "--no-discovery") as node:
-        assert "42" in answer(node, "What is 12 + 30?")
-        assert node.process is not None
-        client = openai.OpenAI(base_url=f"{node.url}/v1", api_key="none", max_retries=0)
-        with client:
-            stream = client.chat.completions.create(
-                model=MODEL,
-                messages=[{"role": "user", "content": "Count to 30."}],
-                stream=True,
-                max_tokens=900,
-                extra_body={"ignore_eos": True},
-            )
-            next(stream)
-            (stage,) = [
-                child
-                for child in psutil.Process(node.process.pid).children(recursive=True)
-                if "exo.worker.runner.child" in " ".join(child.cmdline())
-            ]
-            stage.kill()
-            with pytest.raises(openai.APIError):
-                for _ in stream:
-                    pass
-        deadline_s = time.monotonic() + 60
-        while node.get("/instance")["instances"][0]["generation"] == 1:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.05)
-        (instance,) = node.get("/instance")["instances"]
-        node.get(f"/instance/{instance['instance_id']}/wait?timeout_s=60", timeout_s=70)
-        assert "42" in answer(node, "What is 12 + 30?")
+def test_a_stage_killed_in_mid_answer_ends_the_request_with_an_error_and_comes_back(
+    node: NodeProcess,
+) -> None:
+    assert "42" in answer(node, "What is 12 + 30?")
+    (before,) = node.get("/instance")["instances"]
+    assert node.process is not None
+    client = openai.OpenAI(base_url=f"{node.url}/v1", api_key="none", max_retries=0)
+    with client:
+        stream = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Count to 30."}],
+            stream=True,
+            max_tokens=900,
+            extra_body={"ignore_eos": True},
+        )
+        next(stream)
+        (stage,) = [
+            child
+            for child in psutil.Process(node.process.pid).children(recursive=True)
+            if "exo.worker.runner.child" in " ".join(child.cmdline())
+        ]
+        stage.kill()
+        with pytest.raises(openai.APIError):
+            for _ in stream:
+                pass
+    deadline_s = time.monotonic() + 60
+    while node.get("/instance")["instances"][0]["generation"] == before["generation"]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    (instance,) = node.get("/instance")["instances"]
+    node.get(f"/instance/{instance['instance_id']}/wait?timeout_s=60", timeout_s=70)
+    assert "42" in answer(node, "What is 12 + 30?")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -279,36 +294,20 @@ def test_where_keys_are_required_exo_itself_shows_its_users(tmp_path: Path) -> N
 
 def test_a_half_written_log_tail_is_cut_off_and_nothing_else_is_lost(tmp_path: Path) -> None:
     node = NodeProcess(tmp_path / "home", "--no-discovery").start()
-    answer(node, "What is 1 + 2?")
-    before = node.get("/state")
-    node.kill()
-    newest = max((tmp_path / "home" / "log").glob("*"), key=lambda path: (path.stat().st_size > 0, path.name))
-    with newest.open("ab") as file:
-        file.write(b"\x07half a frame")
-    node.start()
     try:
-        after = node.get("/state")
-        assert after["index"] > before["index"]
-        assert list(after["instances"]) == list(before["instances"])
+        assert node.call("POST", "/keys", {"name": "kept", "scopes": ["read"]})[0] == 201
+        before = node.get("/state")
+        node.kill()
+        (segment,) = (node.home / "log").glob("*.log")
+        with segment.open("r+b") as file:
+            file.seek(len(file.read().rstrip(b"\0")) + 8)  # It is filled ahead with zeros.
+            file.write(b"\x07half a frame")
+        node.start()
+        assert node.get("/state")["index"] > before["index"]
+        assert [key["name"] for key in node.get("/keys")["keys"]] == ["kept"]
+        assert "cutting off the torn tail" in node.log()
     finally:
-        node.terminate()
-
-
-def test_a_truncated_model_is_named_and_never_placed(tmp_path: Path) -> None:
-    from exo.worker.models.store import BUNDLED_DIR
-
-    copy = tmp_path / "home" / "models" / "copy"
-    copy.mkdir(parents=True)
-    for file in (BUNDLED_DIR / MODEL).iterdir():
-        data = file.read_bytes()
-        (copy / file.name).write_bytes(data[:-1000] if file.suffix == ".safetensors" else data)
-    with NodeProcess(tmp_path / "home", "--no-discovery") as node:
-        status, problem = node.call("POST", "/instance", {"model_id": "copy"})
-        assert status == 422 and "truncated" in problem["detail"]
-        status, problem = node.call(
-            "POST", "/v1/chat/completions", {"model": "copy", "messages": [{"role": "user", "content": "hi"}]}
-        )
-        assert status in {422, 503} and "truncated" in json.dumps(problem)
+        node.end(signal.SIGKILL, 10)
 
 
 def _write_sparse_model(directory: Path, *, layer_bytes: int) -> None:
