@@ -15,8 +15,8 @@ from exo.cluster.etcd.wire import FromFollower, FromMaster, Hello, Level, NotNow
 from exo.cluster.transport.base import Connection, Listener
 from exo.cluster.wire import TELEMETRY_BYTES_MAX, Call, Propose, ProposedEvent, Publish, TelemetryTick
 from exo.shared.errors import NoMasterError
-from exo.shared.types.commands import DeleteInstance
-from exo.shared.types.events import LinkMeasured, NodeJoined, TelemetryFrame
+from exo.shared.types.commands import Command, DeleteInstance, Done, EnrolNode, Reply
+from exo.shared.types.events import Decision, LinkMeasured, NodeJoined, NodeRemoved, TelemetryFrame
 from exo.shared.types.ids import ClusterId, CommandId, EventId, InstanceId, NodeId
 from exo.shared.types.nodes import HostPort
 from support.coordinators import closing
@@ -90,6 +90,7 @@ async def taken_in(cluster: EtcdCluster, node_id: str = "stranger") -> Stranger:
     [
         ({"version": 99}, "it speaks protocol 99, this node 1"),
         ({"namespace": "other"}, "this node belongs to the namespace 'test'"),
+        ({"node_id": NodeId("a/b")}, "it has no id that a node can have"),
         ({"node_id": NodeId("a")}, "it has this node's id: a copied data directory"),
         ({"term": 7}, "this node does not lead in term 7"),
     ],
@@ -128,9 +129,9 @@ async def test_who_does_not_greet_is_hung_up_on(cluster: EtcdCluster) -> None:
     await cluster.node("a").propose([tagged(NodeId("a"), "alive")], cause_id="c")
 
 
-def propose(first_seq: int, tag: str = "x", *, term: int = 1) -> Propose:
-    event = ProposedEvent(event_id=EventId("e"), event=tagged(NodeId("stranger"), tag))
-    return Propose(term=term, first_seq=first_seq, cause_id="c", at="t", events=(event,))
+def propose(first_seq: int, tag: str = "x", *, term: int = 1, event: Decision | None = None) -> Propose:
+    proposed = ProposedEvent(event_id=EventId("e"), event=event or tagged(NodeId("stranger"), tag))
+    return Propose(term=term, first_seq=first_seq, cause_id="c", at="t", events=(proposed,))
 
 
 def publish(node_id: str, *, name_bytes: int = 1) -> Publish:
@@ -145,6 +146,9 @@ def publish(node_id: str, *, name_bytes: int = 1) -> Publish:
     [
         (hello(), "it said hello twice"),
         (b"?", "it speaks another release of exo"),
+        (b"\x81\xa1t\xa4\xff\xff\xff\xff", "it speaks another release of exo"),
+        (propose(1, event=tagged("a", "a lie")), "a DeviceLost that is not its own"),
+        (propose(1, event=NodeRemoved(node_id=NodeId("a"), reason="")), "is for the master to decide"),
         (Level(index=10**6), "it has seen entry 1000000, this node only"),
         (propose(7), "proposal 7 where 1 was expected"),
         (propose(0), "only the leader's own decisions go without a number"),
@@ -177,6 +181,34 @@ async def test_nobody_speaks_for_another_node(cluster: EtcdCluster) -> None:
     await stranger.say(propose(1))
     await cluster.until(lambda: a.state.last_seq.get(NodeId("stranger")) == 1)
     assert a.state.live == before
+
+
+async def test_a_follower_is_who_its_connection_says(cluster: EtcdCluster) -> None:
+    a = await cluster.start("a")
+    await cluster.until(lambda: a.leadership.is_self)
+    heard: list[Command] = []
+
+    async def hear(command: Command) -> Reply:
+        heard.append(command)
+        return Done(index=0)
+
+    a.set_command_handler(hear)
+    stranger = await taken_in(cluster)
+    for node_id, proof in (("a", "certificate"), ("stranger", "certificate"), ("stranger", "host_secret")):
+        claim = EnrolNode(
+            command_id=CommandId("c"),
+            node_id=NodeId(node_id),
+            name="",
+            request_der=b"",
+            fingerprint="",
+            address="",
+            proof=proof,  # type: ignore[arg-type]
+            is_proven=True,
+        )
+        await stranger.say(Call(call_id=1, command=claim))
+        while not isinstance(await stranger.hear(), wire.Answer):
+            pass
+    assert [one.is_proven for one in heard if isinstance(one, EnrolNode)] == [False, False, True]
 
 
 async def test_what_presupposes_a_commit_waits_for_it(cluster: EtcdCluster) -> None:

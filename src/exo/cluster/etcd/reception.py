@@ -8,6 +8,7 @@ import anyio
 import msgspec
 from loguru import logger
 
+from exo.cluster.believing import believed, proposal_fault
 from exo.cluster.errors import ConnectionLostError
 from exo.cluster.etcd.member import Member
 from exo.cluster.etcd.records import BATCH_BYTES_MAX
@@ -23,7 +24,9 @@ from exo.cluster.etcd.wire import (
 )
 from exo.cluster.session import Session
 from exo.cluster.transport.base import Connection, Listener
+from exo.cluster.trust.certificates import is_node_id
 from exo.cluster.wire import TELEMETRY_BYTES_MAX, Answer, Call, Propose, Publish
+from exo.shared.refusals import clean_text
 from exo.shared.types.commands import Command
 from exo.shared.types.ids import NodeId
 
@@ -37,6 +40,8 @@ def refusal(member: Member, hello: Hello, peer_node_id: NodeId | None) -> str | 
         return f"it speaks protocol {hello.version}, this node {PROTOCOL_VERSION}; install the same release on both"
     if hello.namespace != member.namespace:
         return f"this node belongs to the namespace {member.namespace!r}"
+    if not is_node_id(hello.node_id):
+        return "it has no id that a node can have"
     if hello.node_id == member.node_id:
         return "it has this node's id: a copied data directory; delete its file node_id"
     if hello.node_id in member.state.access.removed:
@@ -107,7 +112,7 @@ class Reception:
                     reason, is_silent = error.reason, not error.is_ended
                 tasks.cancel_scope.cancel()
         finally:
-            self._member.follower_left(session, reason, is_silent=is_silent)
+            self._member.follower_left(session, clean_text(reason), is_silent=is_silent)
         return reason
 
     async def _receive(self, seat: Seat, session: Session) -> str:
@@ -130,12 +135,15 @@ class Reception:
                     )
                 case Propose():
                     # The origin connects again, learns what was admitted, and sends the rest from there.
-                    refused = seat.proposal_received(session, message)
+                    refused = proposal_fault(self._member.state, session.node_id, message.events)
+                    refused = refused or seat.proposal_received(session, message)
                 case Publish(frame=frame):
                     if frame.node_id == session.node_id:
                         self._member.lane.frame_received(frame)
                 case Call():
-                    self._execute(message.command, partial(_answer, session, message.call_id))
+                    is_certified = session.connection.peer_node_id is not None
+                    command = believed(message.command, session.node_id, is_certified=is_certified)
+                    self._execute(command, partial(_answer, session, message.call_id))
                 case Level(index=index):
                     refused = await self._level(index)
                 case Hello():

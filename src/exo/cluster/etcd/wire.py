@@ -6,7 +6,7 @@ messages of `exo.cluster.wire`, `Level` and `LivePart`.
 
 import msgspec
 
-from exo.cluster.wire import Answer, Call, Propose, Publish, TelemetryTick
+from exo.cluster.wire import Answer, Call, Propose, Publish, TelemetryTick, decode_message
 from exo.shared.types.ids import ClusterId, NodeId
 from exo.shared.types.state import NodeTelemetry
 
@@ -73,12 +73,12 @@ def encode(message: FromFollower | FromMaster) -> bytes:
 
 def decode_from_follower(data: bytes) -> FromFollower:
     """Raises msgspec.DecodeError: it is no message that this release knows."""
-    return _from_follower.decode(data)
+    return decode_message(_from_follower, data)
 
 
 def decode_from_master(data: bytes) -> FromMaster:
     """Raises msgspec.DecodeError: it is no message that this release knows."""
-    return _from_master.decode(data)
+    return decode_message(_from_master, data)
 
 
 NODES_PER_PART = 256
