@@ -13,6 +13,7 @@ from typing import Any
 
 from loguru import logger
 
+from exo.gpu.backends.cuda.errors import OldDriverError
 from exo.gpu.errors import BackendUnavailableError, DeviceLostError
 
 DRIVER_MAJOR_MIN = 525
@@ -86,7 +87,8 @@ class NvmlLibrary:
         """Load and initialise it.
 
         Raises:
-            BackendUnavailableError: It is missing or too old; the message says what to do.
+            BackendUnavailableError: It is missing; the message says what to do.
+            OldDriverError: It is too old; likewise.
         """
         try:
             module: Any = importlib.import_module("pynvml")
@@ -256,12 +258,12 @@ class NvmlLibrary:
         self.cuda_version = self.ask("nvmlSystemGetCudaDriverVersion_v2")
         major = re.match(r"\d+", self.driver_version or "")
         if major is not None and int(major[0]) < DRIVER_MAJOR_MIN:
-            raise BackendUnavailableError(
+            raise OldDriverError(
                 f"the NVIDIA driver is {self.driver_version}, and exo needs {DRIVER_MAJOR_MIN} or later: install a "
                 "newer one with the system's package manager or from https://www.nvidia.com/drivers, then restart"
             )
         if self.cuda_version is not None and self.cuda_version < CUDA_MAJOR_MIN * 1000:
-            raise BackendUnavailableError(
+            raise OldDriverError(
                 f"the NVIDIA driver knows CUDA {self.cuda_version // 1000}.{self.cuda_version % 1000 // 10}, and exo "
                 f"needs {CUDA_MAJOR_MIN} or later: install a newer driver from https://www.nvidia.com/drivers, "
                 "then restart"
