@@ -20,11 +20,12 @@ from exo.shared.types.state import State
 from exo.shared.types.voters import Voters
 from exo_sim.errors import BrokenPromiseError
 from exo_sim.ledger import Ledger
-from exo_sim.machine import Machine, describe
+from exo_sim.machine import Machine
 from exo_sim.network import Network
 from exo_sim.origin import CLUSTER
 from exo_sim.policy import PlainPolicy, Policy, identity
 from exo_sim.timeline import US_PER_S, Timeline
+from exo_sim.wording import describe
 
 FIRST_TERM = 1
 
@@ -223,7 +224,7 @@ class Cluster:
                 and machine.state.index == last_index
                 and machine.incarnation == leader.incarnation
                 and machine.origin.pending == 0
-                and not (machine.disk.is_forgetful and machine.node_id in leader.up.voters.members)
+                and not (machine.disk.is_impaired and machine.node_id in leader.up.voters.members)
                 for machine in self._machines.values()
                 if machine.node_id in self.members
             )
@@ -239,7 +240,7 @@ class Cluster:
             led = f"{leader.node_id} leads term {leader.up.term}, {describe(leader.up.voters)} vote"
         return f"{led}, {last_index} committed; " + "; ".join(
             f"{one.node_id} at {one.state.index}, {one.origin.pending} waiting"
-            + (", may not vote" if one.disk.is_forgetful else "")
+            + (", may not vote" if one.disk.is_impaired else "")
             if one.is_running
             else f"{one.node_id} stopped"
             for one in self._machines.values()

@@ -94,8 +94,6 @@ class Disk:
         self.hard_state = HardState()
         self.incarnation = 1
         """Kept beside the vote: it outlives the log."""
-        self.log_incarnation = 1
-        """The newest one that the log and the snapshot speak of, synced or not."""
         self.snapshot: Snapshot | None = None
         """The newest one; the log's base is at or behind it."""
         self.synced = LogCopy(0, 0)
@@ -104,7 +102,12 @@ class Disk:
         self.sync_us: tuple[int, int] = FAST_US
         self.is_full = False
         self.is_forgetful = False
-        """Its log was damaged: what this node acknowledged may be gone, so that it must not vote."""
+        """Its log was damaged: what this node acknowledged may be gone, so that it must not vote.
+
+        Until everything is there again that anybody may count on.
+        """
+        self.is_voteless = False
+        """The mark beside the log that says so. It goes with the first state that does not count on this node."""
         self._queue: deque[Write] = deque()
         self._under_way: list[Write] = []
         self._generation = 0
@@ -114,7 +117,6 @@ class Disk:
         """Begin to write; `written` is told once it would survive a loss of power."""
         for part in parts_of(write):
             _carry_out(self.written, part)
-            self.log_incarnation = max(self.log_incarnation, _incarnation_of(part))
         self._queue.append(write)
         if not self._under_way:
             self._begin()
@@ -138,21 +140,26 @@ class Disk:
         self._under_way = []
         self.written = LogCopy(self.synced.base_index, self.synced.base_term)
         self.written.append(tuple(self.synced.entries))
-        self.log_incarnation = max(
-            self.snapshot.incarnation if self.snapshot is not None else 1,
-            _incarnation_of(tuple(self.synced.entries)),
-        )
         return lost
 
+    @property
+    def is_empty(self) -> bool:
+        return self.snapshot is None and not self.synced.entries
+
+    @property
+    def is_impaired(self) -> bool:
+        """It lost its log, and does not vote again yet."""
+        return self.is_forgetful or self.is_voteless
+
     def rot(self) -> None:
-        """The log and the snapshot become unreadable; what is left is the vote."""
+        """The log becomes unreadable, and is set aside with the snapshot and the vote."""
         self.wipe()
-        self.is_forgetful = True
+        self.is_forgetful = self.is_voteless = True
 
     def wipe(self) -> None:
-        """Forget the log and the snapshot, durably."""
+        """Forget the log, the snapshot and the vote, durably."""
+        self.hard_state = HardState()
         self.snapshot = None
-        self.log_incarnation = 1
         self.synced.begin_at(0, 0)
         self.written.begin_at(0, 0)
 
@@ -181,6 +188,7 @@ class Disk:
         self.incarnation = max(self.incarnation, _incarnation_of(part))
         if isinstance(part, HardState):
             self.hard_state = part
+            self.is_forgetful = self.is_forgetful and not part.is_level
             return
         if isinstance(part, Snapshot):
             self.snapshot = part

@@ -243,7 +243,7 @@ class Faults:
 
     def _may_rot(self, machine: Machine) -> bool:
         cluster = self._cluster
-        if machine.incarnation != max(cluster.ledger.histories) or machine.disk.is_forgetful:
+        if machine.incarnation != max(cluster.ledger.histories) or machine.disk.is_impaired:
             return False
         if not machine.disk.synced.last_index:
             return False
@@ -255,7 +255,7 @@ class Faults:
             return False
         if machine.node_id in voters.replicas:
             return len(cluster.members) == 2  # Else it may be about to become one of two voters.
-        gone = {one.node_id for one in cluster.machines if one.disk.is_forgetful} | {machine.node_id}
+        gone = {one.node_id for one in cluster.machines if one.disk.is_impaired} | {machine.node_id}
         return machine.node_id in voters.voters and 2 * len(gone & set(voters.voters)) < len(voters.voters)
 
     # --- clocks -------------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ class Faults:
     def _change_members(self) -> bool:
         others = [members for members in self._memberships if members != self._cluster.members]
         # People do not take nodes away while one has to be healed: too few might be left who know everything.
-        if not others or any(machine.disk.is_forgetful for machine in self._cluster.machines):
+        if not others or any(machine.disk.is_impaired for machine in self._cluster.machines):
             return False
         self._cluster.members = self._random.choice(others)
         for machine in self._cluster.machines:
@@ -331,7 +331,7 @@ class Faults:
             if one.incarnation == newest
             and not one.leads
             and not one.is_frozen
-            and one.up.may_vote
+            and one.up.has_vote
             and one.node_id in cluster.members & one.up.voters.members
             and len(one.up.voters.members) > 1
             and one.disk.incarnation == newest

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from exo.cluster.raft.messages import AppendAnswer, PeerMessage, VoteAnswer
-from exo.cluster.raft.steps import HardState
 from exo.shared.types.events import ClusterFormed, HistoryForced, LogEntry, TermOpened, VotersChanged
 from exo.shared.types.ids import EventId, NodeId
 from exo.shared.types.state import State
@@ -116,7 +115,7 @@ class Ledger:
 
     def _has_voted(self, node: Witnessed, candidate: NodeId, term: int) -> None:
         kept = node.disk.hard_state
-        if kept != HardState(term=term, voted_for=candidate) and kept.term <= term:
+        if (kept.term, kept.voted_for) != (term, candidate) and kept.term <= term:
             raise BrokenPromiseError(
                 f"{node.node_id} votes for {candidate} in term {term}, and its disk says "
                 f"{kept.voted_for} in term {kept.term}"

@@ -1,87 +1,37 @@
 """One simulated machine: the real core, carried out on a simulated disk, network and clock."""
 
 from collections.abc import Callable, Sequence
-from random import Random
 from typing import Any, Protocol
 
-import msgspec
-
 from exo.cluster.raft.core import Core
-from exo.cluster.raft.messages import InstallSnapshot, Snapshot, VoteAnswer
-from exo.cluster.raft.options import CoreOptions, SnapshotPoint
+from exo.cluster.raft.options import SnapshotPoint
 from exo.cluster.raft.steps import (
-    Commit,
     ConfirmRead,
-    Distrust,
-    Effect,
     ForceHistory,
     HandOver,
-    HardState,
     Input,
-    Outlived,
     PeerLost,
     Propose,
-    ReadConfirmed,
-    ReadRefused,
     Received,
-    Refuse,
-    Restore,
-    RoleChanged,
-    Send,
-    SendSnapshot,
     Tick,
-    Write,
     Written,
 )
-from exo.shared.apply import apply_entries
-from exo.shared.types.events import (
-    Decision,
-    HistoryForced,
-    LogEntry,
-    NodeDisconnected,
-    TermOpened,
-    VotersChanged,
-)
+from exo.shared.types.events import Decision
 from exo.shared.types.ids import EventId, NodeId
 from exo.shared.types.state import State
 from exo.shared.types.voters import Voters
 from exo_sim.disk import Disk
-from exo_sim.errors import BrokenPromiseError
-from exo_sim.ledger import Ledger
-from exo_sim.network import Network
 from exo_sim.origin import Ask, Hang, Offer, Origin, Tell
-from exo_sim.policy import Policy
+from exo_sim.performing import Performer, state_of
 from exo_sim.steering import Steering
-from exo_sim.timeline import Timeline
+from exo_sim.surroundings import Surroundings
 
 TICK_US = 50_000
 POLICY_TICKS = 6
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(State)
 
-
-class Surroundings(Protocol):
-    """What a machine needs of the cluster it is in."""
-
-    timeline: Timeline
-    network: Network
-    ledger: Ledger
-    random: Random
-    options: CoreOptions
-    policy: Policy
-    members: frozenset[NodeId]
-    is_telling: bool
-    is_telling_facts: bool
-    snapshot_entries: int
-
-    def tell(self, who: str, what: str) -> None: ...
-
-    def tell_fact(self, who: str, fact: str, what: str) -> None: ...
-
-    def machine(self, node_id: NodeId) -> "Machine": ...
-
-    def new_id(self) -> str: ...
+class Home(Surroundings, Protocol):
+    """The cluster that a machine is in."""
 
     def has_stopped(self, machine: "Machine", why: str) -> None: ...
 
@@ -93,7 +43,7 @@ class Machine:
     first_voters: Who agreed on the first entries; empty for a newcomer.
     """
 
-    def __init__(self, cluster: Surroundings, node_id: NodeId, first_voters: Voters) -> None:
+    def __init__(self, cluster: Home, node_id: NodeId, first_voters: Voters) -> None:
         self.cluster = cluster
         self.node_id = node_id
         self.disk = Disk(
@@ -112,33 +62,17 @@ class Machine:
         self.is_frozen = False
         """Its process does not run at all; what arrives waits."""
         self.is_to_crash_after_vote = False
-        self.lost_log_at: int | None = None
-        """How much was committed when it lost its log: only a later removal of it lets it vote again."""
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._inbox: list[Input] = []
-        self._step: Input = Tick()
+        self.present: Input = Tick()
+        """What the core is dealing with."""
         self._is_busy = False
-        self._term_led = 0
+        self.term_led = 0
         """The term that it led before the present step; what it commits last before it retires is committed in that."""
         self.ticks = 0
         self._read_id = 0
         self._steering = Steering(self)
-        self._sessions: dict[NodeId, int] = {}
-        self._told_term = 0
-        self._just_folded: Sequence[LogEntry] = ()
-        self._act: dict[type, Callable[[Any], None]] = {
-            Write: self._write,
-            Send: self._send,
-            SendSnapshot: self._send_snapshot,
-            Commit: self._commit,
-            Restore: self._restore,
-            RoleChanged: self._role_changed,
-            ReadConfirmed: self._read_confirmed,
-            ReadRefused: self._read_refused,
-            Refuse: self._refuse,
-            Distrust: self._distrust,
-            Outlived: self._outlived,
-        }
+        self._performer: Performer | None = None
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
@@ -161,12 +95,10 @@ class Machine:
         return self.core.incarnation if self.core is not None else self.disk.incarnation
 
     @property
-    def _may_vote(self) -> bool:
-        """Not while what it acknowledged may be lost, nor while what it has is of before a history begun anew.
-
-        A newcomer is sent the log from its beginning, where it may read that it is a voter, or even the only one.
-        """
-        return not self.disk.is_forgetful and self.disk.log_incarnation >= self.disk.incarnation
+    def performer(self) -> Performer:
+        """Of a machine that runs."""
+        assert self._performer is not None
+        return self._performer
 
     # --- starting and stopping ----------------------------------------------------------------------------------
 
@@ -175,8 +107,12 @@ class Machine:
         assert self.core is None
         self.boot += 1
         disk, snapshot = self.disk, self.disk.snapshot
+        # A newcomer is told how often the history was begun anew; who has a log reads it there.
+        is_newcomer = disk.is_empty and not self.first_voters.voters
+        incarnation = disk.incarnation if is_newcomer else 1
         if snapshot is not None:
-            self.state = _decoder.decode(snapshot.data)
+            self.state = state_of(snapshot)
+            incarnation = snapshot.incarnation
             point = SnapshotPoint(
                 index=snapshot.index, term=snapshot.term, voters=snapshot.voters, last_seq=snapshot.last_seq
             )
@@ -186,26 +122,25 @@ class Machine:
         self.core = Core(
             self.node_id,
             hard_state=disk.hard_state,
-            incarnation=disk.incarnation,
+            incarnation=incarnation,
             snapshot=point,
             entries=tuple(disk.synced.entries),
             options=self.cluster.options,
             random=self.cluster.random.random,
-            may_vote=self._may_vote,
+            may_vote=not (is_newcomer or disk.is_voteless),
         )
+        self._performer = Performer(self)
         self._inbox.clear()
         self._backlog.clear()
-        self._sessions.clear()
         self._steering = Steering(self)
         self.is_frozen = self.is_stalled = self.is_to_crash_after_vote = False
         self.origin.restarted()
-        self._told_term = self.core.term
         if self.cluster.is_telling:
             log = disk.synced
             self.cluster.tell(
                 self.node_id,
                 f"starts in term {self.core.term}, log {log.base_index}..{log.last_index}"
-                + (", may not vote" if disk.is_forgetful else ""),
+                + (", may not vote" if disk.is_impaired else ""),
             )
         phase_us = self.cluster.random.randint(1, TICK_US)
         self.cluster.timeline.after(phase_us, self._tick, self.boot)
@@ -224,15 +159,24 @@ class Machine:
         self.cluster.has_stopped(self, why)
 
     def rot(self) -> None:
-        """What it has on disk becomes unreadable while it is down; its vote is kept."""
+        """Its log becomes unreadable while it is down."""
         assert self.core is None
+        committed = self.cluster.ledger.history(self.disk.incarnation).last_index
         self.disk.rot()
         self.first_voters = Voters()
-        history = self.cluster.ledger.history(self.disk.incarnation)
-        self.lost_log_at = history.last_index
-        self.cluster.tell(
-            self.node_id, f"loses its log to bit rot, {self.lost_log_at} entries were committed"
-        )
+        self.cluster.tell(self.node_id, f"loses its log to bit rot, {committed} entries were committed")
+
+    def begin_anew(self, incarnation: int) -> None:
+        """Come back soon, as a newcomer of an incarnation."""
+        self.disk.wipe()
+        self.disk.incarnation = incarnation
+        self.disk.is_forgetful = self.disk.is_voteless = False
+        self.first_voters = Voters()
+        self.cluster.timeline.after(TICK_US, self._start_again, self.boot)
+
+    def _start_again(self, boot: int) -> None:
+        if self.core is None and self.boot == boot:
+            self.start()
 
     # --- time ---------------------------------------------------------------------------------------------------
 
@@ -284,19 +228,16 @@ class Machine:
                 if core is None:
                     self._inbox.clear()
                     return
-                self._term_led = core.term if core.role == "leader" else 0
-                self._step = self._inbox.pop(0)
-                for effect in core.step(self._step):
-                    self._carry_out(effect)
+                self.term_led = core.term if core.role == "leader" else 0
+                self.present = self._inbox.pop(0)
+                for effect in core.step(self.present):
+                    self.performer.carry_out(effect)
                     if self.core is not core:
                         break
                 else:
                     self.cluster.ledger.stepped(self, self.boot, core.term, core.commit_index)
         finally:
             self._is_busy = False
-
-    def _carry_out(self, effect: Effect) -> None:
-        self._act[type(effect)](effect)
 
     def _disk_written(self, number: int) -> None:
         if not self._is_deaf(self._disk_written, number):
@@ -319,22 +260,18 @@ class Machine:
             case Ask():
                 self._steering.told(source, message)
                 if core.is_admitting:
-                    self._sessions[source] = message.session
+                    self.performer.sessions[source] = message.session
                     tell = Tell(message.session, core.term, core.admission.last_seq(source))
-                    self._say(source, tell)
+                    self.say(source, tell)
             case Tell():
                 self.origin.told(source, message)
             case Hang():
                 self.origin.hung_up(source, message)
             case Offer(propose=propose):
-                if self._sessions.get(source) == propose.session:
+                if self.performer.sessions.get(source) == propose.session:
                     self.take(propose)
             case _:
                 self.take(Received(source=source, message=message))  # pyright: ignore[reportArgumentType]
-
-    def _say(self, to: NodeId, message: object, *, extra_us: int = 0) -> None:
-        cluster = self.cluster
-        cluster.network.send(self.node_id, to, cluster.machine(to).hear, message, extra_us=extra_us)
 
     # --- what people ask of it ----------------------------------------------------------------------------------
 
@@ -368,10 +305,10 @@ class Machine:
     # --- what an origin asks of its node ------------------------------------------------------------------------
 
     def ask(self, leader: NodeId, session: int) -> None:
-        self._say(leader, Ask(session, is_forgetful=self.disk.is_forgetful, boot=self.boot))
+        self.say(leader, Ask(session, is_forgetful=self.disk.is_voteless, boot=self.boot))
 
     def offer(self, leader: NodeId, message: Propose) -> None:
-        self._say(leader, Offer(message))
+        self.say(leader, Offer(message))
 
     def propose_here(self, message: Propose) -> None:
         self.take(message)
@@ -380,165 +317,13 @@ class Machine:
         return self.up.admission.last_seq(self.node_id)
 
     def acknowledge(self, event_ids: Sequence[EventId]) -> None:
-        self.cluster.ledger.acknowledged(self, event_ids)
-        if self.cluster.is_telling_facts:
-            for entry in self._just_folded:
-                if entry.event_id in event_ids and isinstance(entry.event, NodeDisconnected):
-                    self.cluster.tell_fact(self.node_id, entry.event.reason, "hears that {} is done")
+        self.performer.acknowledge(event_ids)
 
-    # --- effects ------------------------------------------------------------------------------------------------
+    # --- what its effects ask of it -----------------------------------------------------------------------------
 
-    def _write(self, effect: Write) -> None:
-        self.disk.submit(effect)
-        self.up.may_vote = self._may_vote
+    def say(self, to: NodeId, message: object, *, extra_us: int = 0) -> None:
+        cluster = self.cluster
+        cluster.network.send(self.node_id, to, cluster.machine(to).hear, message, extra_us=extra_us)
 
-    def _send(self, effect: Send) -> None:
-        message = effect.message
-        self.cluster.ledger.said(self, effect.to, message)
-        self._say(effect.to, message)
-        is_vote = isinstance(message, VoteAnswer) and message.is_granted and not message.is_trial
-        if self.is_to_crash_after_vote and is_vote:
-            self.stop(f"crashes right after its vote for {effect.to} in term {message.term}")
-
-    def _send_snapshot(self, effect: SendSnapshot) -> None:
-        core = self.up
-        if self.cluster.is_telling:
-            self.cluster.tell(self.node_id, f"sends {effect.to} a snapshot at {self.state.index}")
-        message = InstallSnapshot(incarnation=core.incarnation, term=core.term, snapshot=self._snapshot())
-        self._say(effect.to, message, extra_us=self.cluster.random.randint(1_000, 20_000))
-
-    def _snapshot(self) -> Snapshot:
-        state = self.state
-        return Snapshot(
-            index=state.index,
-            term=state.term,
-            incarnation=state.incarnation,
-            voters=state.voters,
-            last_seq=state.last_seq,
-            data=_encoder.encode(state),
-        )
-
-    def _commit(self, effect: Commit) -> None:
-        ledger, entries, core = self.cluster.ledger, effect.entries, self.up
-        term_led = core.term if core.role == "leader" else self._term_led
-        ledger.committed(self, entries, core.voters, term_led=term_led)
-        self.state = apply_entries(self.state, entries)
-        ledger.folded(self)
-        self._just_folded = [entry for entry in entries if entry.origin == self.node_id]
-        for entry in entries:
-            if entry.origin == self.node_id:
-                self.origin.committed(entry.seq, entry.event_id)
-            if isinstance(entry.event, VotersChanged | HistoryForced):
-                self._voters_changed(entry.index, entry.event)
-        self._look_for_removal(self.state.index, self.state.voters)
-        synced = self.disk.synced
-        is_due = self.state.index - synced.base_index >= self.cluster.snapshot_entries
-        if is_due and synced.term_at(self.state.index) == self.state.term:
-            self.disk.save_snapshot(self._snapshot())
-
-    def _voters_changed(self, index: int, event: VotersChanged | HistoryForced) -> None:
-        if self.cluster.is_telling and self.leads:
-            self.cluster.tell(self.node_id, f"voters are now {describe(event.voters)} (entry {index})")
-        self._look_for_removal(index, event.voters)
-
-    def _look_for_removal(self, index: int, voters: Voters) -> None:
-        is_removed = self.node_id not in voters.members
-        if self.lost_log_at is not None and index > self.lost_log_at and is_removed:
-            self._removed_since_loss()
-
-    def _removed_since_loss(self) -> None:
-        """Nobody counts any more on what it acknowledged. It need not be a voter again: votes it gives are new ones."""
-        self.lost_log_at = None
-        self.disk.is_forgetful = False
-        self.up.may_vote = self._may_vote
-        self.cluster.tell(self.node_id, "may vote again: it was no voter since it lost its log")
-        self.origin.ask()
-
-    def _restore(self, effect: Restore) -> None:
-        before = self.state.index
-        self.state = _decoder.decode(effect.snapshot.data)
-        if self.cluster.is_telling:
-            self.cluster.tell(
-                self.node_id, f"goes on from a snapshot at {self.state.index}, it was at {before}"
-            )
-        self.cluster.ledger.restored(self, effect.snapshot.index, before)
-        self._look_for_removal(self.state.index, self.state.voters)
-        own_seq = self.state.last_seq.get(self.node_id, 0)
-        if own_seq:
-            self.origin.committed(own_seq, None)
-
-    def _role_changed(self, effect: RoleChanged) -> None:
-        core = self.up
-        if self.cluster.is_telling:
-            self.cluster.tell(self.node_id, self._describe(effect))
-        self.origin.leader_changed(effect.leader, effect.term)
+    def role_changed(self) -> None:
         self._steering.begin()
-        if effect.role != "leader":
-            return
-        is_forced = bool(core.log.last_index) and self._is_forced(core)
-        self.cluster.ledger.leads(self, effect.term, is_forced=is_forced)
-        self._sessions.clear()
-        self.origin.opens([TermOpened(master_node_id=self.node_id)])
-
-    def _describe(self, effect: RoleChanged) -> str:
-        is_new, self._told_term = effect.term > self._told_term, effect.term
-        if effect.role == "leader":
-            return f"leads term {effect.term}"
-        if effect.role == "candidate":
-            return (
-                f"stands in term {effect.term}"
-                if is_new
-                else f"asks whether it would win term {effect.term + 1}"
-            )
-        if effect.leader is None:
-            return f"is in term {effect.term} and knows no leader"
-        return f"follows {effect.leader} in term {effect.term}"
-
-    def _is_forced(self, core: Core) -> bool:
-        last = core.log.between(core.log.last_index - 1, core.log.last_index)
-        return bool(last) and isinstance(last[0].event, HistoryForced) and last[0].term == core.term
-
-    def _read_confirmed(self, effect: ReadConfirmed) -> None:
-        self.cluster.ledger.read_confirmed(self, self.boot, effect.read_id, effect.index)
-        if self.cluster.is_telling:
-            self.cluster.tell(self.node_id, f"read {effect.read_id} is confirmed at index {effect.index}")
-
-    def _read_refused(self, effect: ReadRefused) -> None:
-        self.cluster.ledger.read_refused(self, self.boot, effect.read_id)
-        if self.cluster.is_telling:
-            self.cluster.tell(self.node_id, f"read {effect.read_id} is refused: it does not lead")
-
-    def _refuse(self, effect: Refuse) -> None:
-        if effect.session is None:
-            assert isinstance(self._step, Propose)
-            self.origin.refused_here(self._step)
-            return
-        for node_id, session in self._sessions.items():
-            if session == effect.session:
-                self._say(node_id, Hang(session))
-
-    def _distrust(self, effect: Distrust) -> None:
-        raise BrokenPromiseError(
-            f"{self.node_id} distrusts {effect.node_id}, which is honest: {effect.reason}"
-        )
-
-    def _outlived(self, effect: Outlived) -> None:
-        """Begin as a newcomer of the new incarnation."""
-        self.stop(f"is outlived by incarnation {effect.incarnation}: its log does not count any more")
-        self.disk.wipe()
-        self.disk.hard_state = HardState()
-        self.disk.incarnation = effect.incarnation
-        self.disk.is_forgetful = False
-        self.lost_log_at = None
-        self.first_voters = Voters()
-        self.cluster.timeline.after(TICK_US, self._start_again, self.boot)
-
-    def _start_again(self, boot: int) -> None:
-        if self.core is None and self.boot == boot:
-            self.start()
-
-
-def describe(voters: Voters) -> str:
-    """Return who has to agree, for people."""
-    text = " ".join(voters.voters)
-    return f"{text} with replica {' '.join(voters.replicas)}" if voters.replicas else text

@@ -13,7 +13,8 @@ from exo.shared.types.ids import NodeId
 from exo.shared.types.voters import Voters
 from exo_sim.cluster import Cluster, StoryLine
 from exo_sim.errors import BrokenPromiseError, ScenarioError
-from exo_sim.machine import Machine, describe
+from exo_sim.machine import Machine
+from exo_sim.wording import describe
 
 COMMANDS = """
 cluster NAMES [voters NAMES] [replica NAME] [seed N]   begin; all vote unless said otherwise

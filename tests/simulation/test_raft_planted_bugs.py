@@ -9,23 +9,26 @@ from collections.abc import Callable
 import pytest
 
 from exo.cluster.outbox import Outbox
-from exo.cluster.raft import election, following, proposing, quorum, replication, requests
+from exo.cluster.raft import election, following, plausible, proposing, quorum, replication, requests
 from exo.cluster.raft import leader as leader_module
 from exo.cluster.raft.admission import Admission
 from exo.cluster.raft.core import Core
 from exo.cluster.raft.leader import Leader
 from exo.cluster.raft.log_window import LogWindow
+from exo.cluster.raft.output import Output
+from exo.cluster.raft.progress import Progress
+from exo.cluster.raft.state import CoreState
 from exo_sim.disk import Disk
 from exo_sim.schedule import run_schedule
+from simulation.test_raft_schedules import SEEDS
 from support.planting import UnfitPlantError, plant
 from unit.cluster import test_raft_elections as elections
 from unit.cluster import test_raft_figures as figures
 from unit.cluster import test_raft_membership as membership
+from unit.cluster import test_raft_pitfalls as pitfalls
 from unit.cluster import test_raft_proposals as proposals
+from unit.cluster import test_raft_quorum as counting
 from unit.cluster import test_raft_reads_and_force as reads_and_force
-
-CI_SEEDS = range(500)
-"""What .ci/run simulates."""
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 Catcher = Callable[[], None]
@@ -35,7 +38,7 @@ def schedules() -> Catcher:
     """The schedules that CI runs."""
 
     def catch() -> None:
-        for seed in CI_SEEDS:
+        for seed in SEEDS:
             outcome = run_schedule(seed)
             if outcome.broken is not None:
                 if outcome.is_defect:
@@ -120,9 +123,13 @@ def vote_twice_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug(schedules())
 def vote_not_persisted(monkeypatch: pytest.MonkeyPatch) -> None:
-    vote = "core.remember(HardState(term=core.term, voted_for=source))"
+    vote = "core.remember(core.term, source)"
     plant(
-        monkeypatch, election, "vote_requested", vote, vote.replace("core.remember(", "core.hard_state = (")
+        monkeypatch,
+        election,
+        "vote_requested",
+        vote,
+        "core.hard_state = type(core.hard_state)(term=core.term, voted_for=source)",
     )
 
 
@@ -145,7 +152,61 @@ def own_vote_counted_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug(schedules())
 def who_lost_its_log_votes(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, election, "vote_requested", "is_granted = core.may_vote and", "is_granted =")
+    plant(monkeypatch, election, "vote_requested", "is_granted = core.has_vote and", "is_granted =")
+
+
+@bug(schedules())
+def term_not_persisted(monkeypatch: pytest.MonkeyPatch) -> None:
+    term = "self.remember(term)"
+    plant(monkeypatch, CoreState, "become_follower", term, "self.hard_state = HardState(term=term)")
+
+
+@bug(pitfalls.test_a_vote_is_not_taken_for_one_in_a_later_term)
+def a_vote_is_carried_into_a_later_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        CoreState,
+        "__init__",
+        "voted_for=node_id, is_level",
+        "voted_for=hard_state.voted_for, is_level",
+    )
+
+
+@bug(pitfalls.test_a_candidate_whose_disk_is_slow_waits_for_its_own_vote)
+def a_candidate_that_does_not_wait_for_its_own_vote(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "_tick", "if not election.is_own_vote_due(self):", "if True:")
+
+
+# --- who has forgotten what it promised ------------------------------------------------------------------------------
+
+
+@bug(lambda: pitfalls.test_who_is_sent_the_log_from_its_beginning_does_not_act_on_the_half_of_it(False))
+def half_of_a_log_is_acted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schedules find it too: --seed 392, when this was written."""
+    monkeypatch.setattr(CoreState, "has_vote", property(lambda core: core.may_vote))
+
+
+@bug(lambda: pitfalls.test_who_is_sent_the_log_from_its_beginning_does_not_act_on_the_half_of_it(True))
+def half_of_a_log_is_acted_on_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    level = "is_level=may_vote and hard_state.is_level"
+    plant(monkeypatch, CoreState, "__init__", level, "is_level=may_vote")
+
+
+@bug(pitfalls.test_half_of_a_log_is_known_by_what_the_leader_called_committed)
+def caught_up_with_any_entry_of_the_leader(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_disk = "self.heard_commit_index <= index <= self.durable_index"
+    plant(monkeypatch, CoreState, "note_level", on_disk, "index <= self.durable_index")
+
+
+@bug(pitfalls.test_everything_is_on_disk_before_a_newcomer_may_vote)
+def caught_up_in_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_disk = "self.heard_commit_index <= index <= self.durable_index"
+    plant(monkeypatch, CoreState, "note_level", on_disk, "self.heard_commit_index <= index")
+
+
+@bug(pitfalls.test_who_has_forgotten_its_term_confirms_no_read)
+def who_has_forgotten_its_term_confirms_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, following, "leader_said", "if core.hard_state.is_level else 0", "")
 
 
 # --- what counts -----------------------------------------------------------------------------------------------------
@@ -189,6 +250,47 @@ def commit_of_an_old_terms_entry(monkeypatch: pytest.MonkeyPatch) -> None:
         "return agreed if agreed >= self.first_index else 0",
         "return agreed",
     )
+
+
+@bug(membership.test_a_learner_gets_everything_and_counts_for_nothing)
+def a_learners_copy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        Leader,
+        "committed_index",
+        "agreed = agreed_index(self.voters, index_at)",
+        "reached = sorted((p.match_index for p in self.progress.values()), reverse=True)\n"
+        "    agreed = min(durable_index, reached[self.voters.majority - 2])",
+    )
+
+
+@bug(pitfalls.test_only_what_was_compared_is_committed)
+def a_follower_commits_what_was_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind what the leader sent may stand what another leader left."""
+    index = "min(message.commit_index, last_index)"
+    plant(monkeypatch, following, "_append_received", index, "min(message.commit_index, log.last_index)")
+
+
+@bug(schedules())
+def a_heartbeat_commits_what_was_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = "min(core.commit_index, progress.match_index)"
+    plant(monkeypatch, replication, "send_heartbeats", index, "core.commit_index")
+
+
+@bug(schedules())
+def answers_of_an_earlier_term_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "_received", "elif message.term < self.term:", "elif False:")
+
+
+@bug(counting.test_the_place_that_is_asked_about_next_is_never_too_early)
+def a_hint_that_skips_where_logs_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, LogWindow, "agreement_hint", "or 0) > term:", "or 0) >= term:")
+
+
+@bug(pitfalls.test_several_messages_in_one_step_lead_to_the_same_disk)
+def a_step_that_writes_what_it_has_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Output, "truncate_after", "if self._appended and", "if False and")
+    plant(monkeypatch, Output, "truncate_after", "self._appended = []", "pass")
 
 
 @bug(schedules())
@@ -235,6 +337,37 @@ def no_checkquorum(monkeypatch: pytest.MonkeyPatch) -> None:
 @bug(elections.test_who_does_not_hear_the_leader_cannot_depose_it)
 def no_stickiness(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, election, "vote_requested", "if is_sticky and not message.is_hand_over:", "if False:")
+
+
+@bug(pitfalls.test_a_connection_that_ends_and_begins_anew_is_no_absence)
+def a_lost_connection_is_an_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Progress, "lost", "self.is_lost = True", "self.is_active = False")
+
+
+@bug(lambda: [pitfalls.test_a_snapshot_that_takes_long_is_no_absence(ticks) for ticks in range(20, 30)])
+def a_snapshot_that_is_tried_again_is_an_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Progress, "ask_again", "self._become", "self.is_active = False\n    self._become")
+
+
+@bug(pitfalls.test_a_follower_whose_disk_is_slow_is_no_absence)
+def a_slow_disk_is_an_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, following, "leader_said", "send_when_term_durable", "send_when_durable")
+
+
+@bug(pitfalls.test_a_term_that_is_not_on_disk_is_told_to_nobody_as_heard)
+def a_heartbeat_answered_before_its_term_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, following, "leader_said", "output.send_when_term_durable", "output.send")
+
+
+@bug(lambda: elections.test_those_who_are_left_stand_one_after_the_other(""))
+def all_stand_at_the_same_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "_peer_lost", "TURN_TICKS * rank", "0 * rank")
+
+
+@bug(elections.test_the_heir_is_given_everything_first)
+def an_heir_that_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_all = " and progress.match_index == core.log.last_index"
+    plant(monkeypatch, replication, "ask_to_stand", has_all, "")
 
 
 @bug(reads_and_force.test_a_leader_that_was_cut_off_does_not_answer_with_what_is_old)
@@ -330,6 +463,49 @@ def two_changes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@bug(pitfalls.test_voters_change_once_in_a_proposal)
+def two_changes_in_one_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, proposing, "_agreement_fault", "if len(changes) > 1:", "if False:")
+
+
+@bug(membership.test_a_leader_that_was_removed_sees_that_through_and_leaves)
+def a_removed_leader_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = "if core.node_id not in core.voters.voters and"
+    plant(monkeypatch, replication, "advance_commit", removed, "if False and")
+
+
+@bug(membership.test_an_uncommitted_change_is_undone_with_its_entry)
+def a_change_outlives_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, LogWindow, "truncate_after", "while len(self._voters) > 1 and", "while False and")
+
+
+@bug(pitfalls.test_a_newcomer_counts_once_its_disk_has_the_change_that_made_it_count)
+def a_newcomer_counts_before_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    knows = "or progress.match_index < self._log.member_since(node_id)"
+    plant(monkeypatch, Leader, "committed_index", knows, "")
+
+
+@bug(pitfalls.test_a_new_leader_admits_nothing_behind_a_farewell_that_it_found)
+def a_farewell_that_a_new_leader_does_not_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, election, "begin_leading", "core.leading.note_farewell(uncommitted)", "pass")
+
+
+@bug(proposals.test_nothing_is_admitted_before_the_term_is_opened)
+def a_term_that_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, proposing, "_fault", "if not core.is_term_opened and not is_opening:", "if False:")
+
+
+@bug(lambda: pitfalls.test_what_holds_a_cluster_together_is_not_for_others_to_propose(pitfalls.FORCED))
+def anybody_proposes_a_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch,
+        proposing,
+        "_fault",
+        "if sum(isinstance(event, _AGREEMENT) for event in events) == 0:",
+        "if True:",
+    )
+
+
 @bug(schedules())
 def two_voters_change_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule asks for three new voters at once, and nobody stops it."""
@@ -372,6 +548,32 @@ def an_incarnation_that_is_told_before_it_is_on_disk(monkeypatch: pytest.MonkeyP
         "core.output.vote_when_durable(SelfVote(core.term, entry.index))",
         "from exo.cluster.raft import election\n    election.begin_leading(core, entry.index)",
     )
+
+
+@bug(reads_and_force.test_what_is_said_in_an_older_incarnation_is_not_heard)
+def another_incarnation_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Core, "_received", "if message.incarnation != self.incarnation:", "if False:")
+
+
+# --- peers that say what cannot be -----------------------------------------------------------------------------------
+
+
+@bug(lambda: pitfalls.test_what_cannot_be_is_not_believed(pitfalls.FAR_TERM))
+def any_term_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(
+        monkeypatch, plausible, "fault_of", "if not 0 <= message.term <= term + TERMS_AHEAD_MAX:", "if False:"
+    )
+
+
+@bug(pitfalls.test_nobody_speaks_with_this_nodes_own_name)
+def its_own_name_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, plausible, "fault_of", "if source == node_id:", "if False:")
+
+
+@bug(pitfalls.test_an_answer_to_a_read_that_nobody_asked_confirms_none)
+def an_answer_to_no_question_confirms_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "if message.read_id > core.leading.read_id_asked:"
+    plant(monkeypatch, replication, "heartbeat_answered", asked, "if False:")
 
 
 # --- the simulator itself --------------------------------------------------------------------------------------------

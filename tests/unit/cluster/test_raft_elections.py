@@ -205,6 +205,24 @@ def test_the_end_of_the_leaders_process_is_noticed_at_once() -> None:
     assert len(set(lab.leaders()) - {"a"}) == 1
 
 
+@pytest.mark.parametrize("silent", ["", "b"])
+def test_those_who_are_left_stand_one_after_the_other(silent: str) -> None:
+    """Two at the same moment would share the votes, and wait for a whole timeout to try again."""
+    lab = Lab(voters("abcde"))
+    term = lab.elect("a").core.term
+    lab.run(4)
+    lab.cut("a" + silent, "abcde")
+    left = "bcde".strip(silent)
+    for name in left:
+        lab[name].step(PeerLost(node_id=lab["a"].node_id, is_ended=True))
+    for _ in range(8):
+        for name in left:
+            lab[name].tick()
+        lab.deliver()
+    assert [lab[name].core.term for name in left] == [term + 1] * len(left)
+    assert [name for name in left if lab[name].leads] == [left[0]]
+
+
 # --- handing over ----------------------------------------------------------------------------------------------------
 
 

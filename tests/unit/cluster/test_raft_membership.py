@@ -122,7 +122,7 @@ def test_only_the_leader_changes_voters() -> None:
     a = lab.elect("a")
     change = VotersChanged(voters=voters("ab"), reason="")
     a.step(a.proposal(change, origin="b", first_seq=1, session=7))
-    assert refusals(a) == ["only the leader changes voters"]
+    assert refusals(a) == ["only the leader itself decides VotersChanged"]
 
 
 def test_a_leader_that_was_removed_sees_that_through_and_leaves() -> None:

@@ -9,7 +9,7 @@ and `proposing`; `requests` is what the node's own process asks for.
 
 from collections.abc import Sequence
 
-from exo.cluster.raft import election, following, proposing, replication, requests
+from exo.cluster.raft import election, following, plausible, proposing, replication, requests
 from exo.cluster.raft.messages import (
     Append,
     AppendAnswer,
@@ -43,6 +43,9 @@ from exo.shared.types.events import LogEntry
 from exo.shared.types.ids import NodeId
 from exo.shared.types.voters import Voters
 
+TURN_TICKS = 2
+"""How much later than the one before it a voter stands when the leader's process has ended: time for an election."""
+
 
 class Core(CoreState):
     """One node's part in the agreement. CoreState says what it begins with."""
@@ -74,6 +77,8 @@ class Core(CoreState):
             self.has_to_send = False
             for node_id in self.leading.peers if self.leading is not None else ():
                 replication.send_entries(self, node_id)
+        if not self.hard_state.is_level:
+            self.note_level()
         effects = self.output.take(self.term, self.log.last_index, self.log.last_term)
         announced = (self.role, self.term, self.leader_id)
         if announced != self.announced:
@@ -112,7 +117,7 @@ class Core(CoreState):
         leading = self.leading
         if leading is None:
             if self.is_promotable and (self.is_only_voter or self.silent_ticks >= self.timeout_ticks):
-                if not (self.is_only_voter and self.role == "candidate"):  # Its own vote is being written.
+                if not election.is_own_vote_due(self):
                     election.stand(self, is_trial=not self.is_only_voter)
             elif self.silent_ticks >= self.timeout_ticks:
                 self.leader_id = None
@@ -146,14 +151,19 @@ class Core(CoreState):
             if progress is not None:
                 progress.lost()
         elif message.node_id == self.leader_id and message.is_ended:
-            # Its process is gone: stand soon, but not all at the same moment. Where others still hear it, they refuse.
+            # Its process is gone: stand soon, one after the other. Where others still hear it, they refuse.
             self.leader_id = None
-            self.timeout_ticks = self.silent_ticks + 1 + int(self.random() * 4)
+            rank = sum(node_id < self.node_id for node_id in self.voters.voters if node_id != message.node_id)
+            self.timeout_ticks = self.silent_ticks + 1 + TURN_TICKS * rank
 
     def _received(self, source: NodeId, message: PeerMessage) -> None:
         if message.incarnation != self.incarnation:
             if message.incarnation > self.incarnation:
                 self.output.effects.append(Outlived(incarnation=message.incarnation))
+            return
+        fault = plausible.fault_of(message, source, self.node_id, self.term)
+        if fault is not None:
+            self.output.distrust(source, fault)
             return
         is_from_leader = isinstance(message, Append | Heartbeat | InstallSnapshot)
         if isinstance(message, VoteRequest):

@@ -6,7 +6,6 @@ from exo.cluster.raft.messages import VoteAnswer, VoteRequest
 from exo.cluster.raft.output import SelfVote
 from exo.cluster.raft.quorum import has_majority
 from exo.cluster.raft.state import CoreState
-from exo.cluster.raft.steps import HardState
 from exo.shared.types.ids import NodeId
 
 
@@ -19,7 +18,7 @@ def stand(core: CoreState, *, is_trial: bool, is_hand_over: bool = False) -> Non
     core.silent_ticks = 0
     core.draw_timeout()
     if not is_trial:
-        core.remember(HardState(term=core.term + 1, voted_for=core.node_id))
+        core.remember(core.term + 1, core.node_id)
         core.output.vote_when_durable(SelfVote(core.term))
     request = VoteRequest(
         incarnation=core.incarnation,
@@ -40,6 +39,11 @@ def stand(core: CoreState, *, is_trial: bool, is_hand_over: bool = False) -> Non
         count_vote(core, core.node_id, is_granted=True)
 
 
+def is_own_vote_due(core: CoreState) -> bool:
+    """This node stands, and its own vote is still being written: nobody else was asked yet."""
+    return core.role == "candidate" and not core.is_trial and core.node_id not in core.votes
+
+
 def count_vote(core: CoreState, source: NodeId, *, is_granted: bool) -> None:
     core.votes[source] = is_granted
     granted = [node_id for node_id, given in core.votes.items() if given]
@@ -58,8 +62,10 @@ def own_vote_written(core: CoreState, vote: SelfVote) -> None:
     if vote.term != core.term or core.role != "candidate":
         return
     if vote.forced_index is None:
+        core.silent_ticks = 0  # The others are asked now, and get a full timeout to answer.
         count_vote(core, core.node_id, is_granted=True)
     else:
+        core.may_vote = True  # Nobody is left who counts on what it may have forgotten.
         begin_leading(core, vote.forced_index)
 
 
@@ -74,8 +80,10 @@ def begin_leading(core: CoreState, first_index: int) -> None:
     core.role = "leader"
     core.leader_id = core.node_id
     core.votes = {}
+    uncommitted = core.log.between(core.commit_index, core.log.last_index)
     core.leading = Leader(core.node_id, core.log, core.options, first_index=first_index)
-    core.admission.begin(core.log.between(core.commit_index, core.log.last_index))
+    core.leading.note_farewell(uncommitted)
+    core.admission.begin(uncommitted)
 
 
 # --- voters ----------------------------------------------------------------------------------------------------------
@@ -96,15 +104,16 @@ def vote_requested(core: CoreState, source: NodeId, message: VoteRequest) -> Non
         or core.hard_state.voted_for == source
         or (core.hard_state.voted_for is None and core.leader_id is None)
     )
-    is_granted = core.may_vote and is_free and core.log.is_behind(message.last_index, message.last_term)
+    is_granted = core.has_vote and is_free and core.log.is_behind(message.last_index, message.last_term)
     if not is_granted:
         core.output.send(source, _answer(core, message, is_granted=False))
     elif message.is_trial:
         core.output.send(source, _answer(core, message, is_granted=True))
     else:
         if core.hard_state.voted_for != source:
-            core.remember(HardState(term=core.term, voted_for=source))
+            core.remember(core.term, source)
         core.silent_ticks = 0
+        core.draw_timeout()
         core.output.send_when_durable(source, _answer(core, message, is_granted=True))
 
 

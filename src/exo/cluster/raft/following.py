@@ -26,8 +26,10 @@ def leader_said(core: CoreState, source: NodeId, message: Append | Heartbeat | I
             _append_received(core, source, message)
         case Heartbeat():
             core.commit_to(min(message.commit_index, core.log.last_index))
-            answer = HeartbeatAnswer(incarnation=core.incarnation, term=core.term, read_id=message.read_id)
-            core.output.send_when_durable(source, answer)
+            # Who has forgotten in which term it was confirms nobody's leadership: it may have ended it.
+            read_id = message.read_id if core.hard_state.is_level else 0
+            answer = HeartbeatAnswer(incarnation=core.incarnation, term=core.term, read_id=read_id)
+            core.output.send_when_term_durable(source, answer)
         case InstallSnapshot(snapshot=snapshot):
             _snapshot_received(core, source, snapshot)
 
@@ -51,10 +53,7 @@ def _answer(
 
 
 def _append_received(core: CoreState, source: NodeId, message: Append) -> None:
-    fault = _order_fault(message)
-    if fault is not None:
-        core.output.distrust(source, fault)
-        return
+    core.heard_commit_index = max(core.heard_commit_index, message.commit_index)
     log, previous = core.log, message.previous_index
     if previous < core.commit_index:
         core.output.send_when_durable(source, _answer(core, core.commit_index, is_accepted=True))
@@ -84,20 +83,8 @@ def _snapshot_received(core: CoreState, source: NodeId, snapshot: Snapshot) -> N
             core.commit_to(snapshot.index)
         else:
             core.log = LogWindow(snapshot.index, snapshot.term, snapshot.voters, ())
-            core.commit_index = core.durable_index = snapshot.index
+            core.commit_index, core.durable_index = snapshot.index, 0
             core.admission = Admission(snapshot.last_seq)
             core.output.replace_log(snapshot)
             core.output.effects.append(Restore(snapshot=snapshot))
     core.output.send_when_durable(source, _answer(core, core.commit_index, is_accepted=True))
-
-
-def _order_fault(message: Append) -> str | None:
-    """Return what is impossible about entries that a leader sent."""
-    index, term = message.previous_index, message.previous_term
-    for entry in message.entries:
-        if entry.index != index + 1:
-            return f"it sent entry {entry.index} where {index + 1} was expected"
-        if not term <= entry.term <= message.term:
-            return f"it sent entry {entry.index} of term {entry.term} behind one of term {term}"
-        index, term = entry.index, entry.term
-    return None

@@ -8,6 +8,7 @@ from exo.cluster.raft.log_window import LogWindow
 from exo.cluster.raft.options import CoreOptions
 from exo.cluster.raft.progress import Progress
 from exo.cluster.raft.quorum import agreed_index, has_majority
+from exo.shared.types.events import ClusterDissolved, LogEntry
 from exo.shared.types.ids import NodeId
 from exo.shared.types.voters import Voters
 
@@ -40,7 +41,9 @@ class Leader:
         self.hand_over_to: NodeId | None = None
         self.hand_over_ticks = 0
         self.is_dissolving = False
-        """The log ends with ClusterDissolved: nothing may follow it."""
+        """The log has a ClusterDissolved that counts: nothing may follow it but what opens the term."""
+        self.read_id_asked = 0
+        """The newest read that was asked for, waiting or not."""
         self._reads: list[_Read] = []
         self._snapshot_ticks: dict[NodeId, int] = {}
         self.reconcile()
@@ -63,6 +66,11 @@ class Leader:
             self.progress[node_id] = progress
         for node_id in self.progress.keys() - wanted:
             del self.progress[node_id]
+
+    def note_farewell(self, entries: Iterable[LogEntry]) -> None:
+        """These are in the log: whether it ends with the end of the cluster."""
+        if any(isinstance(entry.event, ClusterDissolved) for entry in entries):
+            self.is_dissolving = True
 
     # --- committing ---------------------------------------------------------------------------------------------
 
@@ -108,7 +116,7 @@ class Leader:
             self._snapshot_ticks[node_id] = ticks
             if ticks >= self._options.snapshot_patience_ticks:
                 del self._snapshot_ticks[node_id]
-                progress.lost()
+                progress.ask_again()
 
     # --- confirmed reads ----------------------------------------------------------------------------------------
 
@@ -118,6 +126,7 @@ class Leader:
         return self._reads[-1].read_id if self._reads else 0
 
     def read_asked(self, read_id: int, commit_index: int) -> None:
+        self.read_id_asked = max(read_id, self.read_id_asked)
         self._reads.append(_Read(read_id, max(commit_index, self.first_index), {self._node_id}))
 
     def read_acknowledged(self, source: NodeId, read_id: int) -> None:
@@ -155,7 +164,7 @@ class Leader:
     def successor(self, wanted: NodeId | None) -> NodeId | None:
         """Return who should lead next: the wanted voter, or the active one with the longest log."""
         candidates = [
-            (progress.is_active, progress.match_index, node_id)
+            (progress.is_active and not progress.is_lost, progress.match_index, node_id)
             for node_id, progress in self.progress.items()
             if node_id in self.voters.voters and wanted in (None, node_id)
         ]

@@ -29,6 +29,7 @@ class PendingWrite(msgspec.Struct):
     number: int
     last_index: int
     last_term: int
+    has_hard_state: bool
     then: list[Promise]
 
 
@@ -53,6 +54,17 @@ class Output:
     def send_when_durable(self, to: NodeId, message: PeerMessage) -> None:
         self._then.append(Send(to=to, message=message))
 
+    def send_when_term_durable(self, to: NodeId, message: PeerMessage) -> None:
+        """Say what promises nothing but to be in a term: entries that are still being written do not hold it up."""
+        if self._hard_state is not None:
+            self._then.append(Send(to=to, message=message))
+            return
+        for write in reversed(self._pending):
+            if write.has_hard_state:
+                write.then.append(Send(to=to, message=message))
+                return
+        self.send(to, message)
+
     def vote_when_durable(self, vote: SelfVote) -> None:
         self._then.append(vote)
 
@@ -63,10 +75,16 @@ class Output:
         self._hard_state = hard_state
 
     def replace_log(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+        """Put a snapshot in the place of the log, and of what this step has done to that."""
+        self._snapshot, self._truncate_after, self._appended = snapshot, None, []
 
     def truncate_after(self, index: int) -> None:
-        self._truncate_after = index
+        """Cut the log off, and what this step has appended to it."""
+        if self._appended and index >= self._appended[0].index - 1:
+            del self._appended[index - self._appended[0].index + 1 :]
+            return
+        self._appended = []
+        self._truncate_after = index if self._truncate_after is None else min(index, self._truncate_after)
 
     def append(self, entries: Sequence[LogEntry]) -> None:
         self._appended.extend(entries)
@@ -86,7 +104,10 @@ class Output:
         appended, self._appended = self._appended, []
         if self._hard_state or self._snapshot or self._truncate_after is not None or appended:
             self._write_number += 1
-            self._pending.append(PendingWrite(self._write_number, last_index, last_term, then))
+            has_hard_state = self._hard_state is not None
+            self._pending.append(
+                PendingWrite(self._write_number, last_index, last_term, has_hard_state, then)
+            )
             write = Write(
                 number=self._write_number,
                 hard_state=self._hard_state,

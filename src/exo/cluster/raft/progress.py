@@ -21,6 +21,8 @@ class Progress:
         self.next_index = next_index
         self.is_active = False
         """It was heard of since the last look."""
+        self.is_lost = False
+        """Its connection has ended, and it was not heard of since."""
         self.is_answer_due = False
         """A probe is on its way."""
         self._inflight_max = inflight_max
@@ -66,12 +68,20 @@ class Progress:
 
     def lost(self) -> None:
         """The connection ended: what was on its way may never arrive."""
-        self.is_active = False
+        self.is_lost = True
+        self.ask_again()
+
+    def ask_again(self) -> None:
+        """What was sent may be lost: begin where its disk is known to be."""
         self._become_probe(self.match_index + 1)
+
+    def is_here(self) -> None:
+        """It said something."""
+        self.is_active, self.is_lost = True, False
 
     def heard(self) -> None:
         """It answered a heartbeat: a probe that was lost may be sent again, and one message more as well."""
-        self.is_active = True
+        self.is_here()
         self.is_answer_due = False
         if len(self._inflight) >= self._inflight_max:
             self._inflight.popleft()

@@ -3,11 +3,22 @@
 from collections.abc import Sequence
 
 from exo.cluster.raft.leader import Leader
-from exo.cluster.raft.quorum import change_fault
+from exo.cluster.raft.quorum import change_fault, voters_of
 from exo.cluster.raft.state import CoreState
 from exo.cluster.raft.steps import Propose, Refuse
-from exo.shared.types.events import ClusterDissolved, LogEntry, TermOpened, VotersChanged
+from exo.shared.types.events import (
+    ClusterDissolved,
+    ClusterFormed,
+    Decision,
+    HistoryForced,
+    LogEntry,
+    TermOpened,
+    VotersChanged,
+)
 from exo.shared.types.voters import Voters
+
+_AGREEMENT = ClusterFormed | ClusterDissolved | HistoryForced | TermOpened | VotersChanged
+"""Events about the agreement itself, which are for the leader to decide."""
 
 
 def propose(core: CoreState, message: Propose) -> None:
@@ -30,15 +41,31 @@ def propose(core: CoreState, message: Propose) -> None:
 def _fault(core: CoreState, leading: Leader, message: Propose) -> str | None:
     if message.term != core.term:
         return f"it is for term {message.term}, this is term {core.term}"
-    if leading.is_dissolving:
-        return "this cluster is about to join another one"
     events = [proposed.event for proposed in message.events]
-    if core.log.last_index < leading.first_index and not any(isinstance(e, TermOpened) for e in events):
+    is_opening = any(isinstance(event, TermOpened) for event in events)
+    if leading.is_dissolving and not (is_opening and len(events) == 1):
+        return "this cluster is about to join another one"
+    if not core.is_term_opened and not is_opening:
         return f"term {core.term} is not opened yet"
-    for event in events:
+    if sum(isinstance(event, _AGREEMENT) for event in events) == 0:
+        return None
+    return _agreement_fault(core, events, is_own=message.session is None)
+
+
+def _agreement_fault(core: CoreState, events: Sequence[Decision], *, is_own: bool) -> str | None:
+    """Return what is wrong with events about the agreement itself, beside others."""
+    changes = [event for event in events if voters_of(event) is not None]
+    if len(changes) > 1:
+        return "who has to agree changes once in a proposal"
+    for position, event in enumerate(events):
+        if isinstance(event, _AGREEMENT) and not is_own:
+            return f"only the leader itself decides {type(event).__name__}"
+        if isinstance(event, HistoryForced):
+            return "a history is begun anew by an operator, not by a proposal"
+        if isinstance(event, ClusterFormed) and (position or core.log.last_index):
+            return "a cluster is formed by its first entry"
         if isinstance(event, VotersChanged):
-            fault = "only the leader changes voters" if message.session is not None else None
-            fault = fault or voters_fault(core, event.voters)
+            fault = voters_fault(core, event.voters)
             if fault is not None:
                 return fault
     return None
@@ -63,7 +90,5 @@ def _append_own(core: CoreState, leading: Leader, entries: Sequence[LogEntry]) -
     core.output.append(entries)
     if core.log.voters.index != changed:
         leading.reconcile()
-    leading.is_dissolving = leading.is_dissolving or any(
-        isinstance(entry.event, ClusterDissolved) for entry in entries
-    )
+    leading.note_farewell(entries)
     core.has_to_send = True

@@ -60,7 +60,7 @@ def append_answered(core: CoreState, source: NodeId, message: AppendAnswer) -> N
     progress = core.leading.progress.get(source) if core.leading is not None else None
     if core.leading is None or progress is None:
         return
-    progress.is_active = True
+    progress.is_here()
     if not message.is_accepted:
         retry, _ = core.log.agreement_hint(message.hint_index, message.hint_term)
         if progress.refused(message.index, retry):
@@ -83,6 +83,9 @@ def _go_on_with(core: CoreState, source: NodeId) -> None:
 def heartbeat_answered(core: CoreState, source: NodeId, message: HeartbeatAnswer) -> None:
     progress = core.leading.progress.get(source) if core.leading is not None else None
     if core.leading is None or progress is None:
+        return
+    if message.read_id > core.leading.read_id_asked:
+        core.output.distrust(source, f"it confirms read {message.read_id}, which nobody asked for")
         return
     progress.heard()
     if progress.match_index < core.log.last_index or progress.mode == "probe":

@@ -3,7 +3,7 @@
 from exo.cluster.raft import replication
 from exo.cluster.raft.output import SelfVote
 from exo.cluster.raft.state import CoreState
-from exo.cluster.raft.steps import ForceHistory, HardState, ReadRefused
+from exo.cluster.raft.steps import ForceHistory, ReadRefused
 from exo.shared.types.events import HistoryForced, LogEntry
 from exo.shared.types.ids import EventId, NodeId
 from exo.shared.types.voters import Voters
@@ -49,7 +49,7 @@ def force_history(core: CoreState, message: ForceHistory) -> None:
     if core.leading is not None:
         return
     core.incarnation += 1
-    core.remember(HardState(term=core.term + 1, voted_for=core.node_id))
+    core.remember(core.term + 1, core.node_id, is_level=True)
     core.admission.begin(core.log.between(core.commit_index, core.log.last_index))
     entry = LogEntry(
         index=core.log.last_index + 1,

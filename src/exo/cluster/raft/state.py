@@ -55,7 +55,12 @@ class CoreState:
         self.durable_index = self.log.last_index
         self.admission = Admission(snapshot.last_seq)
         self.admission.committed(self.log.between(snapshot.index, self.commit_index))
-        self.hard_state = msgspec.structs.replace(hard_state, term=max(hard_state.term, self.log.last_term))
+        if hard_state.term < self.log.last_term:
+            # Whom it voted for in that term is not known, so that it has no vote left in it.
+            hard_state = HardState(term=self.log.last_term, voted_for=node_id, is_level=hard_state.is_level)
+        self.hard_state = msgspec.structs.replace(hard_state, is_level=may_vote and hard_state.is_level)
+        self.heard_commit_index = 0
+        """The furthest that a leader said to be committed; see `note_level`."""
         self.leading: Leader | None = None
         """What this node knows as the leader; None while it does not lead."""
         self.votes: dict[NodeId, bool] = {}
@@ -88,7 +93,14 @@ class CoreState:
     def is_admitting(self) -> bool:
         """Proposals are taken: this node leads and is not about to hand over."""
         leading = self.leading
-        return leading is not None and leading.hand_over_to is None and not leading.is_dissolving
+        if leading is None or leading.hand_over_to is not None:
+            return False
+        return not (leading.is_dissolving and self.is_term_opened)
+
+    @property
+    def is_term_opened(self) -> bool:
+        """This node leads, and its log has an entry of its term."""
+        return self.leading is not None and self.log.last_index >= self.leading.first_index
 
     @property
     def is_term_committed(self) -> bool:
@@ -100,12 +112,17 @@ class CoreState:
         return self.voters.voters == (self.node_id,)
 
     @property
+    def has_vote(self) -> bool:
+        """It has forgotten nothing that it promised, and its log is not the beginning of one."""
+        return self.may_vote and self.hard_state.is_level
+
+    @property
     def is_promotable(self) -> bool:
         """This node may stand for election.
 
         Also when it is about to be removed: until the change is committed it may be the only one that can finish it.
         """
-        return self.may_vote and any(
+        return self.has_vote and any(
             self.node_id in voters.voters for voters in self.log.voters_since(self.commit_index)
         )
 
@@ -115,10 +132,23 @@ class CoreState:
         shortest, longest = self.options.election_ticks
         self.timeout_ticks = shortest + int(self.random() * (longest - shortest + 1))
 
-    def remember(self, hard_state: HardState) -> None:
+    def remember(self, term: int, voted_for: NodeId | None = None, *, is_level: bool | None = None) -> None:
         """Go on with another term or vote, which has to be on disk before anybody hears of it."""
-        self.hard_state = hard_state
-        self.output.remember(hard_state)
+        is_level = self.hard_state.is_level if is_level is None else is_level
+        self.hard_state = HardState(term=term, voted_for=voted_for, is_level=is_level)
+        self.output.remember(self.hard_state)
+
+    def note_level(self) -> None:
+        """See whether a node that began with nothing has caught up.
+
+        It has when its disk has everything that the leader called committed since this node is here, and an entry of
+        that leader's term among it: behind that lies everything that was committed in earlier terms, and so all that
+        this node may have promised and forgotten.
+        """
+        index = self.commit_index
+        is_on_disk = self.heard_commit_index <= index <= self.durable_index
+        if index and is_on_disk and self.log.term_at(index) == self.term:
+            self.remember(self.term, self.hard_state.voted_for, is_level=True)
 
     def note_incarnation(self, entries: Sequence[LogEntry]) -> None:
         for entry in entries:
@@ -128,7 +158,7 @@ class CoreState:
     def become_follower(self, term: int, leader: NodeId | None) -> None:
         """Follow a leader, or wait for one, in a term that may be a new one."""
         if term > self.term:
-            self.remember(HardState(term=term))
+            self.remember(term)
         if self.leading is not None:
             self.output.effects += [ReadRefused(read_id=read_id) for read_id in self.leading.drop_reads()]
             self.leading = None

@@ -17,6 +17,11 @@ class HardState(msgspec.Struct, frozen=True, kw_only=True):
 
     term: int = 0
     voted_for: NodeId | None = None
+    is_level: bool = True
+    """False from when a node begins with nothing in a cluster that exists, until its disk has all that was committed.
+
+    Before that it gives no vote and does not stand: in half of a log it may read that it is a voter, or the only one.
+    """
 
 
 class _Step(msgspec.Struct, frozen=True, kw_only=True):
