@@ -38,7 +38,7 @@ class CommandDesk:
     Args:
         coordinator: Reaches the master.
         audit: Where it is written down.
-        metrics: Counts what was refused.
+        metrics: Counts what was refused, and times placements.
         clock: Monotonic seconds.
     """
 
@@ -71,11 +71,14 @@ class CommandDesk:
             NoMasterError: As `Coordinator.send`.
         """
         caller = caller or present_caller()
+        begun_s = self._clock()
         try:
             reply = await self._coordinator.send(command, timeout_s=timeout_s)
         except BaseException as error:
+            self._metrics.command_ended(command, None, self._clock() - begun_s)
             await self.note(command, caller, None, code=type(error).__name__)
             raise
+        self._metrics.command_ended(command, reply, self._clock() - begun_s)
         if isinstance(command, c.EnrolNode) and isinstance(reply, c.Refusal):
             self._metrics.enrolments_refused.labels(reply.code).inc()
         await self.note(command, caller, reply)

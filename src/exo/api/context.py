@@ -15,7 +15,7 @@ from exo.api.access_desk import CommandDesk
 from exo.api.access_gate import AccessGate
 from exo.api.access_keys import PlainKey
 from exo.api.generation import TokenClient
-from exo.api.metrics import ServiceMetrics
+from exo.api.metrics import MetricsOptions, ServiceMetrics
 from exo.api.present_state import StateCache
 from exo.cluster.coordinator import Coordinator
 from exo.settings import Settings
@@ -59,7 +59,7 @@ class ApiContext:
         self.state_cache = StateCache(started.node_id)
         self.requests_in_flight: Counter[InstanceId] = Counter()
         """Generations that this node has running, by instance."""
-        self.metrics = ServiceMetrics(coordinator, self.requests_in_flight)
+        self.metrics = ServiceMetrics(coordinator, self.requests_in_flight, MetricsOptions.from_environment())
         self.actions = actions or NodeActions()
         self.now_s = now_s
         self.audit = AuditLog(settings.home / "audit", lambda: utc_text(now_s()))

@@ -91,6 +91,13 @@ class RunningGeneration:
         """From the request's arrival to its first token; None when there was none."""
         return None if self._first_token_s is None else self._first_token_s - self._arrived_s
 
+    @property
+    def time_per_output_token_s(self) -> float | None:
+        """Mean time between tokens after the first; None when there were fewer than two."""
+        if self._first_token_s is None or self.completion_tokens < 2:
+            return None
+        return (self._last_token_s - self._first_token_s) / (self.completion_tokens - 1)
+
     def usage(self) -> dict[str, Any]:
         """Return the shape `Usage`."""
         return {

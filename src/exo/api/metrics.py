@@ -1,135 +1,158 @@
 """`GET /metrics`: what Prometheus reads. Unknown values are absent, never zero."""
 
-from collections.abc import Iterable
+import os
+import threading
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
+from exo.api import metrics_cluster
+from exo.api.exposition import CONTENT_TYPE as CONTENT_TYPE
+from exo.api.exposition import write
+from exo.api.metrics_cluster import Elections
+from exo.api.metrics_devices import DeviceMetrics
 from exo.cluster.coordinator import Coordinator
-from exo.shared.serving import instance_status
-from exo.shared.types.devices import DeviceGPUState
+from exo.shared.types.commands import Command, Placed, PlaceInstance, Reply
 from exo.shared.types.ids import InstanceId
-from exo.shared.types.state import State
 
 # Samples of when each counter was made double their number and say nothing here.
 disable_created_metrics()
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-_DEVICE_LABELS = ("gpu_id", "node", "vendor", "name")
 _FIRST_TOKEN_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_REQUEST_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_PLACEMENT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class MetricsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What is told beside the usual."""
+
+    has_dcgm_names: bool = False
+    """GPUs once more under the names of NVIDIA's dcgm-exporter, for dashboards that look for those."""
+
+    @staticmethod
+    def from_environment() -> "MetricsOptions":
+        """The defaults; `EXO_DCGM_METRICS=1` adds the names of NVIDIA's exporter."""
+        return MetricsOptions(has_dcgm_names=os.environ.get("EXO_DCGM_METRICS", "0") in {"1", "true", "yes"})
 
 
 class ServiceMetrics:
-    """This node's counters, and the cluster's state as gauges, in a registry of their own."""
+    """This node's counters, and the cluster's state as it is when Prometheus asks."""
 
-    def __init__(self, coordinator: Coordinator, in_flight: dict[InstanceId, int]) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(StateCollector(coordinator))
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        in_flight: dict[InstanceId, int],
+        options: MetricsOptions | None = None,
+    ) -> None:
+        self._coordinator = coordinator
+        self._devices = DeviceMetrics(has_dcgm_names=(options or MetricsOptions()).has_dcgm_names)
+        self._elections = Elections(coordinator.leadership)
+        self._rendering = threading.Lock()
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         self.requests = Counter(
             "exo_requests",
             "Generation requests that ended on this node, by route and HTTP status (499: the client left).",
             ("route", "status"),
-            registry=self._registry,
+            registry=registry,
+        )
+        self.request_duration_s = Histogram(
+            "exo_request_duration_seconds",
+            "From a generation request's arrival to its end.",
+            ("route",),
+            buckets=_REQUEST_BUCKETS_S,
+            registry=registry,
         )
         self.tokens_generated = Counter(
             "exo_tokens_generated",
             "Tokens that this node passed to clients.",
             ("model",),
-            registry=self._registry,
+            registry=registry,
+        )
+        self.prompt_tokens = Counter(
+            "exo_prompt_tokens",
+            "Tokens of the prompts that were accepted through this node.",
+            ("model",),
+            registry=registry,
         )
         self.time_to_first_token_s = Histogram(
             "exo_time_to_first_token_seconds",
             "From a request's arrival to its first token.",
             ("model",),
             buckets=_FIRST_TOKEN_BUCKETS_S,
-            registry=self._registry,
+            registry=registry,
+        )
+        self.time_per_output_token_s = Histogram(
+            "exo_time_per_output_token_seconds",
+            "Mean time between the tokens of a request, after its first.",
+            ("model",),
+            buckets=_TOKEN_BUCKETS_S,
+            registry=registry,
+        )
+        self.requests_waiting = Gauge(
+            "exo_requests_waiting",
+            "Generation requests of clients that no engine has accepted yet.",
+            registry=registry,
+        )
+        self.placement_s = Histogram(
+            "exo_placement_seconds",
+            "From the wish to place a model to the decision, as this node saw it.",
+            ("outcome",),
+            buckets=_PLACEMENT_BUCKETS_S,
+            registry=registry,
+        )
+        self.placement_solve_s = Histogram(
+            "exo_placement_solve_seconds",
+            "What the solver took for placements that were asked for through this node.",
+            buckets=_PLACEMENT_BUCKETS_S,
+            registry=registry,
         )
         self.authentication_failures = Counter(
             "exo_authentication_failures",
             "Requests that this node did not let in, by reason: a missing or wrong key, a scope it does not have.",
             ("reason",),
-            registry=self._registry,
+            registry=registry,
         )
         self.enrolments_refused = Counter(
             "exo_enrolments_refused",
             "Nodes that asked this one to join and were refused, by reason.",
             ("reason",),
-            registry=self._registry,
+            registry=registry,
         )
-
         active = Gauge(
             "exo_requests_active",
             "Generations that this node has running for clients.",
-            registry=self._registry,
+            registry=registry,
         )
-        active.set_function(lambda: sum(in_flight.values()))
+        # A copy: this is read in a thread.
+        active.set_function(lambda: sum(tuple(in_flight.values())))
+
+    def command_ended(self, command: Command, reply: Reply | None, duration_s: float) -> None:
+        """Count a command that was sent to the master; None: it was not answered."""
+        if not isinstance(command, PlaceInstance):
+            return
+        outcome = "unanswered" if reply is None else "placed" if isinstance(reply, Placed) else "refused"
+        self.placement_s.labels(outcome).observe(duration_s)
+        if isinstance(reply, Placed) and reply.is_new and reply.instance.plan.solve_ms is not None:
+            self.placement_solve_s.observe(reply.instance.plan.solve_ms / 1000)
 
     def render(self) -> bytes:
-        """Return the text exposition format."""
-        return generate_latest(self._registry)
-
-
-class StateCollector(Collector):
-    """Reads the state when Prometheus asks."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the gauges of the present state."""
-        state = self._coordinator.state
-        yield from _device_metrics(state)
-        index = GaugeMetricFamily("exo_events_index", "Index of the last decision folded in on this node.")
-        index.add_metric([], state.index)
-        yield index
-        instances = GaugeMetricFamily("exo_instances", "Placed instances by status.", labels=("status",))
-        counts = {"pending": 0, "loading": 0, "ready": 0, "failed": 0}
-        for instance in state.instances.values():
-            counts[instance_status(state, instance)[0]] += 1
-        for status, count in counts.items():
-            instances.add_metric([status], count)
-        yield instances
-        nodes = GaugeMetricFamily("exo_nodes", "Members of the cluster.", labels=("connected",))
-        connected = sum(1 for node in state.nodes.values() if node.is_connected)
-        nodes.add_metric(["true"], connected)
-        nodes.add_metric(["false"], len(state.nodes) - connected)
-        yield nodes
-
-
-def _device_metrics(state: State) -> Iterable[Metric]:
-    used = GaugeMetricFamily("gpu_memory_used_bytes", "Memory in use.", labels=_DEVICE_LABELS)
-    available = GaugeMetricFamily("gpu_memory_available_bytes", "Memory left.", labels=_DEVICE_LABELS)
-    utilization = GaugeMetricFamily("gpu_utilization_percent", "Compute in use.", labels=_DEVICE_LABELS)
-    temperature = GaugeMetricFamily("gpu_temperature_celsius", "Temperature.", labels=_DEVICE_LABELS)
-    health = GaugeMetricFamily(
-        "gpu_health_status", "1 while the device is not failed, else 0.", labels=_DEVICE_LABELS
-    )
-    for node_id, node in sorted(state.nodes.items()):
-        live = state.live.get(node_id)
-        if live is None or not node.is_connected:
-            continue
-        for index, device in enumerate(node.identity.devices):
-            now: DeviceGPUState | None = live.devices.get(device.device_id)
-            if now is None:
-                continue
-            labels = [str(index), node_id, device.vendor, device.name]
-            rows = (
-                (used, now.memory_used_bytes),
-                (available, now.memory_free_bytes),
-                (utilization, now.compute_utilization_percent),
-                (temperature, now.thermal_temperature_c),
-                (health, 0 if now.health == "failed" else 1),
-            )
-            for family, value in rows:
-                if value is not None:
-                    family.add_metric(labels, value)
-    yield from (used, available, utilization, temperature, health)
+        """Return the text exposition format. Takes a while in a large cluster: call it in a thread."""
+        coordinator = self._coordinator
+        state, leadership = coordinator.state, coordinator.leadership
+        with self._rendering:
+            elections = self._elections.see(leadership)
+            families = [
+                *self._devices.families(state),
+                *metrics_cluster.families(state, coordinator.node_id, leadership, elections),
+            ]
+        return write(families) + generate_latest(self._registry)

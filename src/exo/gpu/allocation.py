@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from exo.gpu.numbering import numbered
 from exo.shared.types.devices import DeviceGPUState, GPUDevice, Health
 from exo.shared.types.ids import DeviceId
 
@@ -92,16 +93,16 @@ def candidates_of(
     states: Mapping[DeviceId, DeviceGPUState],
     obstacles: Mapping[int, str] | None = None,
 ) -> list[Candidate]:
-    """Return a node's GPUs as candidates, numbered as in the list. Its processor is none.
+    """Return a node's GPUs as candidates, by their numbers. Its processor is none.
 
     Args:
-        devices: All of the node's devices, in its order.
+        devices: All of the node's devices.
         states: Their last telemetry.
         obstacles: By number, why a device cannot be used.
     """
     return [
         _candidate(index, device, states.get(device.device_id), (obstacles or {}).get(index))
-        for index, device in enumerate(device for device in devices if device.backend != "cpu")
+        for index, device in enumerate(numbered(device for device in devices if device.backend != "cpu"))
     ]
 
 

@@ -20,6 +20,7 @@ from exo.gpu.allocation import (
 )
 from exo.gpu.errors import NotEnoughGPUsError
 from exo.gpu.manager import GPUManager
+from exo.gpu.numbering import numbered
 from exo.gpu.recovery import Needs
 from exo.shared.types.devices import Backend, DeviceGPUState, GPUDevice, Health
 from exo.shared.types.ids import DeviceId, NodeId
@@ -157,6 +158,30 @@ def test_candidates_are_the_gpus_of_a_node_with_their_telemetry() -> None:
     assert (first.index, first.name, first.kind, first.memory_free_bytes) == (0, "cuda:0", "nvidia cuda", 5)
     assert second.obstacle == "it has failed: lost"
     assert third.obstacle == "kept for others" and third.memory_free_bytes is None
+
+
+def test_numbers_follow_the_drivers_not_the_ids() -> None:
+    aliases = ["cpu:0", "cuda:10", "cuda:2", "rocm:0", "cuda:0"]
+    devices = [
+        GPUDevice(
+            device_id=DeviceId(f"n/cuda:GPU-{number}"),
+            local_alias=alias,
+            name="x",
+            vendor="v",
+            backend="cpu" if alias == "cpu:0" else "cuda",
+            memory_kind="vram",
+            memory_total_bytes=1,
+        )
+        for number, alias in enumerate(aliases)
+    ]
+    assert [one.local_alias for one in numbered(devices)] == [
+        "cuda:0",
+        "cuda:2",
+        "cuda:10",
+        "rocm:0",
+        "cpu:0",
+    ]
+    assert [one.name for one in candidates_of(devices, {})] == ["cuda:0", "cuda:2", "cuda:10", "rocm:0"]
 
 
 # --- against all ways ------------------------------------------------------------------------------------------------

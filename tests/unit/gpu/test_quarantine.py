@@ -1,4 +1,4 @@
-"""A device that failed stays out, longer each time, and has to earn its trust; one that comes and goes does not get it."""
+"""A device that failed stays out, longer each time, and has to earn its trust; one that flaps does not get it."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -148,6 +148,7 @@ async def _generate(
             raise ApiError(503, "stage_unreachable", "the model's first stage has no address yet; try again")
         generation_request = make_request(instance, request_id)
         stream = await start_stream(context.generation_client, address, generation_request)
+        record.accepted()
         return RunningGeneration(stream, instance.instance_id, record.arrived_s)
 
     try:

@@ -1,5 +1,6 @@
 """The service's own routes: is it there, can it work, how is it doing."""
 
+import anyio.to_thread
 from fastapi import APIRouter, Response
 
 from exo.api.context import Context
@@ -54,4 +55,5 @@ async def get_readiness(context: Context) -> Response:
 )
 async def get_metrics(context: Context) -> Response:
     """Prometheus's text format. Values that are not known are absent."""
-    return Response(context.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+    body = await anyio.to_thread.run_sync(context.metrics.render)
+    return Response(body, headers={"Content-Type": CONTENT_TYPE})
