@@ -8,6 +8,7 @@ from exo.gpu.backends.cpu import CPUDriver
 from exo.gpu.driver import Driver, FoundDevice, MatrixShape, Precision
 from exo.gpu.errors import BackendUnavailableError, DeviceLostError, OutOfDeviceMemoryError
 from exo.gpu.reading import DeviceReading, MemoryInfo
+from support import cuda_stand_in
 
 GIB = 2**30
 FLOAT32_UNIT = 2.0**-24
@@ -39,6 +40,7 @@ FLOAT32_SUMS: Mapping[Precision, float] = {
 
 CASES: list[DriverCase] = [
     DriverCase("cpu", CPUDriver, FLOAT32_SUMS),
+    DriverCase("cuda", cuda_stand_in.make, FLOAT32_SUMS, cuda_stand_in.why_not),
 ]
 """Whoever writes a driver adds it here."""
 

@@ -496,8 +496,9 @@ class TestMissing:
 
     def test_no_python_package(self, monitor: NvidiaMonitor, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pynvml", None)
-        with pytest.raises(BackendUnavailableError, match="uv pip install nvidia-ml-py"):
+        with pytest.raises(BackendUnavailableError, match="nvidia-ml-py") as raised:
             monitor.open()
+        assert raised.value.install_command == "uv pip install nvidia-ml-py"
 
     def test_no_driver(self) -> None:
         program = (

@@ -49,12 +49,12 @@ class CuPyCompute:
 
     Args:
         is_hip: CuPy for AMD's GPUs is wanted.
-        install_hint: What to type when it is missing.
+        install_command: What brings the CuPy that fits.
     """
 
-    def __init__(self, *, is_hip: bool, install_hint: str) -> None:
+    def __init__(self, *, is_hip: bool, install_command: str) -> None:
         self._is_hip = is_hip
-        self._install_hint = install_hint
+        self._install_command = install_command
         self._cupy: Any = None
         self._runtime: Any = None
         self._peers: set[tuple[int, int]] = set()
@@ -73,18 +73,18 @@ class CuPyCompute:
         cupy, runtime = self._imported()
         if bool(runtime.is_hip) != self._is_hip:
             kinds = ("NVIDIA", "AMD")
-            raise BackendUnavailableError(
-                f"the installed CuPy is for {kinds[not self._is_hip]} GPUs. For {kinds[self._is_hip]}: uninstall it, "
-                f"then {self._install_hint}"
+            raise self._unavailable(
+                f"the installed CuPy is for {kinds[not self._is_hip]} GPUs: uninstall it, and install the one for "
+                f"{kinds[self._is_hip]}"
             )
         # The import succeeds without any driver; what follows is the first real use.
         try:
             count = runtime.getDeviceCount()
         except Exception as error:
             if status_of(error) == _INSUFFICIENT_DRIVER:
-                raise BackendUnavailableError(
-                    "the driver is missing, or too old for the installed CuPy: install a newer driver, or CuPy for "
-                    f"the driver that is there with: {self._install_hint}"
+                raise self._unavailable(
+                    "the driver is missing, or too old for the installed CuPy: install a newer driver, or the CuPy "
+                    "for the one that is there"
                 ) from error
             raise BackendUnavailableError(
                 f"CuPy reaches no GPU ({error}): see what the driver's tool says"
@@ -96,9 +96,7 @@ class CuPyCompute:
         try:
             _ = cupy.cuda.cublas
         except ImportError as error:
-            raise BackendUnavailableError(
-                f"CuPy lacks its matrix library ({error}). Install with: {self._install_hint}"
-            ) from error
+            raise self._unavailable(f"CuPy lacks its matrix library ({error})") from error
         self._cupy, self._runtime = cupy, runtime
 
     def close(self) -> None:
@@ -268,17 +266,16 @@ class CuPyCompute:
             return cupy, cupy.cuda.runtime
         except ModuleNotFoundError as error:
             if error.name != "cupy":
-                raise BackendUnavailableError(
-                    f"CuPy lacks {error.name}. Install with: {self._install_hint}"
-                ) from error
-            raise BackendUnavailableError(
-                f"computing needs CuPy, which is not installed. Install with: {self._install_hint}"
-            ) from error
+                raise self._unavailable(f"CuPy lacks {error.name}") from error
+            raise self._unavailable("computing needs CuPy, which is not installed") from error
         except Exception as error:
             # A build for other libraries than those there are; for AMD's GPUs it fails here already.
-            raise BackendUnavailableError(
-                f"CuPy is installed but does not start ({error}). Install the one that fits with: {self._install_hint}"
+            raise self._unavailable(
+                f"CuPy is installed, but not the one that fits: it does not start ({error})"
             ) from error
+
+    def _unavailable(self, message: str) -> BackendUnavailableError:
+        return BackendUnavailableError(message, install_command=self._install_command)
 
     def _described(self, ordinal: int) -> CuPyDevice:
         properties: dict[str, Any] = self._runtime.getDeviceProperties(ordinal)

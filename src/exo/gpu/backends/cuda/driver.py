@@ -58,28 +58,27 @@ class CUDADriver(Driver):
         self._host_memory = host_memory
         self._known: dict[int, _Known] = {}
         self._indices: dict[str, int] = {}
-        self.why_not_watching: str | None = None
-        """What is missing to watch devices, and how to get it; None: nothing."""
-        self.why_not_computing: str | None = None
-        """What is missing to compute, and how to get it; None: nothing."""
+        self.why_not_watching: BackendUnavailableError | None = None
+        """What is missing to watch devices; None: nothing."""
+        self.why_not_computing: BackendUnavailableError | None = None
+        """What is missing to compute; None: nothing."""
 
     def open(self) -> None:
         self.why_not_watching = self.why_not_computing = None
-        unavailable: BackendUnavailableError | None = None
         try:
             self._monitor.open()
         except OldDriverError:
             raise
         except BackendUnavailableError as error:
-            unavailable, self.why_not_watching = error, error.message
-        compute = CuPyCompute(is_hip=False, install_hint=self._install_hint())
+            self.why_not_watching = error
+        compute = CuPyCompute(is_hip=False, install_command=self._install_command())
         try:
             compute.open()
         except BackendUnavailableError as error:
-            self.why_not_computing = error.message
-            if unavailable is not None:
-                raise unavailable from error
-            logger.info("NVIDIA GPUs are watched only: {}", error.message)
+            self.why_not_computing = error
+            if self.why_not_watching is not None:
+                raise self.why_not_watching from error
+            logger.info("NVIDIA GPUs are watched only: {}. {}", error.message, error.install_command)
         else:
             self._compute = compute
 
@@ -156,7 +155,7 @@ class CUDADriver(Driver):
     ) -> CuPyBuffer:
         return self._used().multiply(left, right, shape, precision)
 
-    def _install_hint(self) -> str:
+    def _install_command(self) -> str:
         version = self._monitor.cuda_version
         kind = "cupy-cuda12x" if version is not None and version < 13_000 else "cupy-cuda13x"
         return f"uv pip install '{kind}[ctk]'"
@@ -188,11 +187,14 @@ class CUDADriver(Driver):
         return known
 
     def _used(self) -> CuPyCompute:
-        if self._compute is None:
-            raise NotComputingError(
-                self.why_not_computing or "the CUDA driver is closed: open it before using it"
-            )
-        return self._compute
+        if self._compute is not None:
+            return self._compute
+        why = self.why_not_computing
+        if why is None:
+            raise NotComputingError("the CUDA driver is closed: open it before using it")
+        raise NotComputingError(
+            f"{why.message}. Try: {why.install_command}" if why.install_command else why.message
+        )
 
     def _computing(self, index: int) -> tuple[CuPyCompute, int]:
         compute = self._used()

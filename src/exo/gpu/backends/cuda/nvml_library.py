@@ -94,8 +94,8 @@ class NvmlLibrary:
             module: Any = importlib.import_module("pynvml")
         except ImportError as error:
             raise BackendUnavailableError(
-                "NVIDIA GPUs are read through nvidia-ml-py, which is not installed. "
-                "Install with: uv pip install nvidia-ml-py"
+                "NVIDIA GPUs are read through the Python package nvidia-ml-py, which is not installed",
+                install_command="uv pip install nvidia-ml-py",
             ) from error
         try:
             module.nvmlInit()
