@@ -113,7 +113,8 @@ class Commanding:
         except ExoError as error:
             answered(self._failure(error.message))
         except Exception as error:
-            logger.exception("a command failed: {}", command)
+            # Not the command itself: some hold what a token or a key is checked with.
+            logger.exception("a command failed: {} {}", type(command).__name__, command.command_id)
             answered(self._failure(f"the master failed to carry it out: {error}"))
         except asyncio.CancelledError:
             answered(self._failure("the node stopped before the command was carried out"))

@@ -12,7 +12,7 @@ from exo.master.enrolment import Admit, Held, Reject, Wait, decide_approval, dec
 from exo.master.errors import AuthorityUnavailableError
 from exo.shared.errors import ExoError, NoMasterError
 from exo.shared.forgetting import decide_forgetting
-from exo.shared.refusals import refusal
+from exo.shared.refusals import clean_text, refusal
 from exo.shared.types.commands import (
     AccessCommand,
     ApproveNode,
@@ -31,6 +31,9 @@ from exo.shared.types.commands import (
     Waiting,
 )
 from exo.shared.types.events import AuthorityCreated, CertificateIssued, Decision
+
+LOG_AGAIN_S = 60.0
+LOGGED_MAX = 256
 
 
 class Admission:
@@ -54,6 +57,8 @@ class Admission:
         self._deciding = deciding
         self._authority = authority
         self._now_s = now_s
+        self._logged_s: dict[tuple[str, str], float] = {}
+        """When it was last logged that somebody from a host was refused for a reason."""
 
     async def handle(self, command: AccessCommand) -> Reply:
         """Carry one command out."""
@@ -99,7 +104,7 @@ class Admission:
             case Reject(refusal=why, events=events):
                 if events:
                     await self._commit(events, command.command_id)
-                logger.warning("{} at {} is not let in: {}", command.node_id, command.address, why.message)
+                self._log_refused(command, why)
                 return why
             case Wait(events=events):
                 index = await self._commit(events, command.command_id)
@@ -124,6 +129,18 @@ class Admission:
                 )
             case Admit(events=events):
                 return await self._admit(command, events)
+
+    def _log_refused(self, command: EnrolNode, why: Refusal) -> None:
+        """Say so once a minute for each host and reason: strangers reach as far as this."""
+        now_s = self._now_s()
+        key = (command.address.rpartition(":")[0], why.code)
+        if now_s - self._logged_s.get(key, -LOG_AGAIN_S) < LOG_AGAIN_S:
+            return
+        if len(self._logged_s) >= LOGGED_MAX:
+            self._logged_s.clear()
+        self._logged_s[key] = now_s
+        node_id, address = clean_text(command.node_id), clean_text(command.address)
+        logger.warning("{} at {} is not let in: {}", node_id, address, why.message)
 
     async def _admit(self, command: EnrolNode, events: Sequence[Decision]) -> Reply:
         authority_pem = await self._authority_pem(command.command_id)

@@ -7,10 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 from exo.cluster.coordinator import Coordinator
 from exo.shared.errors import NoMasterError
-from exo.shared.types.commands import Command, Deleted, DeleteInstance, Refusal, Reply
+from exo.shared.types.access import TokenId
+from exo.shared.types.commands import Command, CreateToken, Deleted, DeleteInstance, Refusal, Reply
 from exo.shared.types.devices import DeviceGPUState, MemoryProfile, NodePerformanceProfile, SystemProfile
 from exo.shared.types.events import (
     Decision,
@@ -313,9 +315,25 @@ async def test_a_handler_that_raises_fails_the_command_and_nothing_else(cluster:
         raise KeyError("a bug")
 
     nodes[0].set_command_handler(fail)
-    for node in nodes:
-        with pytest.raises(NoMasterError, match="a bug"):
-            await node.send(command(), timeout_s=5)
+    secret = CreateToken(
+        command_id=CommandId("c-1"),
+        token_id=TokenId("t"),
+        verifier="as good as the token",
+        lifetime_s=1,
+        uses=1,
+        created_by="",
+    )
+    lines: list[str] = []
+    # As `exo` logs: values of local variables are left out.
+    sink = logger.add(lines.append, level=0, diagnose=False)
+    try:
+        for node in nodes:
+            with pytest.raises(NoMasterError, match="a bug"):
+                await node.send(secret, timeout_s=5)
+    finally:
+        logger.remove(sink)
+    assert [line for line in lines if "a command failed" in line]
+    assert not [line for line in lines if secret.verifier in line]
     await nodes[1].propose([fact(nodes[1], "alive")], cause_id="c")
 
 

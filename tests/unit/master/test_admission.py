@@ -168,3 +168,16 @@ async def test_no_verifier_and_no_hash_is_logged(ruling: Ruling) -> None:
         logger.remove(sink)
     assert len(lines) == 3
     assert not [line for line in lines if VERIFIER in line or key.hash in line]
+
+
+async def test_strangers_do_not_fill_the_log_nor_forge_lines_in_it(ruling: Ruling) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, level=0, format="{message}")
+    try:
+        for number in range(20):
+            await ruling.ask(enrol("token", node_id=f"x{number}\n\x1b[31mforged"))
+        ruling.now_s += 61
+        await ruling.ask(enrol("token", node_id="again/malformed"))
+    finally:
+        logger.remove(sink)
+    assert [line.partition(" at ")[0] for line in lines] == ["x0  [31mforged", "again/malformed"]
