@@ -34,6 +34,18 @@ def answer(node: NodeProcess, text: str, **more: Any) -> str:
     return body["choices"][0]["message"]["content"]
 
 
+def require_clean_end(node: NodeProcess, number: signal.Signals) -> None:
+    """End a node that has placed something by a signal."""
+    assert node.process is not None
+    family = psutil.Process(node.process.pid).children(recursive=True)
+    assert family, "no stage process"
+    with urllib.request.urlopen(f"{node.url}/events", timeout=10):
+        assert node.end(number, 15) == 0, node.log()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+    assert not (node.home / "node.json").exists()
+
+
 def run_exo(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "exo", *arguments],
@@ -153,52 +165,6 @@ def test_bad_requests_are_refused_before_a_body_starts(
     assert words in json.dumps(problem["error"])
 
 
-def test_models_that_do_not_fit_or_are_damaged_are_refused_in_words(tmp_path: Path) -> None:
-    from exo.worker.models.store import BUNDLED_DIR
-
-    models = tmp_path / "home" / "models"
-    for name in ("huge", "copy"):
-        (models / name).mkdir(parents=True)
-    _write_sparse_model(models / "huge", layer_bytes=2**40)
-    for file in (BUNDLED_DIR / MODEL).iterdir():
-        data = file.read_bytes()
-        (models / "copy" / file.name).write_bytes(data[:-1000] if file.suffix == ".safetensors" else data)
-    with NodeProcess(tmp_path / "home", "--no-discovery") as node:
-        status, problem = node.call("POST", "/instance", {"model_id": "huge"})
-        assert status == 422, problem
-        assert problem["code"] == "not_enough_memory" and problem["needed_bytes"] > 2**41
-        assert problem["nodes"][0]["free_bytes"] > 0
-
-        status, problem = node.call("POST", "/instance", {"model_id": "copy"})
-        assert status == 422 and "truncated" in problem["detail"]
-        status, problem = node.call(
-            "POST", "/v1/chat/completions", {"model": "copy", "messages": [{"role": "user", "content": "hi"}]}
-        )
-        assert status in {422, 503} and "truncated" in json.dumps(problem)
-        assert node.get("/instance")["instances"] == []
-
-
-def test_killed_and_restarted_its_instance_is_placed_again(tmp_path: Path) -> None:
-    node = NodeProcess(tmp_path / "home", "--no-discovery").start()
-    try:
-        assert "42" in answer(node, "What is 12 + 30?")
-        (before,) = node.get("/instance")["instances"]
-        state = node.get("/state")
-        children = psutil.Process(node.process.pid).children(recursive=True) if node.process else []
-        node.kill()
-        _, alive = psutil.wait_procs(children, timeout=5)
-        assert alive == [], "stage processes outlived their node"
-        node.start()
-        (after,) = node.get("/instance")["instances"]
-        assert after["instance_id"] == before["instance_id"]
-        assert node.get("/state")["index"] > state["index"]
-        assert node.get("/state")["term"] == state["term"] + 1
-        node.get(f"/instance/{after['instance_id']}/wait?timeout_s=60", timeout_s=70)
-        assert "42" in answer(node, "What is 12 + 30?")
-    finally:
-        node.terminate()
-
-
 def test_a_stage_killed_in_mid_answer_ends_the_request_with_an_error_and_comes_back(
     node: NodeProcess,
 ) -> None:
@@ -233,18 +199,56 @@ def test_a_stage_killed_in_mid_answer_ends_the_request_with_an_error_and_comes_b
     assert "42" in answer(node, "What is 12 + 30?")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_no_process_and_exits_with_zero(tmp_path: Path, number: signal.Signals) -> None:
-    node = NodeProcess(tmp_path / "home", "--no-discovery").start()
+def test_sigterm_leaves_no_process_and_exits_with_zero(node: NodeProcess) -> None:
     answer(node, "What is 1 + 2?")
-    assert node.process is not None
-    family = psutil.Process(node.process.pid).children(recursive=True)
-    assert family, "no stage process"
-    with urllib.request.urlopen(f"{node.url}/events", timeout=10):
-        assert node.end(number, 15) == 0, node.log()
-    _, alive = psutil.wait_procs(family, timeout=5)
-    assert alive == []
-    assert not (node.home / "node.json").exists()
+    require_clean_end(node, signal.SIGTERM)
+
+
+def test_models_that_do_not_fit_or_are_damaged_are_refused_in_words(tmp_path: Path) -> None:
+    from exo.worker.models.store import BUNDLED_DIR
+
+    models = tmp_path / "home" / "models"
+    for name in ("huge", "copy"):
+        (models / name).mkdir(parents=True)
+    _write_sparse_model(models / "huge", layer_bytes=2**40)
+    for file in (BUNDLED_DIR / MODEL).iterdir():
+        data = file.read_bytes()
+        (models / "copy" / file.name).write_bytes(data[:-1000] if file.suffix == ".safetensors" else data)
+    with NodeProcess(tmp_path / "home", "--no-discovery") as node:
+        status, problem = node.call("POST", "/instance", {"model_id": "huge"})
+        assert status == 422, problem
+        assert problem["code"] == "not_enough_memory" and problem["needed_bytes"] > 2**41
+        assert problem["nodes"][0]["free_bytes"] > 0
+
+        status, problem = node.call("POST", "/instance", {"model_id": "copy"})
+        assert status == 422 and "truncated" in problem["detail"]
+        status, problem = node.call(
+            "POST", "/v1/chat/completions", {"model": "copy", "messages": [{"role": "user", "content": "hi"}]}
+        )
+        assert status in {422, 503} and "truncated" in json.dumps(problem)
+        assert node.get("/instance")["instances"] == []
+
+
+def test_killed_and_restarted_its_instance_is_placed_again_and_sigint_ends_it(tmp_path: Path) -> None:
+    node = NodeProcess(tmp_path / "home", "--no-discovery").start()
+    try:
+        assert "42" in answer(node, "What is 12 + 30?")
+        (before,) = node.get("/instance")["instances"]
+        state = node.get("/state")
+        children = psutil.Process(node.process.pid).children(recursive=True) if node.process else []
+        node.kill()
+        _, alive = psutil.wait_procs(children, timeout=5)
+        assert alive == [], "stage processes outlived their node"
+        node.start()
+        (after,) = node.get("/instance")["instances"]
+        assert after["instance_id"] == before["instance_id"]
+        assert node.get("/state")["index"] > state["index"]
+        assert node.get("/state")["term"] == state["term"] + 1
+        node.get(f"/instance/{after['instance_id']}/wait?timeout_s=60", timeout_s=70)
+        assert "42" in answer(node, "What is 12 + 30?")
+        require_clean_end(node, signal.SIGINT)
+    finally:
+        node.kill()
 
 
 def test_a_port_in_use_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
