@@ -2,15 +2,18 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from exo.gpu.backends.cpu import CPUDriver
+from exo.gpu.backends.simulated.driver import SimulatedDriver
+from exo.gpu.backends.simulated.machine import load_machine
 from exo.gpu.driver import Driver, FoundDevice, MatrixShape, Precision
 from exo.gpu.errors import BackendUnavailableError, DeviceLostError, OutOfDeviceMemoryError
 from exo.gpu.reading import DeviceReading, MemoryInfo
-from support import cuda_stand_in
 
 GIB = 2**30
+HARDWARE = Path(__file__).parents[1] / "hardware"
 FLOAT32_UNIT = 2.0**-24
 """Half the distance from 1 to the next float32: the largest relative error of one operation."""
 
@@ -40,7 +43,9 @@ FLOAT32_SUMS: Mapping[Precision, float] = {
 
 CASES: list[DriverCase] = [
     DriverCase("cpu", CPUDriver, FLOAT32_SUMS),
-    DriverCase("cuda", cuda_stand_in.make, FLOAT32_SUMS, cuda_stand_in.why_not),
+    DriverCase(
+        "simulated", lambda: SimulatedDriver(load_machine(HARDWARE / "pc-mixed-failing.toml")), FLOAT32_SUMS
+    ),
 ]
 """Whoever writes a driver adds it here."""
 

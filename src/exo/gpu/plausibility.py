@@ -28,6 +28,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
 _COUNTS = frozenset(
     {"ecc_corrected_count", "ecc_uncorrected_count", "memory_total_bytes", "memory_used_bytes"}
 )
+NUMERIC_FIELDS = frozenset(_LIMITS)
+"""Those of a `DeviceReading`."""
 PROCESSES_MAX = 16
 """How many processes are told of one device: those that hold most."""
 FAULTS_MAX = 16
