@@ -22,7 +22,9 @@ from exo.shared.types.events import (
     TokenCreated,
     TokenDeleted,
 )
+from exo.shared.types.ids import NodeId
 from exo.shared.types.state import State
+from exo.shared.types.voters import Voters
 
 TOKENS_MAX = 256
 KEYS_MAX = 1024
@@ -73,12 +75,35 @@ def decide_removal(state: State, command: RemoveNode) -> Decided:
             "node_leads",
             f"{node_id} leads the cluster; stop it first, so that another node takes over, then remove it there",
         )
+    needed = _needed_vote(state, node_id)
+    if needed is not None:
+        return needed
     reason = clean_text(command.reason) or "removed on request"
     revoked: list[Decision] = [
         CertificateRevoked(node_id=node_id, serial=one.serial, reason=f"the node was removed: {reason}")
         for one in certificates
     ]
     return [*revoked, NodeRemoved(node_id=node_id, reason=reason)]
+
+
+def _needed_vote(state: State, node_id: NodeId) -> Refusal | None:
+    """Refuse where the other voters could decide nothing any more, not even that this one votes no longer.
+
+    Whoever learns that it was removed agrees to nothing further.
+    """
+    voters = state.voters.voters
+    rest = Voters(voters=tuple(one for one in voters if one != node_id))
+    connected = {one for one, node in state.nodes.items() if node.is_connected}
+    away = [one for one in rest.voters if one not in connected]
+    here = len(rest.voters) - len(away)
+    if node_id not in voters or node_id not in connected or here >= rest.majority:
+        return None
+    return refusal(
+        409,
+        "vote_needed",
+        f"without {node_id} nothing could be decided: {here} of the other {len(rest.voters)} voters would be there, "
+        f"{rest.majority - here} too few; start {' or '.join(away)} first, or remove those that will not be back",
+    )
 
 
 def _create_token(state: State, command: CreateToken, now_s: float) -> Decided:

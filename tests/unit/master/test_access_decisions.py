@@ -20,6 +20,7 @@ from exo.shared.types.events import (
     JoinWished,
     KeyCreated,
     KeyDeleted,
+    NodeDisconnected,
     NodeRemoved,
     TermOpened,
     TokenCreated,
@@ -158,6 +159,28 @@ def voting(*names: str, also: tuple[str, ...] = ()) -> State:
     state = members(*names, *also)
     voters = Voters(voters=tuple(NodeId(name) for name in sorted(names)))
     return fold(state, VotersChanged(voters=voters, reason="test"))
+
+
+@pytest.mark.parametrize(
+    ("size", "away", "is_refused"),
+    [(3, 0, False), (3, 1, True), (5, 1, False), (5, 2, True), (4, 1, False), (4, 2, True), (2, 0, False)],
+)
+def test_a_voter_that_the_others_need_is_not_removed(size: int, away: int, is_refused: bool) -> None:
+    """It agrees to nothing once it knows; the others have to be able to give its vote up."""
+    names = "abcde"[:size]
+    state = voting(*names, also=("o",))
+    for name in names[size - away :]:
+        state = fold(state, NodeDisconnected(node_id=NodeId(name), reason="gone"))
+
+    def remove(node_id: str) -> object:
+        return decide_removal(state, RemoveNode(command_id=COMMAND_ID, node_id=NodeId(node_id), reason=""))
+
+    if is_refused:
+        assert f"start {' or '.join(names[size - away :])} first" in refused(remove("b"), "vote_needed", 409)
+    else:
+        assert isinstance(remove("b"), list)
+    for other in [*names[size - away :], "o"]:
+        assert isinstance(remove(other), list), "who is gone, or has no vote, is not needed"
 
 
 def forget(state: State, *names: str, own: str = "a", has_master: bool = False) -> object:
