@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from exo.cluster.raft.messages import AppendAnswer, PeerMessage, VoteAnswer
-from exo.shared.types.events import ClusterFormed, HistoryForced, LogEntry, TermOpened, VotersChanged
+from exo.shared.types.events import HistoryForced, LogEntry, TermOpened, VotersChanged
 from exo.shared.types.ids import EventId, NodeId
 from exo.shared.types.state import State
 from exo.shared.types.voters import Voters
 from exo_sim.disk import Disk
 from exo_sim.errors import BrokenPromiseError
+from exo_sim.history import History
 
 Place = tuple[int, int]
 """(incarnation, term) or (incarnation, index)."""
@@ -28,41 +29,6 @@ class Witnessed(Protocol):
 
     @property
     def incarnation(self) -> int: ...
-
-
-class History:
-    """Everything committed in one incarnation, in order."""
-
-    def __init__(self, first_entries: Sequence[LogEntry], voters: Voters) -> None:
-        self.entries: list[LogEntry] = []
-        self.voters_at: list[Voters] = []
-        """Who had to agree when the entry became committed, for each entry."""
-        self.terms_at: list[int] = []
-        """The term of the leader that committed the entry."""
-        self.event_ids: set[EventId] = set()
-        self.last_seq: dict[NodeId, int] = {}
-        self.states: dict[int, State] = {}
-        for entry in first_entries:
-            self.add(entry, voters, entry.term)
-
-    @property
-    def last_index(self) -> int:
-        return len(self.entries)
-
-    @property
-    def voters(self) -> Voters:
-        """Of the newest committed entry that names any."""
-        for entry in reversed(self.entries):
-            if isinstance(entry.event, ClusterFormed | VotersChanged | HistoryForced):
-                return entry.event.voters
-        return Voters()
-
-    def add(self, entry: LogEntry, voters: Voters, term: int) -> None:
-        self.entries.append(entry)
-        self.terms_at.append(term)
-        self.voters_at.append(voters)
-        self.event_ids.add(entry.event_id)
-        self.last_seq[entry.origin] = entry.seq
 
 
 class Ledger:
@@ -332,13 +298,7 @@ class Ledger:
                 raise BrokenPromiseError(
                     f"{node.node_id} was in sync when entry {entry.index} was committed, and lacks it"
                 )
-        after = History((), Voters())
-        for entry, voters, term in zip(
-            before.entries[:kept], before.voters_at[:kept], before.terms_at[:kept], strict=True
-        ):
-            after.add(entry, voters, term)
-        after.states = {index: state for index, state in before.states.items() if index <= kept}
-        self.histories[before_incarnation + 1] = after
+        self.histories[before_incarnation + 1] = before.up_to(kept)
         self.counts["given up by force"] += before.last_index - kept
 
     def stillborn(self, node: Witnessed, incarnation: int) -> None:
