@@ -45,6 +45,7 @@ from exo.shared.types.events import (
 from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import NodeIdentity
 from exo.shared.types.state import State
+from exo.shared.types.voters import Voters
 
 
 def utc_now() -> str:
@@ -373,7 +374,9 @@ class EmbeddedCoordinator(Coordinator):
         self._kernel.begin(boot, may_vote=not self._is_voteless)
         tasks.start_soon(self._writer.run)
         tasks.start_soon(self._reception.run)
-        if self._kernel.core.voters.voters == (self.node_id,) and not self._kernel.core.voters.replicas:
+        core = self._kernel.core
+        # A node with half of a log may read there that it votes alone: it does not, and has to find the others first.
+        if core.is_promotable and core.voters == Voters(voters=(self.node_id,)):
             while not self._kernel.is_member:
                 await self._kernel.board.changed.wait()
         tasks.start_soon(self._following.run)
