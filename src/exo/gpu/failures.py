@@ -9,7 +9,12 @@ from typing import Literal, cast
 
 import msgspec
 
-from exo.gpu.errors import DeviceHangError, DeviceLostError, OutOfDeviceMemoryError
+from exo.gpu.errors import (
+    DeviceHangError,
+    DeviceLostError,
+    DeviceNotFoundError,
+    OutOfDeviceMemoryError,
+)
 from exo.gpu.reading import DeviceFault
 from exo.gpu.xids import Weight, describe, is_memory_error, weight_of
 
@@ -118,7 +123,7 @@ def of_exception(error: BaseException) -> Failure:
     for cause in _chain(error):
         if isinstance(cause, DeviceHangError):
             return _failure("hang", str(cause))
-        if isinstance(cause, DeviceLostError):
+        if isinstance(cause, DeviceLostError | DeviceNotFoundError):
             return _failure("device_lost", str(cause))
         if isinstance(cause, OutOfDeviceMemoryError | MemoryError):
             return _failure("out_of_memory", str(cause) or "out of memory")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exo.gpu import xids
-from exo.gpu.errors import DeviceHangError, DeviceLostError, OutOfDeviceMemoryError
+from exo.gpu.errors import DeviceHangError, DeviceLostError, DeviceNotFoundError, OutOfDeviceMemoryError
 from exo.gpu.failures import MESSAGE_CHARACTERS_MAX, of_exception, of_exit, of_fault, of_text
 from exo.gpu.reading import DeviceFault
 
@@ -107,6 +107,7 @@ def test_an_exit_is_told_in_words() -> None:
 def test_own_errors_are_known_by_their_class_also_as_a_cause() -> None:
     assert of_exception(DeviceHangError("no answer for 3 s")).kind == "hang"
     assert of_exception(DeviceLostError("gone")).weight == "fatal"
+    assert of_exception(DeviceNotFoundError("not listed")).kind == "device_lost"
     assert of_exception(OutOfDeviceMemoryError("needs 3")).weight == "none"
     assert of_exception(MemoryError()).kind == "out_of_memory"
     try:
