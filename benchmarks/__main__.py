@@ -9,7 +9,11 @@ from pathlib import Path
 
 from benchmarks.results import NotMeasured, Result, table
 
-BENCHMARKS = {"serve": "benchmarks.serve", "cluster": "benchmarks.cluster"}
+BENCHMARKS = {
+    "serve": "benchmarks.serve",
+    "cluster": "benchmarks.cluster",
+    "data_plane": "benchmarks.data_plane",
+}
 """Name -> module with a `run(*, quick: bool) -> list[Result | NotMeasured]`. One of several parts names them in
 `PARTS`, and its `run` takes `parts` as well."""
 
