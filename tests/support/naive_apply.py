@@ -11,7 +11,7 @@ from exo.shared.types import events as e
 from exo.shared.types.devices import GPUDevice
 from exo.shared.types.ids import NodeId
 from exo.shared.types.instances import StageState
-from exo.shared.types.nodes import Link, Node
+from exo.shared.types.nodes import DeviceLink, Link, Node
 from exo.shared.types.state import NodeTelemetry, State
 
 
@@ -197,7 +197,9 @@ def _fold(live: NodeTelemetry, node_id: NodeId, event: e.Telemetry) -> NodeTelem
             link = Link(
                 source_node_id=node_id,
                 dest_node_id=event.dest_node_id,
-                link_type=event.link_type,
+                link_type=event.link_type
+                if event.link_type != "unknown" or before is None
+                else before.link_type,
                 # A ping measures no bandwidth: what a transfer measured earlier stays.
                 latency_ms=event.latency_ms
                 if event.latency_ms is not None or before is None
@@ -210,11 +212,24 @@ def _fold(live: NodeTelemetry, node_id: NodeId, event: e.Telemetry) -> NodeTelem
             return replace(live, links={**live.links, event.dest_node_id: link})
         case e.GPUBandwidthMeasured():
             dest = NodeId(event.dest_device_id.split("/", 1)[0])
+            if event.source_device_id.startswith(f"{dest}/"):
+                key = f"{event.source_device_id} {event.dest_device_id}"
+                way = DeviceLink(
+                    source_device_id=event.source_device_id,
+                    dest_device_id=event.dest_device_id,
+                    link_type=event.link_type,
+                    latency_ms=event.latency_ms,
+                    bandwidth_mbps=event.bandwidth_mbps,
+                    measurement_count=event.measurement_count,
+                )
+                return replace(live, device_links={**live.device_links, key: way})
             before = live.links.get(dest)
             link = Link(
                 source_node_id=node_id,
                 dest_node_id=dest,
-                link_type=before.link_type if before is not None else "unknown",
+                link_type=event.link_type
+                if event.link_type != "unknown" or before is None
+                else before.link_type,
                 latency_ms=event.latency_ms,
                 bandwidth_mbps=event.bandwidth_mbps,
                 measurement_count=event.measurement_count,

@@ -7,9 +7,9 @@ from exo.shared.errors import LogOrderError
 from exo.shared.invariants import check
 from exo.shared.serving import instance_status
 from exo.shared.types import events as e
-from exo.shared.types.ids import EventId, InstanceId, NodeId
+from exo.shared.types.ids import DeviceId, EventId, InstanceId, NodeId
 from exo.shared.types.instances import StageProgress
-from exo.shared.types.nodes import HostPort
+from exo.shared.types.nodes import HostPort, LinkType
 from exo.shared.types.state import State
 from support.states import GIB, card, cluster, fold, identity, with_free_memory
 from support.stories import placed, stage
@@ -121,3 +121,28 @@ def test_a_ping_does_not_erase_the_bandwidth_that_a_transfer_measured() -> None:
         state = apply_telemetry(state, frame)
     link = state.live[NodeId("a")].links[NodeId("b")]
     assert (link.bandwidth_mbps, link.latency_ms) == (900.0, 0.2)
+
+
+def test_a_transfer_between_nodes_is_their_link_and_one_within_a_node_is_its_devices() -> None:
+    def measured(source: str, dest: str, link_type: LinkType) -> e.GPUBandwidthMeasured:
+        return e.GPUBandwidthMeasured(
+            source_device_id=DeviceId(source),
+            dest_device_id=DeviceId(dest),
+            bandwidth_mbps=900.0,
+            latency_ms=0.1,
+            measurement_count=5,
+            link_type=link_type,
+        )
+
+    ping = e.LinkMeasured(
+        source_node_id=NodeId("a"), dest_node_id=NodeId("b"), link_type="unknown", latency_ms=0.2
+    )
+    events = (measured("a/cpu:0", "b/cpu:0", "wifi"), ping, measured("a/cuda:0", "a/cuda:1", "p2p"))
+    frame = e.TelemetryFrame(node_id=NodeId("a"), boot_id="boot-1", seq=1, events=events)
+    live = apply_telemetry(two_nodes(), frame).live[NodeId("a")]
+    # Who pings does not know what kind of link it is, nor how wide.
+    assert list(live.links) == [NodeId("b")]
+    link = live.links[NodeId("b")]
+    assert (link.link_type, link.bandwidth_mbps, link.latency_ms) == ("wifi", 900.0, 0.2)
+    (way,) = live.device_links.values()
+    assert (way.source_device_id, way.dest_device_id, way.link_type) == ("a/cuda:0", "a/cuda:1", "p2p")

@@ -153,6 +153,7 @@ telemetry: st.SearchStrategy[e.Telemetry] = st.one_of(
         bandwidth_mbps=st.just(5.0),
         latency_ms=st.just(6.0),
         measurement_count=small,
+        link_type=st.sampled_from(["p2p", "unknown"]),
     ),
     st.builds(
         e.StageProgressed,

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from exo.shared.types import events as e
 from exo.shared.types.ids import InstanceId, NodeId
-from exo.shared.types.nodes import Link
+from exo.shared.types.nodes import DeviceLink, Link, LinkType
 from exo.shared.types.state import NodeTelemetry, State
 
 _NOTHING = NodeTelemetry()
@@ -39,6 +39,7 @@ def _latest(
 ) -> NodeTelemetry:
     """Return what is known of a node with its next frame. What the frame does not speak of stays the same object."""
     profile, devices, links, stages = before.profile, before.devices, before.links, before.stages
+    device_links = before.device_links
     for event in frame.events:
         match event:  # Attributes in these patterns would triple what they cost.
             case e.DeviceGPUStateUpdated():
@@ -51,6 +52,11 @@ def _latest(
                 if stages is before.stages:
                     stages = dict(stages)
                 stages[f"{event.instance_id}/{event.generation}/{event.rank}"] = event.progress
+            case e.GPUBandwidthMeasured() if _is_within_a_node(event):
+                if device_links is before.device_links:
+                    device_links = dict(device_links)
+                key = f"{event.source_device_id} {event.dest_device_id}"
+                device_links[key] = _device_link(event)
             case e.LinkMeasured() | e.GPUBandwidthMeasured():
                 if links is before.links:
                     links = dict(links)
@@ -59,7 +65,30 @@ def _latest(
     if stages and any(key.split("/", 1)[0] not in instances for key in stages):
         stages = {key: one for key, one in stages.items() if key.split("/", 1)[0] in instances}
     return NodeTelemetry(
-        boot_id=frame.boot_id, seq=frame.seq, profile=profile, devices=devices, links=links, stages=stages
+        boot_id=frame.boot_id,
+        seq=frame.seq,
+        profile=profile,
+        devices=devices,
+        links=links,
+        stages=stages,
+        device_links=device_links,
+    )
+
+
+def _is_within_a_node(event: e.GPUBandwidthMeasured) -> bool:
+    """Say whether both devices are of one node."""
+    return event.source_device_id.split("/", 1)[0] == event.dest_device_id.split("/", 1)[0]
+
+
+def _device_link(event: e.GPUBandwidthMeasured) -> DeviceLink:
+    """Return the record of a way between two devices of a node."""
+    return DeviceLink(
+        source_device_id=event.source_device_id,
+        dest_device_id=event.dest_device_id,
+        link_type=event.link_type,
+        latency_ms=event.latency_ms,
+        bandwidth_mbps=event.bandwidth_mbps,
+        measurement_count=event.measurement_count,
     )
 
 
@@ -71,7 +100,7 @@ def _link(known: dict[NodeId, Link], source: NodeId, event: e.LinkMeasured | e.G
         return Link(
             source_node_id=source,
             dest_node_id=dest,
-            link_type=before.link_type if before is not None else "unknown",
+            link_type=_link_type(event, before),
             latency_ms=event.latency_ms,
             bandwidth_mbps=event.bandwidth_mbps,
             measurement_count=event.measurement_count,
@@ -85,8 +114,13 @@ def _link(known: dict[NodeId, Link], source: NodeId, event: e.LinkMeasured | e.G
     return Link(
         source_node_id=source,
         dest_node_id=event.dest_node_id,
-        link_type=event.link_type,
+        link_type=_link_type(event, before),
         latency_ms=latency_ms,
         bandwidth_mbps=bandwidth_mbps,
         measurement_count=event.measurement_count,
     )
+
+
+def _link_type(event: e.LinkMeasured | e.GPUBandwidthMeasured, before: Link | None) -> LinkType:
+    """Return what kind of link it is. Who measures need not know it: then what was known before stays."""
+    return event.link_type if event.link_type != "unknown" or before is None else before.link_type

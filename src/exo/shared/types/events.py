@@ -270,13 +270,17 @@ class NodeProfileUpdated(_Event, frozen=True, kw_only=True):
 
 
 class GPUBandwidthMeasured(_Event, frozen=True, kw_only=True):
-    """A measured transfer between two devices; `bandwidth_mbps` is 10^6 bits per second."""
+    """A measured transfer between two devices; `bandwidth_mbps` is 10^6 bits per second.
+
+    Between two nodes it is their link that was measured, from one host's memory to the other's.
+    """
 
     source_device_id: DeviceId
     dest_device_id: DeviceId
     bandwidth_mbps: float
     latency_ms: float
     measurement_count: int
+    link_type: LinkType = "unknown"
 
 
 class LinkMeasured(_Event, frozen=True, kw_only=True):

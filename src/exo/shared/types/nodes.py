@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from exo.shared.types.devices import GPUDevice
-from exo.shared.types.ids import NodeId
+from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.models import ModelCard
 
 LinkType = Literal["loopback", "ethernet", "wifi", "thunderbolt", "rdma", "p2p", "unknown"]
@@ -74,3 +74,15 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float | None = None
     bandwidth_mbps: float | None = None
     measurement_count: int = 0
+
+
+class DeviceLink(msgspec.Struct, frozen=True, kw_only=True):
+    """One direction between two devices of a node, as measured by copying."""
+
+    source_device_id: DeviceId
+    dest_device_id: DeviceId
+    link_type: LinkType = "unknown"
+    """`p2p` where the devices reach each other without the host's memory; `unknown` where that is not known."""
+    latency_ms: float
+    bandwidth_mbps: float
+    measurement_count: int

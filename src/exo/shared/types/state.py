@@ -6,7 +6,7 @@ from exo.shared.types.access import Access
 from exo.shared.types.devices import DeviceGPUState, NodePerformanceProfile
 from exo.shared.types.ids import ClusterId, DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, StageProgress
-from exo.shared.types.nodes import Link, Node
+from exo.shared.types.nodes import DeviceLink, Link, Node
 from exo.shared.types.voters import Voters
 
 
@@ -20,6 +20,8 @@ class NodeTelemetry(msgspec.Struct, frozen=True, kw_only=True):
     links: dict[NodeId, Link] = {}
     stages: dict[str, StageProgress] = {}
     """By `<instance_id>/<generation>/<rank>`."""
+    device_links: dict[str, DeviceLink] = {}
+    """Within the node, by `<source device id> <destination device id>`."""
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
