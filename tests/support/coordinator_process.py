@@ -76,6 +76,7 @@ class Obedient:
         self._coordinator = coordinator
         self._store = store
         self._run = uuid4().hex[:8]
+        self._made = 0
         self._is_resting = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,15 +84,17 @@ class Obedient:
     def obey(self, line: str) -> None:
         """Carry out a command.
 
-        `work`: propose facts without end, and tell of each that was committed. `rest`: finish what is under way.
-        `report`: say what this node knows. `propose TAG`, `decide TAG`: have one fact or one decision of a master
-        committed, and tell what came of it. `confirm TAG`: read like one who must not read old news.
+        `work`: propose facts without end, and tell of each that was committed; told again, go on. `rest`: finish what
+        is under way. `report`: say what this node knows. `propose TAG`, `decide TAG`: have one fact or one decision of
+        a master committed, and tell what came of it. `confirm TAG`: read like one who must not read old news.
         """
         command, _, tag = line.partition(" ")
         match command:
             case "work":
                 self._is_resting.clear()
-                self._workers = [asyncio.ensure_future(self._work(number)) for number in range(WORKERS)]
+                self._workers = [one for one in self._workers if not one.done()] or [
+                    asyncio.ensure_future(self._work(number)) for number in range(WORKERS)
+                ]
             case "rest":
                 self._begin(self._rest())
             case "report":
@@ -120,10 +123,9 @@ class Obedient:
                 tell(leads=now.master_node_id, term=now.term, is_self=now.is_self, at_s=time.monotonic())
 
     async def _work(self, worker: int) -> None:
-        number = 0
         while not self._is_resting.is_set():
-            number += 1
-            tag = f"{self._run}-{worker}-{number}"
+            self._made += 1
+            tag = f"{self._run}-{worker}-{self._made}"
             try:
                 index = await self._coordinator.propose(
                     [tagged(self._coordinator.node_id, tag)], cause_id="work"
