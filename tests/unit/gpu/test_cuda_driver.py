@@ -105,7 +105,7 @@ class TestFinding:
         driver = open_driver(CUDA_VISIBLE_DEVICES="MIG-1,MIG-0")
         assert [device.uuid for device in driver.find_devices()] == ["MIG-1", "MIG-0"]
         driver.free(driver.allocate(0, 10))
-        with pytest.raises(NotComputingError, match="one part of a divided GPU"):
+        with pytest.raises(NotComputingError, match="of a divided GPU it shows one part"):
             driver.allocate(1, 10)
         assert driver.read(1).memory_total_bytes == GIB
 

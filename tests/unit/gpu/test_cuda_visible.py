@@ -74,23 +74,23 @@ def test_numbers_count_chips(text: str, indices: list[int]) -> None:
 def test_cudas_own_order() -> None:
     """CUDA counts the fastest first, NVML by address."""
     cuda = [counted(0, "0000:03:00.0"), counted(1, "0000:01:00.0")]
-    assert {ordinal: one.index for ordinal, one in matched(THREE, cuda, None).items()} == {0: 2, 1: 0}
+    assert {ordinal: one.index for ordinal, one in matched(THREE, cuda, THREE).items()} == {0: 2, 1: 0}
 
 
 def test_a_device_that_nvml_does_not_know() -> None:
-    assert matched(THREE, [counted(0, "0000:0f:00.0")], None) == {}
+    assert matched(THREE, [counted(0, "0000:0f:00.0")], THREE) == {}
 
 
 def test_parts_of_one_chip() -> None:
     cuda = [counted(0, "0000:01:00.0")]
-    assert matched(DIVIDED, cuda, None)[0].index == 0
-    assert matched(DIVIDED, cuda, "MIG-2222")[0].index == 1
-    assert matched(DIVIDED, [counted(0, "0000:01:00.0", "2222")], None)[0].index == 1
+    assert matched(DIVIDED, cuda, DIVIDED)[0].index == 0
+    assert matched(DIVIDED, cuda, [DIVIDED[1]])[0].index == 1
+    assert matched(DIVIDED, [counted(0, "0000:01:00.0", "2222")], DIVIDED)[0].index == 1
 
 
 def test_by_uuid_where_there_is_no_address() -> None:
-    assert matched(THREE, [counted(0, None, "bbbb2222")], None)[0].index == 1
-    assert matched(THREE, [counted(0, None)], None) == {}
+    assert matched(THREE, [counted(0, None, "bbbb2222")], THREE)[0].index == 1
+    assert matched(THREE, [counted(0, None)], THREE) == {}
 
 
 @pytest.mark.parametrize(

@@ -39,20 +39,20 @@ def is_by_number(text: str | None) -> bool:
 
 
 def matched(
-    found: Sequence[FoundDevice], counted: Sequence[CuPyDevice], text: str | None
+    found: Sequence[FoundDevice], counted: Sequence[CuPyDevice], visible: Sequence[FoundDevice]
 ) -> dict[int, FoundDevice]:
     """Return which device each of the runtime's ordinals is: the same UUID, or the only one left at its address.
 
     Args:
         found: All devices.
         counted: What the runtime counts.
-        text: The value of `CUDA_VISIBLE_DEVICES`: of several parts at one address it may name the one that is meant.
+        visible: Those that the user lets this process see: of several parts at one address the first is meant.
     """
     pairs: dict[int, FoundDevice] = {}
     for device in counted:
         here = [one for one in found if one not in pairs.values() and _is_at(one, device)]
         same = [one for one in here if device.uuid is not None and (one.uuid or "").endswith(device.uuid)]
-        named = [one for one in visible_devices(found, text) if one in here]
+        named = [one for one in visible if one in here]
         best = same or (here if len(here) == 1 else named or here)
         if best:
             pairs[device.ordinal] = best[0]
