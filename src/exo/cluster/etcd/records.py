@@ -29,6 +29,9 @@ FORMAT_VERSION = 1
 
 T = TypeVar("T")
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises of bytes that are something else: text that is no UTF-8 and endless nesting come as they are."""
+
 
 class Keys:
     """The names, all in bytes."""
@@ -102,7 +105,7 @@ def decode_record(data: bytes, record_type: type[T]) -> T:
     """Raises LogCorruptError: it is damaged, or of a newer release."""
     try:
         return msgspec.json.decode(data, type=record_type)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise _unreadable(f"a {record_type.__name__}", error) from error
 
 
@@ -118,7 +121,7 @@ def decode_batch(data: bytes) -> tuple[LogEntry, ...]:
     """Raises LogCorruptError: it is damaged, or of a newer release."""
     try:
         batch = _batch.decode(data)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise _unreadable("entries", error) from error
     if batch.version > FORMAT_VERSION or not batch.entries:
         raise _unreadable("entries", f"format {batch.version}")
@@ -134,7 +137,7 @@ def decode_state(data: bytes) -> State:
     """Raises LogCorruptError: it is damaged, or of a newer release."""
     try:
         return _state.decode(data)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise _unreadable("a snapshot", error) from error
 
 
