@@ -1,6 +1,7 @@
 """The authority, the certificates it gives, and the directory that keeps them."""
 
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -245,6 +246,25 @@ def test_the_authority_is_kept_and_forgotten(store: KeyStore) -> None:
     store.forget_membership()
     assert store.load_identity(A) is None
     assert names(store) == ["node.key"]
+
+
+def test_the_authoritys_key_that_comes_while_the_certificate_is_kept_stays(
+    store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming = threading.Thread(target=store.save_authority, args=(AUTHORITY,))
+    remove = store._remove
+
+    def interrupted(name: str) -> None:
+        if not coming.ident:
+            coming.start()
+            coming.join(0.2)
+        remove(name)
+
+    monkeypatch.setattr(store, "_remove", interrupted)
+    join(store)
+    coming.join()
+    assert store.load_authority() == AUTHORITY
+    assert store.load_identity(A) is not None
 
 
 def test_joining_another_cluster_leaves_nothing_of_the_one_before(store: KeyStore) -> None:

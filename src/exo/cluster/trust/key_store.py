@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+import threading
 from pathlib import Path
 
 from exo.cluster.log.files import sync_descriptor, sync_directory
@@ -32,6 +33,8 @@ class KeyStore:
 
     def __init__(self, home: Path) -> None:
         self.directory = home / "keys"
+        self._changing = threading.Lock()
+        """Files that belong together are changed together: the authority's key may come while the certificate does."""
 
     def create_request(self, node_id: NodeId) -> bytes:
         """Return a request for a certificate in DER, after making the node's key where there is none."""
@@ -46,23 +49,39 @@ class KeyStore:
 
     def save_membership(self, *, certificate_pem: str, authority_pem: str) -> None:
         """Keep the certificate that a cluster gave to this node, instead of what there was."""
-        if self._read(AUTHORITY_CERTIFICATE) != authority_pem:
-            # Never a certificate beside the authority of another cluster: after a crash there is none.
-            self._remove(NODE_CERTIFICATE)
-            self._remove(AUTHORITY_KEY)
-            self._write(AUTHORITY_CERTIFICATE, authority_pem)
-        self._write(NODE_CERTIFICATE, certificate_pem)
+        with self._changing:
+            if self._read(AUTHORITY_CERTIFICATE) != authority_pem:
+                # Never a certificate beside the authority of another cluster: after a crash there is none.
+                self._remove(NODE_CERTIFICATE)
+                self._remove(AUTHORITY_KEY)
+                self._write(AUTHORITY_CERTIFICATE, authority_pem)
+            self._write(NODE_CERTIFICATE, certificate_pem)
+
+    def require_own(self, node_id: NodeId, *, certificate_pem: str, authority_pem: str) -> None:
+        """Check a certificate that this node was given, before it takes the place of another.
+
+        Raises:
+            CertificateError: It is for another node or key, or from another authority.
+        """
+        require_issued(
+            to_der(certificate_pem),
+            authority_der=to_der(authority_pem),
+            node_id=node_id,
+            public_key_der=public_key_of(self._read(NODE_KEY) or ""),
+        )
 
     def forget_membership(self) -> None:
         """Remove the certificate, the authority's and its key; the node's own key stays."""
-        for name in (NODE_CERTIFICATE, AUTHORITY_KEY, AUTHORITY_CERTIFICATE):
-            self._remove(name)
+        with self._changing:
+            for name in (NODE_CERTIFICATE, AUTHORITY_KEY, AUTHORITY_CERTIFICATE):
+                self._remove(name)
 
     def load_identity(self, node_id: NodeId) -> TlsIdentity | None:
         """Return what this node can show, or None: it is in no cluster that spans a network. It may have expired."""
-        certificate_pem = self._read(NODE_CERTIFICATE)
-        authority_pem = self._read(AUTHORITY_CERTIFICATE)
-        key_pem = self._read(NODE_KEY)
+        with self._changing:
+            certificate_pem = self._read(NODE_CERTIFICATE)
+            authority_pem = self._read(AUTHORITY_CERTIFICATE)
+            key_pem = self._read(NODE_KEY)
         if certificate_pem is None or authority_pem is None or key_pem is None:
             return None
         try:
@@ -83,16 +102,18 @@ class KeyStore:
 
     def save_authority(self, authority: Authority) -> None:
         """Keep the cluster's authority with its key. The key goes first: without it the certificate is of no use."""
-        if self._read(AUTHORITY_CERTIFICATE) != authority.certificate_pem:
-            self._remove(NODE_CERTIFICATE)
-            self._remove(AUTHORITY_CERTIFICATE)
-        self._write(AUTHORITY_KEY, authority.key_pem)
-        self._write(AUTHORITY_CERTIFICATE, authority.certificate_pem)
+        with self._changing:
+            if self._read(AUTHORITY_CERTIFICATE) != authority.certificate_pem:
+                self._remove(NODE_CERTIFICATE)
+                self._remove(AUTHORITY_CERTIFICATE)
+            self._write(AUTHORITY_KEY, authority.key_pem)
+            self._write(AUTHORITY_CERTIFICATE, authority.certificate_pem)
 
     def load_authority(self) -> Authority | None:
         """Return the cluster's authority, or None: this node has only its certificate, or not even that."""
-        key_pem = self._read(AUTHORITY_KEY)
-        certificate_pem = self._read(AUTHORITY_CERTIFICATE)
+        with self._changing:
+            key_pem = self._read(AUTHORITY_KEY)
+            certificate_pem = self._read(AUTHORITY_CERTIFICATE)
         if key_pem is None or certificate_pem is None:
             return None
         authority = Authority(certificate_pem=certificate_pem, key_pem=key_pem)
