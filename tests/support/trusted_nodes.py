@@ -1,9 +1,9 @@
 """Nodes with keys, certificates and a master's desk, on several hosts that are loopback addresses of this one."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +55,8 @@ class TrustedNode:
         self.store: NodeStore = memory_store()
         self.port = 0
         self.boots = 0
+        self.later = timedelta()
+        """How far its clock is ahead."""
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
@@ -83,7 +85,12 @@ class TrustedNode:
             limits=EnrolmentLimits(pause_s=0.0),
         )
         self.trust = NodeTrust(
-            self.home, NodeId(self.name), self.transport, cluster_host=self.host, advertise_host=None
+            self.home,
+            NodeId(self.name),
+            self.transport,
+            cluster_host=self.host,
+            advertise_host=None,
+            now=self.now,
         )
         async with (
             await self.transport.listen(HostPort(self.host, self.port)) as listener,
@@ -102,9 +109,9 @@ class TrustedNode:
                 is_checking_invariants=True,
             )
             authority = NodeAuthority(
-                self.trust.store, self.coordinator, self.trust.share_with(self.coordinator)
+                self.trust.store, self.coordinator, self.trust.share_with(self.coordinator), now=self.now
             )
-            admission = Admission(self.coordinator, anyio.Lock(), authority, time.time)
+            admission = Admission(self.coordinator, anyio.Lock(), authority, lambda: self.now().timestamp())
             self.coordinator.set_command_handler(admission.handle)  # type: ignore[arg-type]
             await tasks.start(self.coordinator.run)
             tasks.start_soon(self.trust.run, self.coordinator, listener, "test", self.name)
@@ -115,6 +122,9 @@ class TrustedNode:
             await self._stopping.wait()
             await self.coordinator.leave()
             tasks.cancel_scope.cancel()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.later
 
     async def _send_for(self, command: Command, *, timeout_s: float, caller: object) -> Reply:
         return await self.coordinator.send(command, timeout_s=timeout_s)

@@ -1,5 +1,7 @@
 """State x a node that wants to join -> let in, let wait, or refused with the reason. Pure: the time is passed in."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from exo.master.access import SHA256_HEX, Decided
@@ -153,18 +155,26 @@ def _renewal(state: State, command: EnrolNode, now_s: float) -> Verdict:
         return _removed(state, command)
     lasting = _lasting(state, command, now_s)
     if not lasting:
+        # A voter signs one for itself where all of them had run out, with nobody to renew them.
+        before = state.access.certificates.get(command.node_id, ())
+        if any(one.fingerprint == command.fingerprint for one in before):
+            return Admit()
         return _rejected(403, "certificate_over", "this node has no certificate that counts; join it again")
     newest = lasting[-1]
     if newest.fingerprint == command.fingerprint and now_s - newest.issued_at_s < _half_life_s(newest):
         return Held(certificate=newest)
-    if len(lasting) >= CERTIFICATES_MAX:
-        return _rejected(
-            429,
-            "renewed_too_often",
-            f"this node has {len(lasting)} certificates that still count, which is the limit; "
-            "use one of them until the oldest runs out",
-        )
-    return Admit()
+    return _too_many(lasting) or Admit()
+
+
+def _too_many(lasting: Sequence[Certificate]) -> Reject | None:
+    if len(lasting) < CERTIFICATES_MAX:
+        return None
+    return _rejected(
+        429,
+        "renewed_too_often",
+        f"this node has {len(lasting)} certificates that still count, which is the limit; "
+        "use one of them until the oldest runs out",
+    )
 
 
 def _with_token(state: State, command: EnrolNode, now_s: float) -> Verdict:
@@ -222,10 +232,12 @@ def _with_host_secret(state: State, command: EnrolNode, now_s: float) -> Verdict
     held = _held(state, command, now_s)
     if held is not None:
         return held
-    # A member without a certificate came in by this same secret before there were certificates.
-    if _lasting(state, command, now_s):
+    # A member without a certificate came in by this same secret before there were certificates. One whose certificate
+    # is for this key is that node itself, which has it renewed.
+    lasting = _lasting(state, command, now_s)
+    if lasting and all(one.fingerprint != command.fingerprint for one in lasting):
         return Reject(refusal=_taken_refusal(command))
-    return Admit()
+    return _too_many(lasting) or Admit()
 
 
 def _wish(state: State, command: EnrolNode, now_s: float) -> Verdict:

@@ -1,13 +1,18 @@
 """Nodes that become members and stay so: keys handed on, certificates renewed, tokens used, members removed."""
 
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
 import pytest
 
-from exo.cluster.trust.key_store import KeyStore
+from exo.cluster.trust.authority import issue_certificate
+from exo.cluster.trust.certificates import NodeCertificate
+from exo.cluster.trust.errors import CertificateError
+from exo.cluster.trust.key_store import NODE_CERTIFICATE, KeyStore
 from exo.cluster.wire import KeepAuthority
+from exo.node_trust import certificate
 from exo.node_trust.authority import Heirloom
 from exo.shared.types.events import AuthorityCreated
 from exo.shared.types.ids import NodeId
@@ -95,3 +100,77 @@ async def test_a_key_that_comes_before_its_decision_is_kept_once_that_is_there(t
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
     assert store.load_authority() == authority
+
+
+# --- certificates --------------------------------------------------------------------------------------------------
+
+
+async def test_nodes_of_one_host_have_their_certificates_renewed_over_the_way_they_have(
+    nodes: TrustedNodes,
+) -> None:
+    both = await pair(nodes)
+    await both[0].make_token()
+    await until(lambda: all(one.trust.identity is not None for one in both), *both)
+    before = {one.name: certificate_of(one) for one in both}
+    for one in both:
+        one.later = timedelta(days=21)
+    for one in both:
+        await one.trust.own.renew(one.coordinator)
+        renewed = certificate_of(one)
+        assert renewed.serial != before[one.name].serial
+        assert renewed.fingerprint == before[one.name].fingerprint
+        assert renewed.valid_until - one.now() > timedelta(days=29)
+    # A master that was away for longer than a certificate lasts renews its own first.
+    both[0].later = timedelta(days=100)
+    assert both[0].trust.own.has_expired
+    await both[0].trust.own.renew(both[0].coordinator)
+    assert not both[0].trust.own.has_expired
+
+
+async def test_a_cluster_that_was_away_for_longer_than_a_certificate_lasts_comes_back(
+    nodes: TrustedNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "CHECK_S", 0.1)
+    a = await nodes.start("a")
+    token = await a.make_token()
+    b = await nodes.start("b", host="127.0.0.2")
+    b.join(token, a.address)
+    await until(lambda: a.nodes == b.nodes == {"a", "b"}, a, b)
+    await until(lambda: all(one.trust.store.load_authority() for one in (a, b)), a, b)
+    await nodes.stop_all()
+    for one in (a, b):
+        expire(one)
+    await a.start()
+    await b.start()
+    await until(lambda: a.nodes == b.nodes == {"a", "b"}, a, b)
+    assert not a.trust.own.has_expired and not b.trust.own.has_expired
+
+
+async def test_a_certificate_that_is_not_this_nodes_is_not_kept(nodes: TrustedNodes, tmp_path: Path) -> None:
+    a = await nodes.start("a")
+    await a.make_token()
+    await until(lambda: a.trust.identity is not None, a)
+    before = a.trust.identity
+    foreign = Membership(tmp_path / "elsewhere")
+    other = foreign.identity("a")
+    with pytest.raises(CertificateError):
+        await a.trust.own.keep(other.certificate_file.read_text(), foreign.authority.certificate_pem)
+    assert a.trust.identity == before == a.trust.store.load_identity(NodeId("a"))
+
+
+def certificate_of(node: TrustedNode) -> NodeCertificate:
+    assert node.trust.identity is not None
+    return node.trust.identity.certificate
+
+
+def expire(node: TrustedNode) -> None:
+    """Let the node's certificate be one that ran out ten days ago."""
+    store, node_id = node.trust.store, NodeId(node.name)
+    authority = store.load_authority()
+    assert authority is not None
+    request = store.create_request(node_id)
+    long_ago = datetime.now(UTC) - timedelta(days=40)
+    expired = issue_certificate(authority, request, node_id, now=long_ago)
+    store._write(NODE_CERTIFICATE, expired)
+    identity = store.load_identity(node_id)
+    assert identity is not None and not identity.certificate.is_valid_at(datetime.now(UTC))

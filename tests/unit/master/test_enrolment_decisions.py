@@ -211,6 +211,14 @@ def test_the_users_own_nodes_on_the_host_come_in_at_once() -> None:
     rejected(decide_enrolment(state, wrong, NOW_S), "host_secret_wrong", 403)
     taken = fold(state, certified(A, fingerprint=OTHER_FINGERPRINT))
     rejected(decide_enrolment(taken, enrol("host_secret", node_id="a"), NOW_S), "node_id_taken", 409)
+    # The way to the master is the host's own: no certificate speaks for the node when it has its own renewed.
+    own = fold(state, certified(A))
+    assert isinstance(decide_enrolment(own, enrol("host_secret", node_id="a"), NOW_S + DAY_S), Held)
+    assert decide_enrolment(own, enrol("host_secret", node_id="a"), NOW_S + 20 * DAY_S) == Admit()
+    for number in range(2, CERTIFICATES_MAX + 1):
+        own = fold(own, certified(A, serial=f"{number}"))
+    again = enrol("host_secret", node_id="a")
+    rejected(decide_enrolment(own, again, NOW_S + 20 * DAY_S), "renewed_too_often", 429)
 
 
 def test_certificates_are_renewed_by_who_has_one() -> None:
@@ -221,7 +229,10 @@ def test_certificates_are_renewed_by_who_has_one() -> None:
     new_key = enrol("certificate", fingerprint=OTHER_FINGERPRINT)
     assert decide_enrolment(state, new_key, NOW_S + 1) == Admit()
     rejected(decide_enrolment(state, enrol("certificate", is_proven=False), due_s), "certificate_wrong", 403)
-    rejected(decide_enrolment(state, enrol("certificate"), NOW_S + 30 * DAY_S), "certificate_over", 403)
+    over_s = NOW_S + 30 * DAY_S
+    assert decide_enrolment(state, enrol("certificate"), over_s) == Admit()
+    other_key = enrol("certificate", fingerprint=OTHER_FINGERPRINT)
+    rejected(decide_enrolment(state, other_key, over_s), "certificate_over", 403)
     for number in range(2, CERTIFICATES_MAX + 1):
         state = fold(state, certified(serial=f"{number}"))
     rejected(decide_enrolment(state, new_key, NOW_S + 1), "renewed_too_often", 429)
