@@ -10,21 +10,23 @@ from typing import Self
 import msgspec
 
 from exo.dataplane.codec import Payload
-from exo.dataplane.connection import FrameConnection
+from exo.dataplane.connection import FrameCallback, FrameConnection, LostCallback
 from exo.dataplane.errors import (
     DataPlaneError,
     GenerationRejected,
     HandshakeError,
+    NodeUnreachableError,
     ProtocolError,
     StageUnreachableError,
 )
 from exo.dataplane.frames import Accepted, Failed, Frame, Rejected, ReplyTo, TokenChunk
 from exo.dataplane.gate import Gate
 from exo.dataplane.generation import Generation, GenerationRequest
-from exo.dataplane.handshake import REPLIES, REQUESTS
+from exo.dataplane.handshake import PROBES, REPLIES, REQUESTS
 from exo.dataplane.identity import DataIdentity
 from exo.dataplane.listening import bind, reached_at
 from exo.dataplane.opening import Opening
+from exo.dataplane.probing import ProbeDesk, ProbeStream
 from exo.dataplane.pulse import CHECK_INTERVAL_S
 from exo.shared.addresses import is_loopback
 from exo.shared.errors import ConfigurationError
@@ -78,6 +80,8 @@ class GenerationClient:
         """From the dial, or from being accepted, until they are gone."""
         self._next_check: asyncio.TimerHandle | None = None
         self._generations: dict[RequestId, Generation] = {}
+        self.probe_desk = ProbeDesk(time.monotonic)
+        """Answers nodes that measure the way to this one."""
 
     # --- what changes while running -----------------------------------------------------------------------------
 
@@ -252,31 +256,44 @@ class GenerationClient:
             if known is not None and known.is_open:
                 return known
             try:
-                target, opening = self._gate.dial(address, node_id=node_id, purpose=REQUESTS)
-            except HandshakeError as error:
-                raise self._unreachable(address, node_id, error) from error
-            connection = FrameConnection(
-                opening,
-                on_open=self._opened,
-                on_frame=self._frame_received,
-                on_lost=self._connection_lost,
-            )
-            try:
-                async with asyncio.timeout(DIAL_TIMEOUT_S):
-                    await asyncio.get_running_loop().create_connection(
-                        lambda: connection, target.host, target.port
-                    )
-                    if not connection.lost.done():
-                        self._all.add(connection)
-                    await asyncio.shield(connection.ready)
+                connection = await self._dial(
+                    address, node_id, REQUESTS, self._frame_received, self._connection_lost
+                )
             except (OSError, TimeoutError, HandshakeError) as error:
-                await connection.aclose()
                 raise self._unreachable(address, node_id, error) from error
-            except BaseException:
-                connection.abort()
-                raise
             self._connections[key] = connection
             return connection
+
+    async def _dial(
+        self,
+        address: HostPort,
+        node_id: NodeId | None,
+        purpose: str,
+        on_frame: FrameCallback,
+        on_lost: LostCallback,
+    ) -> FrameConnection:
+        """Return a connection on which frames may be sent.
+
+        Raises:
+            OSError, TimeoutError, HandshakeError: It did not come about.
+        """
+        target, opening = self._gate.dial(address, node_id=node_id, purpose=purpose)
+        connection = FrameConnection(opening, on_open=self._opened, on_frame=on_frame, on_lost=on_lost)
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: connection, target.host, target.port
+                )
+                if not connection.lost.done():
+                    self._all.add(connection)
+                await asyncio.shield(connection.ready)
+        except (OSError, TimeoutError, HandshakeError):
+            await connection.aclose()
+            raise
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
 
     def _unreachable(
         self, address: HostPort, node_id: NodeId | None, error: Exception
@@ -288,6 +305,34 @@ class GenerationClient:
         return StageUnreachableError(
             f"the model's first stage at {address} cannot be reached: {reason}{hint}"
         )
+
+    # --- measuring the way to other nodes --------------------------------------------------------------------------
+
+    async def open_probe(self, address: HostPort, node_id: NodeId) -> ProbeStream:
+        """Return a way to measure transfers to a node; close it when done.
+
+        Args:
+            address: Where that node takes tokens.
+            node_id: Who has to be there.
+
+        Raises:
+            NodeUnreachableError: It cannot be reached.
+        """
+        stream = ProbeStream(node_id)
+
+        def lost(connection: FrameConnection, reason: str) -> None:
+            stream.connection_lost(reason)
+            self._connection_lost(connection, reason)
+
+        try:
+            connection = await self._dial(address, node_id, PROBES, stream.frame_received, lost)
+        except (OSError, TimeoutError, HandshakeError) as error:
+            reason = error.message if isinstance(error, HandshakeError) else str(error) or "no answer"
+            raise NodeUnreachableError(
+                f"the node {node_id} at {address} cannot be reached: {reason}"
+            ) from error
+        stream.opened(connection)
+        return stream
 
     # --- connections --------------------------------------------------------------------------------------------
 
@@ -322,6 +367,9 @@ class GenerationClient:
             self._next_check = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self._check_secured)
 
     def _reply_received(self, connection: FrameConnection, frame: Frame, payload: Payload) -> None:
+        if connection.peer is not None and connection.peer.purpose == PROBES:
+            self.probe_desk.frame_received(connection, frame, payload)
+            return
         if connection.peer is None or connection.peer.purpose != REPLIES:
             raise ProtocolError("a peer sends frames that belong elsewhere to the port for tokens")
         self._frame_received(connection, frame, payload)
@@ -344,6 +392,7 @@ class GenerationClient:
     def _connection_lost(self, connection: FrameConnection, reason: str) -> None:
         self._replies.discard(connection)
         self._all.discard(connection)
+        self.probe_desk.connection_lost(connection)
         for key, known in list(self._connections.items()):
             if known is connection:
                 del self._connections[key]

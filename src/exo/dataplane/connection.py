@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from exo.dataplane.codec import Payload, encode
+from exo.dataplane.codec import Buffer, Payload, encode
 from exo.dataplane.errors import DataPlaneError, HandshakeError
 from exo.dataplane.frames import Frame, Hello, Ping
 from exo.dataplane.handshake import HANDSHAKE_TIMEOUT_S
@@ -53,6 +53,8 @@ class FrameConnection(asyncio.Protocol):
         self._pulse = Pulse()
         self.host = ""
         """Of the peer, once it is connected."""
+        self.own_host = ""
+        """The address of this host that it goes out from, or came in at."""
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the handshake is; carries the `HandshakeError` when it failed."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -91,6 +93,7 @@ class FrameConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.host = plain_address(transport.get_extra_info("peername")).host
+        self.own_host = plain_address(transport.get_extra_info("sockname")).host
         keep_alive(transport.get_extra_info("socket"))
         try:
             if self._opening is None:
@@ -150,14 +153,14 @@ class FrameConnection(asyncio.Protocol):
             self.ready.exception()  # Retrieved here: nobody may be waiting for it.
         self._on_lost(self, reason)
 
-    def send(self, frame: Frame) -> None:
+    def send(self, frame: Frame, payload: Buffer = b"") -> None:
         """Send a frame; without effect when the connection is gone.
 
         Raises:
             ProtocolError: The frame is too long.
         """
         if self._transport is not None and self._opening is not None and self.is_open:
-            self._transport.write(self._opening.seal(encode(frame)))
+            self._transport.write(self._opening.seal(encode(frame, payload)))
 
     def check(self, now_s: float) -> None:
         """Notice that the other host is gone. To be called every `pulse.CHECK_INTERVAL_S` for what is in TLS.

@@ -19,6 +19,14 @@ class StageUnreachableError(DataPlaneError):
     """Raised when a request's first stage cannot be reached, or is lost before it answered."""
 
 
+class NodeUnreachableError(DataPlaneError):
+    """Raised when another node's data plane cannot be reached, or is lost while it is used."""
+
+
+class ProbeRefusedError(DataPlaneError):
+    """Raised when another node does not take part in a measurement now."""
+
+
 class GenerationRejected(DataPlaneError):
     """Raised when the first stage refuses a request. `status` is the HTTP status that says why."""
 

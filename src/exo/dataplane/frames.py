@@ -5,6 +5,9 @@ first stage answers `Accepted` or `Rejected` on that connection, and opens the r
 stage sends `Activation` to the next one; the last stage samples, sends `TokenChunk` straight to the API node and
 `Sampled` back to the first stage. The API node says what its client has taken with `Consumed`; the first stage stops
 producing when the client falls too far behind.
+
+The way of a measurement: a node dials another one where that takes tokens, and sends a `Probe` with its `ProbeData`;
+the other one answers each with `ProbeTaken` or `ProbeRefused`.
 """
 
 import msgspec
@@ -138,6 +141,35 @@ class Failed(_Frame, frozen=True, kw_only=True):
     is_retriable: bool = True
 
 
+class Probe(_Frame, frozen=True, kw_only=True):
+    """To another node, to measure the way there: so many bytes follow in `ProbeData`. None follow for 0."""
+
+    number: int
+    size_bytes: int
+
+
+class ProbeData(_Frame, frozen=True, kw_only=True):
+    """A part of a transfer that is measured; what the payload says is of no use."""
+
+    number: int
+
+
+class ProbeTaken(_Frame, frozen=True, kw_only=True):
+    """All of a transfer has come."""
+
+    number: int
+    size_bytes: int
+    """Without the first part: the time began when that was there."""
+    duration_s: float
+
+
+class ProbeRefused(_Frame, frozen=True, kw_only=True):
+    """Not now, or not any more: this node has better things to do."""
+
+    number: int
+    message: str
+
+
 class Hello(_Frame, frozen=True, kw_only=True):
     """First frame of a dialled connection."""
 
@@ -187,6 +219,10 @@ Frame = (
     | Close
     | TokenChunk
     | Failed
+    | Probe
+    | ProbeData
+    | ProbeTaken
+    | ProbeRefused
     | Hello
     | Challenge
     | Proof

@@ -16,6 +16,8 @@ REQUESTS = "requests"
 """Purpose of a connection from an API node to a first stage."""
 REPLIES = "replies"
 """Purpose of a connection from a last stage to an API node."""
+PROBES = "probes"
+"""Purpose of a connection from a node that measures the way to another one."""
 
 
 def stage_purpose(instance_id: InstanceId, generation: int, rank: int) -> str:
