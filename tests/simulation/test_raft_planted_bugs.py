@@ -204,6 +204,12 @@ def caught_up_in_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, CoreState, "note_level", on_disk, "self.heard_commit_index <= index")
 
 
+@bug(pitfalls.test_who_could_not_vote_is_made_no_voter)
+def a_voter_that_cannot_vote(monkeypatch: pytest.MonkeyPatch) -> None:
+    cannot = "if progress is not None and not progress.is_level:"
+    plant(monkeypatch, proposing, "voters_fault", cannot, "if False:")
+
+
 @bug(pitfalls.test_who_has_forgotten_its_term_confirms_no_read)
 def who_has_forgotten_its_term_confirms_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, following, "leader_said", "if core.hard_state.is_level else 0", "")
@@ -451,8 +457,8 @@ def voters_change_before_the_term_is_committed(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch,
         proposing,
         "voters_fault",
-        "if not core.is_admitting or not core.is_term_committed:",
-        "if not core.is_admitting:",
+        "or not core.is_term_committed:",
+        ":",
     )
 
 

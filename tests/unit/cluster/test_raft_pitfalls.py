@@ -424,6 +424,28 @@ def test_everything_is_on_disk_before_a_newcomer_may_vote() -> None:
     assert d.hard_state.is_level
 
 
+def test_who_could_not_vote_is_made_no_voter() -> None:
+    """The leader crashes right after that change: it needs the newcomer's vote, which has half of its log.
+
+    Simulated schedules came to a stand there.
+    """
+    lab = newcomer()
+    a, d = lab["a"], lab["d"]
+    lab.drop()
+    entries = tuple(a.core.log.between(0, 6))
+    hear(d, "a", append(term=a.core.term, entries=entries, commit_index=a.core.commit_index))
+    lab.deliver(lambda mail: mail.to == "a")
+    lab.drop()
+    a.change(voters("ad"))
+    assert refusals(a) == ["d has not caught up yet, and could not vote"]
+    lab.run(6)
+    a.change(voters("ad"))
+    lab.drop()
+    assert a.core.voters == voters("ad")
+    a.restart()
+    lab.elect("a")
+
+
 def test_who_has_forgotten_its_term_confirms_no_read() -> None:
     """c has made b the leader of a later term, and lost all memory of that; a has not heard of it yet."""
     lab = Lab(voters("abc"))

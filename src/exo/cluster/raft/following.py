@@ -27,8 +27,13 @@ def leader_said(core: CoreState, source: NodeId, message: Append | Heartbeat | I
         case Heartbeat():
             core.commit_to(min(message.commit_index, core.log.last_index))
             # Who has forgotten in which term it was confirms nobody's leadership: it may have ended it.
-            read_id = message.read_id if core.hard_state.is_level else 0
-            answer = HeartbeatAnswer(incarnation=core.incarnation, term=core.term, read_id=read_id)
+            is_level = core.hard_state.is_level
+            answer = HeartbeatAnswer(
+                incarnation=core.incarnation,
+                term=core.term,
+                read_id=message.read_id if is_level else 0,
+                is_level=is_level,
+            )
             core.output.send_when_term_durable(source, answer)
         case InstallSnapshot(snapshot=snapshot):
             _snapshot_received(core, source, snapshot)
@@ -49,6 +54,7 @@ def _answer(
         index=index,
         hint_index=hint[0],
         hint_term=hint[1],
+        is_level=core.hard_state.is_level,
     )
 
 

@@ -49,6 +49,8 @@ class AppendAnswer(_Message, frozen=True, kw_only=True):
     hint_index: int = 0
     """Refused: the newest place at which the logs may agree, and the term that I have there."""
     hint_term: int = 0
+    is_level: bool = True
+    """I have had all that was committed, and could vote. Releases before this was said always could."""
 
 
 class Heartbeat(_Message, frozen=True, kw_only=True):
@@ -61,6 +63,8 @@ class Heartbeat(_Message, frozen=True, kw_only=True):
 
 class HeartbeatAnswer(_Message, frozen=True, kw_only=True):
     read_id: int = 0
+    is_level: bool = True
+    """As in AppendAnswer."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

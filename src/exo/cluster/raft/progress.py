@@ -23,6 +23,8 @@ class Progress:
         """It was heard of since the last look."""
         self.is_lost = False
         """Its connection has ended, and it was not heard of since."""
+        self.is_level = True
+        """Unless it says that it began with nothing and has not caught up yet: it would give no vote."""
         self.is_answer_due = False
         """A probe is on its way."""
         self._inflight_max = inflight_max
@@ -75,13 +77,12 @@ class Progress:
         """What was sent may be lost: begin where its disk is known to be."""
         self._become_probe(self.match_index + 1)
 
-    def is_here(self) -> None:
+    def is_here(self, *, is_level: bool) -> None:
         """It said something."""
-        self.is_active, self.is_lost = True, False
+        self.is_active, self.is_lost, self.is_level = True, False, is_level
 
     def heard(self) -> None:
         """It answered a heartbeat: a probe that was lost may be sent again, and one message more as well."""
-        self.is_here()
         self.is_answer_due = False
         if len(self._inflight) >= self._inflight_max:
             self._inflight.popleft()

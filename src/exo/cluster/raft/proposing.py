@@ -77,10 +77,16 @@ def voters_fault(core: CoreState, voters: Voters) -> str | None:
     decides_alone = core.is_admitting and voters.voters == before.voters == (core.node_id,)
     if decides_alone and set(voters.replicas) < set(before.replicas):
         return None  # Its own disk decides; a replica that is gone must not keep it from opening its term.
-    if not core.is_admitting or not core.is_term_committed:
+    leading = core.leading
+    if leading is None or not core.is_admitting or not core.is_term_committed:
         return "this node does not lead, or its term is not committed yet"
     if core.log.voters.index > core.commit_index:
         return "an earlier change is not committed yet"
+    for node_id in sorted(set(voters.voters) - set(before.voters)):
+        progress = leading.progress.get(node_id)
+        if progress is not None and not progress.is_level:
+            # Its vote would be asked for where it cannot be given: if this node crashed now, nobody might lead again.
+            return f"{node_id} has not caught up yet, and could not vote"
     return change_fault(before, voters)
 
 

@@ -60,7 +60,7 @@ def append_answered(core: CoreState, source: NodeId, message: AppendAnswer) -> N
     progress = core.leading.progress.get(source) if core.leading is not None else None
     if core.leading is None or progress is None:
         return
-    progress.is_here()
+    progress.is_here(is_level=message.is_level)
     if not message.is_accepted:
         retry, _ = core.log.agreement_hint(message.hint_index, message.hint_term)
         if progress.refused(message.index, retry):
@@ -87,6 +87,7 @@ def heartbeat_answered(core: CoreState, source: NodeId, message: HeartbeatAnswer
     if message.read_id > core.leading.read_id_asked:
         core.output.distrust(source, f"it confirms read {message.read_id}, which nobody asked for")
         return
+    progress.is_here(is_level=message.is_level)
     progress.heard()
     if progress.match_index < core.log.last_index or progress.mode == "probe":
         send_append(core, source, may_be_empty=True)
