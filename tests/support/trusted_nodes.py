@@ -59,6 +59,7 @@ class TrustedNode:
         """How far its clock is ahead."""
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._is_killed = False
 
     async def start(self) -> None:
         self.boots += 1
@@ -69,7 +70,9 @@ class TrustedNode:
         if self._task.done():
             self._task.result()
 
-    async def stop(self) -> None:
+    async def stop(self, *, is_killed: bool = False) -> None:
+        """End it; killed, it says goodbye to nobody."""
+        self._is_killed = is_killed
         if self._task is not None:
             task, self._task = self._task, None
             self._stopping.set()
@@ -120,7 +123,8 @@ class TrustedNode:
             self.transport.set_enrol(EnrolmentDesk(context))
             started.set_result(None)
             await self._stopping.wait()
-            await self.coordinator.leave()
+            if not self._is_killed:
+                await self.coordinator.leave()
             tasks.cancel_scope.cancel()
 
     def now(self) -> datetime:

@@ -72,6 +72,8 @@ class EnrolmentDesk:
                 )
             case Waiting():
                 return EnrolWaiting(text=reply.message)
+            case Refusal(status=503):
+                return EnrolWaiting(text=reply.message)
             case Refusal():
                 return EnrolRefused(code=reply.code, reason=reply.message)
             case _:

@@ -1,11 +1,14 @@
-"""`<home>/keys/token`: a join token that waits to be used by the node of a data directory."""
+"""`<home>/keys/token`: a join token that waits to be used by the node of a data directory, and when it can be."""
 
 from pathlib import Path
 
 import msgspec
 
 from exo.api.access_owner import write_private
+from exo.cluster.trust.certificates import to_der
+from exo.cluster.trust.token import authority_hash
 from exo.shared.errors import ConfigurationError
+from exo.shared.types.state import State
 
 TOKEN_FILE = Path("keys") / "token"
 
@@ -56,3 +59,34 @@ def read_pending_join(home: Path) -> PendingJoin | None:
 def remove_pending_join(home: Path) -> None:
     """Forget the token, if there is one."""
     (home / TOKEN_FILE).unlink(missing_ok=True)
+
+
+def reason_not_to_join(state: State, wanted_authority_hash: str, *, has_master: bool) -> str | None:
+    """Return why a node cannot join the cluster with this authority, or None when it can.
+
+    A cluster with something to lose is never given up: with another cluster's certificate in the place of its own,
+    the node would belong to neither.
+
+    Args:
+        state: As folded on the node.
+        wanted_authority_hash: Of the cluster that it is to join.
+        has_master: It reaches its master. A member that does not may have been removed, or away for too long.
+    """
+    access = state.access
+    if access.authority_pem is not None:
+        if authority_hash(to_der(access.authority_pem)) == wanted_authority_hash:
+            return "this node is a member of that cluster already" if has_master else None
+        others = sum(node.is_connected for node in state.nodes.values()) > 1
+        step = "remove it there first (exo node remove), or " if others else ""
+        return (
+            "this node does not join another cluster: its own has an authority, and so members or tokens of its own; "
+            f"{step}start it with a new data directory (EXO_HOME)"
+        )
+    if access.keys or state.instances:
+        what = "API keys" if access.keys else "instances"
+        step = "exo key delete ID" if access.keys else "exo delete ID"
+        return (
+            f"this node does not join another cluster: its own has {what}, which would be lost; delete them "
+            f"({step}), or start it with a new data directory (EXO_HOME), then join again"
+        )
+    return None

@@ -68,7 +68,7 @@ class NodeTrust:
         self.store = KeyStore(home)
         self.introduced = IntroducedPeers()
         self.own = OwnCertificate(self.store, node_id, self._show, now)
-        self._joining = Joining(home, node_id, self.store, self.own, self.introduced)
+        self._joining = Joining(home, node_id, self.store, self.own, self.introduced, transport.is_local)
 
     def attach(self, client: GenerationClient, worker: Worker | None) -> None:
         """Keep the data plane up to date as well."""

@@ -32,7 +32,7 @@ from exo.shared.types.ids import NodeId
 from exo.shared.types.voters import Voters
 from support.access_stories import FINGERPRINT, JOINER, NOW_S, OTHER_FINGERPRINT, TOKEN_ID, certified
 from support.api_world import World, client_of, parse, rule, served
-from support.states import fold
+from support.states import cluster, fold, identity
 
 
 @pytest.fixture
@@ -188,6 +188,10 @@ async def test_a_token_to_join_with_is_left_for_the_node_and_used_at_once_where_
     wanted: list[bool] = []
     world.actions = NodeActions(join_wanted=lambda: wanted.append(True))
     async with client_of(world.app()) as http:
+        refused = await http.post("/access/join", json={"token": token})
+        assert refused.status_code == 409 and "its own has instances" in refused.text
+        assert not (world.home / TOKEN_FILE).exists()
+        world.coordinator.set_state(cluster(identity("a")))
         response = await http.post("/access/join", json={"token": token.upper(), "address": "192.0.2.9"})
         noted = parse(JoinNoted, response.content)
         lines = await http.get("/audit")

@@ -7,19 +7,24 @@ from pathlib import Path
 import anyio
 import pytest
 
+from exo.api.access_join import TOKEN_FILE, reason_not_to_join
 from exo.cluster.trust.authority import issue_certificate
 from exo.cluster.trust.certificates import NodeCertificate
 from exo.cluster.trust.errors import CertificateError
 from exo.cluster.trust.key_store import NODE_CERTIFICATE, KeyStore
+from exo.cluster.trust.token import authority_hash
 from exo.cluster.wire import KeepAuthority
 from exo.node_trust import certificate
 from exo.node_trust.authority import Heirloom
-from exo.shared.types.events import AuthorityCreated
+from exo.shared.types.access import KeyId
+from exo.shared.types.events import AuthorityCreated, Decision, InstanceCreated, KeyCreated, NodeJoined
 from exo.shared.types.ids import NodeId
 from exo.shared.types.state import State
 from support.coordinator import MemoryCoordinator
+from support.faulty_story import instance
 from support.memberships import Membership
 from support.simulated_cluster import tagged
+from support.states import cluster, fold, identity
 from support.trusted_nodes import TrustedNode, TrustedNodes, trusted_nodes, until
 
 
@@ -174,3 +179,67 @@ def expire(node: TrustedNode) -> None:
     store._write(NODE_CERTIFICATE, expired)
     identity = store.load_identity(node_id)
     assert identity is not None and not identity.certificate.is_valid_at(datetime.now(UTC))
+
+
+# --- tokens --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_finds_its_cluster_among_others_and_waits_for_its_master(nodes: TrustedNodes) -> None:
+    other = await nodes.start("other")
+    await other.make_token()
+    master, copy = await pair(nodes)
+    token = await master.make_token()
+    await until(lambda: copy.trust.identity is not None, master, copy)
+    await master.stop(is_killed=True)
+    joiner = await nodes.start("joiner", host="127.0.0.2", peers=[other, copy])
+    joiner.join(token)
+    await until(lambda: len(joiner.coordinator.peers_seen) == 2, joiner)
+    await master.start()
+    await until(lambda: joiner.nodes == {"a", "b", "joiner"}, joiner, master)
+    assert not (joiner.home / TOKEN_FILE).exists()
+    assert joiner.trust.identity is not None and master.trust.identity is not None
+    assert joiner.trust.identity.authority_hash == master.trust.identity.authority_hash
+    assert other.nodes == {"other"}
+
+
+async def test_a_node_whose_cluster_has_an_authority_keeps_its_key_when_told_to_join_another(
+    nodes: TrustedNodes,
+) -> None:
+    a, b = await nodes.start("a"), await nodes.start("b", host="127.0.0.2")
+    token = await b.make_token()
+    await a.make_token()
+    await until(lambda: a.trust.identity is not None, a)
+    identity, authority = a.trust.identity, a.trust.store.load_authority()
+    a.join(token, b.address)
+    await until(lambda: not (a.home / TOKEN_FILE).exists(), a)
+    assert a.trust.identity == identity and a.trust.store.load_authority() == authority
+    assert a.nodes == {"a"} and b.nodes == {"b"}
+
+
+def test_what_would_be_lost_is_named(tmp_path: Path) -> None:
+    home, other = Membership(tmp_path, "c1").authority, Membership(tmp_path, "c2").authority
+    wanted = authority_hash(home.certificate_der)
+    empty = cluster(identity("a"))
+    assert reason_not_to_join(empty, wanted, has_master=True) is None
+
+    def reason(*events: Decision, has_master: bool = True) -> str:
+        state = fold(empty, *events)
+        return reason_not_to_join(state, wanted, has_master=has_master) or "it can"
+
+    assert "already" in reason(AuthorityCreated(certificate_pem=home.certificate_pem))
+    away = AuthorityCreated(certificate_pem=home.certificate_pem)
+    assert reason(away, has_master=False) == "it can", "it may have been removed, or away for too long"
+    foreign = AuthorityCreated(certificate_pem=other.certificate_pem)
+    assert "new data directory" in reason(foreign) and "exo node remove" not in reason(foreign)
+    assert "exo node remove" in reason(foreign, NodeJoined(identity=identity("b")))
+    key = KeyCreated(
+        key_id=KeyId("k"),
+        hash="",
+        name="",
+        scopes=("read",),
+        created_at_s=0.0,
+        expires_at_s=None,
+        created_by="",
+    )
+    assert "exo key delete" in reason(key)
+    assert "exo delete" in reason(InstanceCreated(instance=instance()))

@@ -35,7 +35,7 @@ from exo.cluster.trust.messages import (
     verify_proof,
 )
 from exo.cluster.trust.token import PlainToken, authority_hash, create_token, token_id, token_verifier
-from exo.shared.errors import ExoError
+from exo.shared.errors import ExoError, NoMasterError
 from exo.shared.types.ids import ClusterId, NodeId
 from exo.shared.types.nodes import HostPort
 from support.memberships import Membership, utc_now
@@ -315,10 +315,10 @@ async def test_nobody_there_is_said_at_once(listener: TcpListener) -> None:
 
 async def test_what_goes_wrong_while_deciding_is_told(cluster: Cluster, listener: TcpListener) -> None:
     async def fails(request: EnrolRequest, origin: EnrolOrigin) -> EnrolAnswer:
-        raise ExoError("there is no master; try again")
+        raise ExoError("the request names another node")
 
     cluster.transport.set_enrol(fails)
-    with pytest.raises(EnrolmentError, match="there is no master; try again"):
+    with pytest.raises(EnrolmentError, match="the request names another node"):
         await ask(listener)
 
     async def breaks(request: EnrolRequest, origin: EnrolOrigin) -> EnrolAnswer:
@@ -327,6 +327,25 @@ async def test_what_goes_wrong_while_deciding_is_told(cluster: Cluster, listener
     cluster.transport.set_enrol(breaks)
     with pytest.raises(DialError, match="its log says what"):
         await ask(listener)
+
+
+async def test_a_cluster_without_a_master_lets_the_joiner_wait(
+    cluster: Cluster, listener: TcpListener
+) -> None:
+    asked = 0
+
+    async def decide(request: EnrolRequest, origin: EnrolOrigin) -> EnrolAnswer:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise NoMasterError("no master could be reached")
+        return await cluster.decide(request, origin)
+
+    cluster.transport.set_enrol(decide)
+    told: list[EnrolProgress] = []
+    assert (await ask(listener, token=cluster.token, told=told)).cluster_id == "c1"
+    assert [one.stage for one in told] == ["authority", "waiting"]
+    assert "no master could be reached" in told[1].text
 
 
 # --- strangers ----------------------------------------------------------------------------------------------------

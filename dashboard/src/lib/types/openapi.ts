@@ -2609,6 +2609,15 @@ export interface operations {
                     "application/json": components["schemas"]["JoinNoted"];
                 };
             };
+            /** @description In conflict with the present state; it would be possible later */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description The request cannot be read, or can never be met here; sizes say by how much */
             422: {
                 headers: {

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from exo.api import present_access
 from exo.api.access_callers import present_caller
-from exo.api.access_join import PendingJoin, write_pending_join
+from exo.api.access_join import PendingJoin, reason_not_to_join, write_pending_join
 from exo.api.context import ApiContext, Context
 from exo.api.errors import ApiError, from_refusal
 from exo.api.routes.answers import decided_index, json_answer, problems
@@ -122,7 +122,9 @@ async def forget_nodes(wish: ForgetWish, context: Context) -> Response:
     return json_answer({"index": index})
 
 
-@router.post("/access/join", operation_id="join_cluster", response_model=JoinNoted, responses=problems(422))
+@router.post(
+    "/access/join", operation_id="join_cluster", response_model=JoinNoted, responses=problems(409, 422)
+)
 async def join_cluster(wish: JoinWish, context: Context) -> Response:
     """Have this node join the cluster that a token is for."""
     try:
@@ -132,6 +134,11 @@ async def join_cluster(wish: JoinWish, context: Context) -> Response:
         raise ApiError(422, "token_malformed", error.message, param="token") from error
     except ValueError as error:
         raise ApiError(422, "address_malformed", str(error), param="address") from error
+    coordinator = context.coordinator
+    has_master = coordinator.leadership.master_node_id is not None
+    reason = reason_not_to_join(coordinator.state, token.authority_hash, has_master=has_master)
+    if reason is not None:
+        raise ApiError(409, "cannot_join", reason)
     await _leave_token(context, PendingJoin(token=token.reveal(), address=address))
     await context.desk.note_action(
         "JoinCluster", {"authority_hash": token.authority_hash, "cluster_address": address}

@@ -63,6 +63,10 @@ class TcpTransport(Transport):
         """What was let in and refused since the start; the keys are constant, see `refusals.COUNTED`."""
         return self._gate.counts
 
+    def is_local(self, host: str) -> bool:
+        """Say whether connections to and from a host are this host's own."""
+        return self._gate.is_local(host)
+
     def set_identity(self, identity: TlsIdentity | None) -> None:
         """Show this certificate from now on. Under another authority, or none, TLS connections end; else they stay.
 

@@ -19,7 +19,7 @@ from exo.cluster.trust.messages import (
     decode_request,
     encode_enrolment,
 )
-from exo.shared.errors import ExoError
+from exo.shared.errors import ExoError, NoMasterError
 
 
 class EnrolmentLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +86,8 @@ async def _answer(
             return await enrol(request, origin)
     except TimeoutError:
         return EnrolWaiting(text="the cluster did not decide in time; it will be asked again")
+    except NoMasterError as error:
+        return EnrolWaiting(text=f"the cluster cannot decide now: {error.message}; it will be asked again")
     except ExoError as error:
         return EnrolRefused(reason=error.message, code="failed")
 
