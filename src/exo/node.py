@@ -32,7 +32,10 @@ from exo.cluster.transport.base import Listener
 from exo.cluster.transport.tcp import TcpTransport
 from exo.dataplane.client import GenerationClient
 from exo.engines.registry import available_engines
-from exo.gpu.factory import GPUBackendFactory, devices_of
+from exo.gpu.discovery import GPUDiscoveryService
+from exo.gpu.factory import GPUBackendFactory
+from exo.gpu.health_watch import HealthWatch
+from exo.gpu.registry import REGISTRY_FILE, DeviceRegistry
 from exo.master.loop import Master
 from exo.master.solver import Solver
 from exo.node_store import Opened, note_members, open_node_store, regain_vote
@@ -40,8 +43,10 @@ from exo.node_trust import NodeAuthority, NodeTrust
 from exo.settings import Settings, prepare_home, secret_file
 from exo.shared.errors import ConfigurationError, ExoError, NoMasterError
 from exo.shared.types.devices import GPUDevice
-from exo.shared.types.ids import NodeId
+from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.nodes import HostPort, NodeIdentity
+from exo.shared.types.state import State
+from exo.worker.device_watch import DeviceWatch
 from exo.worker.loop import Worker
 from exo.worker.models.store import ModelStore
 from exo.worker.runner.supervisor import StageRunner
@@ -113,10 +118,10 @@ async def _run_with(
 ) -> None:
     boot_id = uuid4().hex
     secret = load_host_secret(secret_file())
-    backends = await GPUBackendFactory.for_this_platform(node_id).create_all()
-    devices_by_backend = await devices_of(backends)
-    devices = tuple(device for _, device in devices_by_backend)
-    _announce_devices(devices)
+    discovery = GPUDiscoveryService(
+        GPUBackendFactory.for_this_platform(node_id),
+        registry=DeviceRegistry(settings.home / REGISTRY_FILE, version("exo")),
+    )
     model_store = ModelStore((settings.home / "models", *settings.models_dirs))
     models = await anyio.to_thread.run_sync(model_store.scan)
 
@@ -139,10 +144,13 @@ async def _run_with(
     )
     generation_client.set_identity(trust.data_identity())
     async with (
+        discovery,
         generation_client,
         await transport.listen(HostPort(trust.listen_host(), settings.cluster_port)) as listener,
         anyio.create_task_group() as tasks,
     ):
+        devices = discovery.inventory.devices
+        _announce_devices(devices)
         api_address = HostPort(settings.host, api_socket.getsockname()[1])
         identity = NodeIdentity(
             node_id=node_id,
@@ -165,14 +173,22 @@ async def _run_with(
         await tasks.start(coordinator.run)
         tasks.start_soon(master.run)
         tasks.start_soon(note_members, settings.home, coordinator)
+        health = HealthWatch(is_busy=lambda device_id: _is_placed_on(coordinator.state, device_id))
+        watch = DeviceWatch(
+            source=discovery, coordinator=coordinator, boot_id=boot_id, on_devices=health.set_devices
+        )
         collector = GPUTelemetryCollector(
             node_id=node_id,
-            devices=devices_by_backend,
+            devices=lambda: discovery.inventory.used,
+            health=health,
             publish=coordinator.publish,
             config=GPUTelemetryConfig.from_environment(settings.telemetry_interval_s),
             clock=time.monotonic,
             now=_utc_now,
+            on_lost=watch.look_soon,
         )
+        tasks.start_soon(health.run)
+        tasks.start_soon(watch.run)
         tasks.start_soon(collector.start_monitoring)
         worker: Worker | None = None
         if settings.is_worker:
@@ -296,6 +312,12 @@ def _announce_devices(devices: tuple[GPUDevice, ...]) -> None:
     for device in devices:
         kind = "Processor" if device.backend == "cpu" else "GPU detected"
         logger.info("{}: {} ({:.1f} GiB)", kind, device.name, device.memory_total_bytes / 2**30)
+
+
+def _is_placed_on(state: State, device_id: DeviceId) -> bool:
+    """Say whether stages of an instance use the device: then it is not disturbed without need."""
+    instances = state.instances.values()
+    return any(device_id in stage.device_ids for one in instances for stage in one.plan.stages)
 
 
 def _host_id() -> str:

@@ -10,11 +10,14 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from exo.cli import nvidia
 from exo.cli.output import size
 from exo.settings import API_PORT, CLUSTER_PORT, DATA_PORT, default_home
+
+if TYPE_CHECKING:
+    from exo.gpu.inventory import Inventory
 
 _MLX_TIMEOUT_S = 60.0
 _MULTICAST_TIMEOUT_S = 2.0
@@ -74,20 +77,49 @@ def check_machine() -> list[Finding]:
 def check_devices() -> list[Finding]:
     """What the GPU layer finds, and what it misses."""
     import anyio
+    from loguru import logger
 
-    from exo.gpu.factory import GPUBackendFactory, devices_of
+    from exo.gpu.discovery import GPUDiscoveryService
+    from exo.gpu.factory import GPUBackendFactory
+    from exo.gpu.inventory import Inventory
     from exo.shared.types.ids import NodeId
 
-    async def look() -> list[Finding]:
-        factory = GPUBackendFactory.for_this_platform(NodeId("doctor"))
-        backends = await factory.create_all()
-        found = [
-            Finding("device", "ok", f"{device.local_alias}: {device.name}, {size(device.memory_total_bytes)}")
-            for _, device in await devices_of(backends)
-        ]
-        return found + [Finding("device", "note", f"{one.name}: {one.reason}") for one in factory.missing]
+    async def look() -> Inventory:
+        async with GPUDiscoveryService(GPUBackendFactory.for_this_platform(NodeId("doctor"))) as discovery:
+            return discovery.inventory
 
-    return anyio.run(look)
+    logger.disable("exo")  # What it would warn of is found below.
+    try:
+        return describe_devices(anyio.run(look))
+    finally:
+        logger.enable("exo")
+
+
+def describe_devices(inventory: "Inventory") -> list[Finding]:
+    """Return what was found in words, with what installs each missing piece."""
+    found = [
+        Finding("device", "ok", f"{one.local_alias}: {one.name}, {size(one.memory_total_bytes)}")
+        for one in inventory.devices
+    ]
+    found += [
+        Finding(
+            "device",
+            "broken" if one.kind == "wrong" else "note",
+            f"{one.device.local_alias}: {one.device.name} is not used: {one.reason}",
+        )
+        for one in inventory.refused
+        if one.kind != "duplicate"
+    ]
+    found += [
+        Finding("device", "note", f"{used.backend.name} works in part: {gap.message}", gap.install_command)
+        for used in {one.backend.name: one for one in inventory.used}.values()
+        for gap in used.backend.gaps
+    ]
+    found += [
+        Finding("device", "note", f"no {one.name}: {one.reason}", one.install_command)
+        for one in inventory.missing
+    ]
+    return found
 
 
 def check_nvidia() -> list[Finding]:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from exo.gpu.driver import MatrixShape, Precision
+from exo.gpu.errors import BackendUnavailableError
 from exo.gpu.memory import DeviceMemory
 from exo.gpu.reading import DeviceReading, MemoryInfo
 from exo.shared.types.devices import Backend, GPUDevice
@@ -28,6 +29,11 @@ class GPUBackend(ABC):
     @abstractmethod
     def computes(self) -> bool:
         """Whether there is memory to allocate and a product to compute; else devices are only watched."""
+
+    @property
+    def gaps(self) -> Sequence[BackendUnavailableError]:
+        """What is missing of a backend that works in part only: each with what installs it."""
+        return ()
 
     @abstractmethod
     async def initialize(self) -> None:

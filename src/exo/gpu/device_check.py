@@ -27,6 +27,8 @@ SIDE = 70
 _LARGEST = 8
 _FACTOR_MAX = 2**20
 _FLOAT_BYTES = 4
+_FREE_S = 0.5
+"""A device that hangs holds up nobody's end."""
 
 
 async def check_device(
@@ -109,9 +111,15 @@ def _wrong(message: str) -> CheckFailed:
 
 
 async def _free(backend: GPUBackend, held: Sequence[DeviceMemory]) -> None:
-    with anyio.CancelScope(shield=True):
-        for memory in held:
-            try:
-                await backend.deallocate(memory)
-            except ExoError:
-                continue  # What is wrong with the device has been said.
+    """Give back what was taken. Where the device hangs that is in its turn, and nobody waits for it."""
+    with anyio.move_on_after(_FREE_S, shield=True):
+        async with anyio.create_task_group() as tasks:
+            for memory in held:
+                tasks.start_soon(_deallocate, backend, memory)
+
+
+async def _deallocate(backend: GPUBackend, memory: DeviceMemory) -> None:
+    try:
+        await backend.deallocate(memory)
+    except ExoError:
+        return  # What is wrong with the device has been said.

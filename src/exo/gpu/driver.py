@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from exo.gpu.errors import BackendUnavailableError
 from exo.gpu.reading import DeviceReading, MemoryInfo
 from exo.shared.types.devices import Backend, MemoryKind
 
@@ -82,6 +83,11 @@ class Driver(ABC):
     def computes(self) -> bool:
         """Whether the calls below work; a driver that only watches says False and raises `NotComputingError`."""
         return True
+
+    @property
+    def gaps(self) -> Sequence[BackendUnavailableError]:
+        """What is missing of a driver that is open and works in part only."""
+        return ()
 
     @abstractmethod
     def allocate(self, index: int, size_bytes: int) -> Buffer:

@@ -59,6 +59,10 @@ class ThreadedBackend(GPUBackend):
     def computes(self) -> bool:
         return self._driver.computes
 
+    @property
+    def gaps(self) -> Sequence[BackendUnavailableError]:
+        return self._driver.gaps
+
     async def initialize(self) -> None:
         async with self._starting:
             if not self._is_open:
@@ -147,6 +151,13 @@ class ThreadedBackend(GPUBackend):
             raise
         except DeviceLostError as error:
             logger.debug("{} went with its device: {}", memory, error.message)
+
+    def _free_later(self, memory: DeviceMemory) -> None:
+        held = self._book.strike(memory)
+        thread = self._occupants.any(memory.device_id).thread
+        thread.post(
+            partial(self._driver.free, held.buffer), doing="freeing memory", timeout_s=self._limits.memory_s
+        )
 
     async def copy_to_device(
         self, memory: DeviceMemory, data: bytes | bytearray | memoryview, *, offset_bytes: int = 0
@@ -255,10 +266,3 @@ class ThreadedBackend(GPUBackend):
                 f"{occupant.alias} was lost and came back without what it held; allocate and copy it again"
             )
         return occupant, held
-
-    def _free_later(self, memory: DeviceMemory) -> None:
-        held = self._book.strike(memory)
-        thread = self._occupants.any(memory.device_id).thread
-        thread.post(
-            partial(self._driver.free, held.buffer), doing="freeing memory", timeout_s=self._limits.memory_s
-        )

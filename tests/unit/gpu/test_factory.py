@@ -1,23 +1,50 @@
-"""Which backends work, and what is missing for the others."""
+"""Which backends are tried on which platform, and what the user chose instead."""
 
-from exo.gpu.backends.cpu import CPUDriver
-from exo.gpu.factory import GPUBackendFactory, devices_of
-from exo.gpu.threaded import ThreadedBackend
+from pathlib import Path
+
+import pytest
+
+from exo.gpu.factory import GPUBackendFactory, order
+from exo.shared.errors import ConfigurationError
 from exo.shared.types.ids import NodeId
-from support.gpu_drivers import BrokenDriver
 
 NODE = NodeId("n")
+HARDWARE = Path(__file__).parents[2] / "hardware"
 
 
-async def test_a_backend_that_is_missing_something_never_stops_the_others() -> None:
-    factory = GPUBackendFactory(
-        [
-            lambda: ThreadedBackend(BrokenDriver("the driver is missing; install it"), NODE),
-            lambda: ThreadedBackend(CPUDriver(), NODE),
-        ]
-    )
-    working = await factory.create_all()
-    assert [device.device_id for _, device in await devices_of(working)] == ["n/cpu:0"]
-    assert [one.reason for one in factory.missing] == ["the driver is missing; install it"]
-    for backend in working:
-        await backend.shutdown()
+def names(system: str, **environment: str) -> list[str]:
+    made = GPUBackendFactory.for_this_platform(NODE, environment=environment, system=system)
+    return [one.name for one in made.makers]
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32", "android", "freebsd14", "ios"])
+def test_the_processor_is_always_the_last_and_every_backend_can_be_made(system: str) -> None:
+    made = GPUBackendFactory.for_this_platform(NODE, environment={}, system=system)
+    assert [one.name for one in made.makers] == list(order(system))
+    assert made.makers[-1].name == "cpu"
+    for maker in made.makers:
+        assert made.make(maker).name == maker.name
+
+
+def test_the_first_of_each_platform() -> None:
+    assert [order(system)[0] for system in ("linux", "win32")] == ["cuda", "cuda"]
+    assert order("plan9") == ("cpu",)
+
+
+def test_the_user_may_choose(tmp_path: Path) -> None:
+    assert names("linux", EXO_GPU_BACKEND="cpu") == ["cpu"]
+    assert names("darwin", EXO_GPU_BACKEND=" cuda , cpu") == ["cuda", "cpu"]
+    file = HARDWARE / "pc-4090.toml"
+    assert names("win32", EXO_GPU_BACKEND=f"simulated:{file}") == ["simulated", "cpu"]
+    assert names("linux", EXO_GPU_BACKEND=" ") == names("linux")
+
+
+@pytest.mark.parametrize("word", ["cuda:0", "gpu", "simulated", "simulated:"])
+def test_what_is_no_backend_is_said_with_those_that_are(word: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"is no backend; choose of cuda, .*cpu, simulated:FILE"):
+        names("linux", EXO_GPU_BACKEND=word)
+
+
+def test_a_file_that_cannot_be_played_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"missing\.toml"):
+        names("linux", EXO_GPU_BACKEND=f"simulated:{tmp_path / 'missing.toml'}")

@@ -21,7 +21,7 @@ from exo.gpu.limits import CallLimits
 from exo.gpu.reading import DeviceReading, MemoryInfo
 from exo.gpu.threaded import ThreadedBackend
 from exo.shared.types.ids import DeviceId, NodeId
-from support.gpu_drivers import GIB, ScriptedDriver, found
+from support.scripted_driver import GIB, ScriptedDriver, found
 
 FIRST = DeviceId("n/simulated:0")
 HASTY = CallLimits(open_s=0.05, find_s=0.05, read_s=0.05, memory_s=0.05, compute_s=0.05, close_s=0.2)

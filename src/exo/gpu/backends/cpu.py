@@ -48,7 +48,7 @@ class CPUDriver(Driver):
                 memory_kind="ram",
                 memory_total_bytes=read_host_memory().total_bytes,
                 compute_units=psutil.cpu_count(logical=False) or psutil.cpu_count(),
-                clock_mhz=(frequency.max or frequency.current or None) if frequency else None,
+                clock_mhz=(frequency.max or None) if frequency else None,
             ),
         )
 

@@ -1,0 +1,104 @@
+"""A node's memory of the devices that were seen to compute right, so that its next start need not wait for that."""
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+from loguru import logger
+
+from exo.shared.types.devices import Backend, GPUDevice
+from exo.shared.types.ids import DeviceId
+
+REGISTRY_FILE = "gpu_registry.json"
+"""In the data directory."""
+_FORMAT = 1
+
+
+class RegisteredDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device was when it was seen to compute right. Whatever of it changes, it has to show that again."""
+
+    device_id: DeviceId
+    backend: Backend
+    name: str
+    memory_total_bytes: int
+    uuid: str | None = None
+    pci_address: str | None = None
+    driver_version: str | None = None
+    exo_version: str
+
+    @staticmethod
+    def of(device: GPUDevice, exo_version: str) -> "RegisteredDevice":
+        """Return a device's entry."""
+        return RegisteredDevice(
+            device_id=device.device_id,
+            backend=device.backend,
+            name=device.name,
+            memory_total_bytes=device.memory_total_bytes,
+            uuid=device.uuid,
+            pci_address=device.pci_address,
+            driver_version=device.driver_version,
+            exo_version=exo_version,
+        )
+
+
+class _Registry(msgspec.Struct, frozen=True, kw_only=True):
+    format: int
+    devices: tuple[RegisteredDevice, ...]
+
+
+class DeviceRegistry:
+    """The file. Only ever a help: without it everything works, a little later.
+
+    Args:
+        file: Where it is.
+        exo_version: Another release may check devices in another way.
+    """
+
+    def __init__(self, file: Path, exo_version: str) -> None:
+        self._file = file
+        self._exo_version = exo_version
+        self._known: frozenset[RegisteredDevice] | None = None
+        self._is_readable = False
+
+    def knows(self, device: GPUDevice) -> bool:
+        """Say whether this very device, with this very driver, was seen to compute right. Reads the file once."""
+        return RegisteredDevice.of(device, self._exo_version) in self._read()
+
+    def remember(self, devices: Iterable[GPUDevice]) -> None:
+        """Replace what the file says by these devices. Where it cannot be written, that is logged once."""
+        entries = sorted(
+            (RegisteredDevice.of(one, self._exo_version) for one in devices),
+            key=lambda one: one.device_id,
+        )
+        if frozenset(entries) == self._read() and self._is_readable:
+            return
+        self._is_readable = True
+        self._known = frozenset(entries)
+        content = msgspec.json.format(msgspec.json.encode(_Registry(format=_FORMAT, devices=tuple(entries))))
+        temporary = self._file.with_name(f"{self._file.name}.new")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(self._file)
+        except OSError as error:
+            logger.warning(
+                "cannot write {}, so that the next start checks all devices: {}", self._file, error.strerror
+            )
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _read(self) -> frozenset[RegisteredDevice]:
+        if self._known is None:
+            self._known = frozenset(self._entries())
+        return self._known
+
+    def _entries(self) -> tuple[RegisteredDevice, ...]:
+        try:
+            found = msgspec.json.decode(self._file.read_bytes(), type=_Registry)
+        except FileNotFoundError:
+            return ()
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            logger.warning("{} cannot be read and is made anew: {}", self._file, error)
+            return ()
+        self._is_readable = found.format == _FORMAT
+        return found.devices if self._is_readable else ()

@@ -1,0 +1,181 @@
+"""From what devices say to what a node tells of them: states, what counts as a change, and the host's sum. Pure."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from exo.gpu.reading import DeviceReading, ProcessMemory
+from exo.shared.types.devices import (
+    DeviceGPUState,
+    GPUDevice,
+    Health,
+    MemoryProfile,
+    NodePerformanceProfile,
+    SystemProfile,
+)
+from exo.shared.types.ids import NodeId
+
+
+class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
+    """How much must change before it is told."""
+
+    memory_change_bytes: int = 64 * 1024 * 1024
+    utilization_change_percent: float = 5.0
+    temperature_change_c: float = 1.0
+    power_change_watts: float = 5.0
+
+
+class HostReading(msgspec.Struct, frozen=True, kw_only=True):
+    """The host's memory in bytes."""
+
+    ram_total: int
+    ram_available: int
+    swap_total: int
+    swap_available: int
+
+
+def state_of(
+    device: GPUDevice,
+    node_id: NodeId,
+    reading: DeviceReading | None,
+    *,
+    health: tuple[Health, str | None],
+    now: str,
+) -> DeviceGPUState:
+    """Return a device's telemetry.
+
+    Args:
+        device: What it is.
+        node_id: Whose it is.
+        reading: What it said; None: it did not answer.
+        health: How it is, and why not better.
+        now: ISO 8601 UTC time.
+    """
+    said = reading if reading is not None else DeviceReading()
+    total_bytes = said.memory_total_bytes
+    return DeviceGPUState(
+        device_id=device.device_id,
+        node_id=node_id,
+        memory_used_bytes=said.memory_used_bytes,
+        memory_total_bytes=total_bytes if total_bytes is not None else device.memory_total_bytes,
+        compute_utilization_percent=said.compute_utilization_percent,
+        thermal_temperature_c=said.temperature_c,
+        thermal_throttle_threshold_c=said.throttle_threshold_c,
+        is_thermal_throttling=said.is_thermal_throttling,
+        power_watts=said.power_watts,
+        clock_mhz=said.clock_mhz,
+        battery_percent=said.battery_percent,
+        is_plugged_in=said.is_plugged_in,
+        health=health[0],
+        health_reason=health[1],
+        last_update=now,
+        throttle_reasons=said.throttle_reasons,
+        power_limit_watts=said.power_limit_watts,
+        clock_max_mhz=said.clock_max_mhz,
+        ecc_corrected_count=said.ecc_corrected_count,
+        ecc_uncorrected_count=said.ecc_uncorrected_count,
+        faults=said.faults,
+        processes=said.processes,
+        is_memory_pressed=said.is_memory_pressed,
+    )
+
+
+def has_changed(before: DeviceGPUState, after: DeviceGPUState, thresholds: Thresholds) -> bool:
+    """Say whether a state differs enough from the one told last; a value that appears or vanishes does."""
+    steps = (
+        (before.memory_used_bytes, after.memory_used_bytes, thresholds.memory_change_bytes),
+        (
+            before.compute_utilization_percent,
+            after.compute_utilization_percent,
+            thresholds.utilization_change_percent,
+        ),
+        (before.thermal_temperature_c, after.thermal_temperature_c, thresholds.temperature_change_c),
+        (before.power_watts, after.power_watts, thresholds.power_change_watts),
+        (before.battery_percent, after.battery_percent, 1.0),
+    )
+    if any(_differs(old, new, step) for old, new, step in steps):
+        return True
+    return _plain_part(before) != _plain_part(after) or _processes_changed(
+        before.processes, after.processes, thresholds.memory_change_bytes
+    )
+
+
+def _plain_part(state: DeviceGPUState) -> tuple[object, ...]:
+    """Return what is told as soon as it changes at all."""
+    return (
+        state.memory_total_bytes,
+        state.is_thermal_throttling,
+        state.throttle_reasons,
+        state.power_limit_watts,
+        state.is_plugged_in,
+        state.health,
+        state.health_reason,
+        state.ecc_corrected_count,
+        state.ecc_uncorrected_count,
+        state.faults,
+        state.is_memory_pressed,
+    )
+
+
+def _processes_changed(
+    before: tuple[ProcessMemory, ...] | None, after: tuple[ProcessMemory, ...] | None, step_bytes: int
+) -> bool:
+    if before is None or after is None:
+        return before is not after
+    held = {one.pid: one.used_bytes for one in before}
+    if held.keys() != {one.pid for one in after}:
+        return True
+    return any(_differs(held[one.pid], one.used_bytes, step_bytes) for one in after)
+
+
+def node_profile(
+    devices: Sequence[tuple[GPUDevice, DeviceGPUState]], host: HostReading
+) -> NodePerformanceProfile:
+    """Sum a host up. Only devices with memory of their own add to VRAM; the CPU is no GPU."""
+    gpus = [(device, state) for device, state in devices if device.backend != "cpu"]
+    vram = [(device, state) for device, state in gpus if device.memory_kind == "vram"]
+    processor = next((state for device, state in devices if device.backend == "cpu"), None)
+    powers = [state.power_watts for _, state in gpus if state.power_watts is not None]
+    usages = [
+        state.compute_utilization_percent
+        for _, state in gpus
+        if state.compute_utilization_percent is not None
+    ]
+    return NodePerformanceProfile(
+        memory=MemoryProfile(
+            ram_total=host.ram_total,
+            ram_available=host.ram_available,
+            swap_total=host.swap_total,
+            swap_available=host.swap_available,
+            gpu_vram_total=sum(device.memory_total_bytes for device, _ in vram),
+            gpu_vram_available=sum(state.memory_free_bytes or 0 for _, state in vram),
+            gpu_vram_used=sum(state.memory_used_bytes or 0 for _, state in vram),
+        ),
+        system=SystemProfile(
+            gpu_usage=sum(usages) / len(usages) if usages else None,
+            temp=processor.thermal_temperature_c if processor is not None else None,
+            pcpu_usage=processor.compute_utilization_percent if processor is not None else None,
+            utilization_memory_percent=round(100 * (1 - host.ram_available / host.ram_total), 1),
+            gpu_count=len(gpus),
+            gpu_names=tuple(device.name for device, _ in gpus),
+            gpu_power_watts=sum(powers) if powers else None,
+        ),
+    )
+
+
+def profile_changed(
+    before: NodePerformanceProfile, after: NodePerformanceProfile, thresholds: Thresholds
+) -> bool:
+    """Say whether a host's sum differs enough from the one told last."""
+    return (
+        before.system.gpu_names != after.system.gpu_names
+        or _differs(before.memory.ram_available, after.memory.ram_available, thresholds.memory_change_bytes)
+        or _differs(before.memory.gpu_vram_used, after.memory.gpu_vram_used, thresholds.memory_change_bytes)
+        or _differs(before.system.pcpu_usage, after.system.pcpu_usage, thresholds.utilization_change_percent)
+    )
+
+
+def _differs(old: float | None, new: float | None, step: float) -> bool:
+    if old is None or new is None:
+        return old is not new
+    return abs(new - old) >= step
