@@ -11,7 +11,7 @@ from exo.gpu.backends.simulated.machine import load_machine
 from exo.gpu.driver import Driver, FoundDevice, MatrixShape, Precision
 from exo.gpu.errors import BackendUnavailableError, DeviceLostError, OutOfDeviceMemoryError
 from exo.gpu.reading import DeviceReading, MemoryInfo
-from support import cuda_stand_in, metal_stand_in, rocm_stand_in
+from support import cuda_stand_in, metal_stand_in, onnx_stand_in, rocm_stand_in
 
 GIB = 2**30
 HARDWARE = Path(__file__).parents[1] / "hardware"
@@ -47,6 +47,8 @@ CASES: list[DriverCase] = [
     DriverCase("cuda", cuda_stand_in.make, FLOAT32_SUMS, cuda_stand_in.why_not),
     DriverCase("rocm", rocm_stand_in.make, FLOAT32_SUMS),
     DriverCase("metal", metal_stand_in.make, FLOAT32_SUMS, metal_stand_in.why_not),
+    DriverCase("directml", onnx_stand_in.make_directml, FLOAT32_SUMS, onnx_stand_in.why_not),
+    DriverCase("intel", onnx_stand_in.make_intel, FLOAT32_SUMS, onnx_stand_in.why_not),
     DriverCase(
         "simulated", lambda: SimulatedDriver(load_machine(HARDWARE / "pc-mixed-failing.toml")), FLOAT32_SUMS
     ),

@@ -1,0 +1,112 @@
+"""Lists the graphics adapters of Windows through DXGI, in the order in which DirectML counts them.
+
+Source: IDXGIFactory1 and DXGI_ADAPTER_DESC1 in https://learn.microsoft.com/windows/win32/api/dxgi/. A COM object is a
+pointer to a table of functions; their places in it are part of the interface.
+"""
+
+import ctypes
+from typing import Any
+
+import msgspec
+
+from exo.gpu.errors import BackendUnavailableError
+
+_FACTORY = bytes.fromhex("78ae0a776ff2ba4da829253c83d1b387")
+"""IID_IDXGIFactory1, 770aae78-f26f-4dba-a829-253c83d1b387, as it lies in memory."""
+_RELEASE, _ENUM_ADAPTERS, _GET_DESCRIPTION = 2, 12, 10
+_NOT_FOUND = 0x887A0002
+_IS_SOFTWARE = 2
+_ADAPTERS_MAX = 64
+_VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel", 0x4D4F4351: "qualcomm"}
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True):
+    """A graphics adapter.
+
+    Attributes:
+        ordinal: DirectML's number of it.
+        vendor: In words, where it is known.
+        dedicated_bytes: Memory of its own.
+        shared_bytes: Of the host's memory that it may use.
+    """
+
+    ordinal: int
+    name: str
+    vendor: str
+    dedicated_bytes: int
+    shared_bytes: int
+
+
+class _Description(ctypes.Structure):
+    _fields_ = [
+        ("description", ctypes.c_uint16 * 128),
+        ("vendor_id", ctypes.c_uint32),
+        ("device_id", ctypes.c_uint32),
+        ("subsystem_id", ctypes.c_uint32),
+        ("revision", ctypes.c_uint32),
+        ("dedicated_video_bytes", ctypes.c_size_t),
+        ("dedicated_system_bytes", ctypes.c_size_t),
+        ("shared_system_bytes", ctypes.c_size_t),
+        ("luid", ctypes.c_uint32 * 2),
+        ("flags", ctypes.c_uint32),
+    ]
+
+
+def list_adapters(library: str = "dxgi") -> list[Adapter]:
+    """Return the adapters, without those that compute on the processor.
+
+    Args:
+        library: DXGI's name or path.
+
+    Raises:
+        BackendUnavailableError: There is no DXGI.
+    """
+    factory = ctypes.c_void_p()
+    try:
+        failed = ctypes.CDLL(library).CreateDXGIFactory1(_FACTORY, ctypes.byref(factory))
+    except (OSError, AttributeError) as error:
+        raise BackendUnavailableError("DirectML is a part of Windows, and DXGI is not found here") from error
+    if failed:
+        raise BackendUnavailableError(
+            f"Windows does not list its graphics adapters (error {failed & 0xFFFFFFFF:#x})"
+        )
+    found: list[Adapter] = []
+    try:
+        for ordinal in range(_ADAPTERS_MAX):
+            adapter = ctypes.c_void_p()
+            result = _method(factory, _ENUM_ADAPTERS, ctypes.c_uint32, ctypes.c_void_p)(
+                factory, ordinal, ctypes.byref(adapter)
+            )
+            if result & 0xFFFFFFFF == _NOT_FOUND:
+                break
+            if result or not adapter:
+                continue
+            try:
+                described = _described(adapter, ordinal)
+            finally:
+                _method(adapter, _RELEASE)(adapter)
+            found += [] if described is None else [described]
+    finally:
+        _method(factory, _RELEASE)(factory)
+    return found
+
+
+def _described(adapter: ctypes.c_void_p, ordinal: int) -> Adapter | None:
+    description = _Description()
+    failed = _method(adapter, _GET_DESCRIPTION, ctypes.c_void_p)(adapter, ctypes.byref(description))
+    if failed or description.flags & _IS_SOFTWARE:
+        return None
+    name = bytes(description.description).decode("utf-16-le", "replace").partition("\0")[0]
+    return Adapter(
+        ordinal=ordinal,
+        name=name.strip() or "GPU",
+        vendor=_VENDORS.get(description.vendor_id, "unknown"),
+        dedicated_bytes=description.dedicated_video_bytes,
+        shared_bytes=description.shared_system_bytes,
+    )
+
+
+def _method(one: ctypes.c_void_p, place: int, *arguments: Any) -> Any:
+    """Return a function of a COM object. On 64-bit Windows there is one way of calling."""
+    table = ctypes.cast(one, ctypes.POINTER(ctypes.POINTER(ctypes.c_void_p))).contents
+    return ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, *arguments)(table[place] or 0)

@@ -1,0 +1,1 @@
+"""Products through ONNX Runtime, for drivers whose devices it reaches."""
