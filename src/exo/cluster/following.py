@@ -30,6 +30,8 @@ from exo.cluster.wire import (
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
 
+SNAPSHOT_BYTES_MAX = 1024 * 1024 * 1024
+
 GiveUp = Callable[[ClusterFacts], Awaitable[bool]]
 """Has this node's cluster dissolved into the one of these facts, and forgets the own log; False: it has something to
 lose after all. Members learn of it and come along."""
@@ -111,7 +113,7 @@ class Following:
             is_known = answer.facts.cluster_id == own.cluster_id
             if is_known and answer.facts.incarnation == own.incarnation and answer.facts.term < own.term:
                 return False, f"term {answer.facts.term} is over, this is term {own.term}"
-            snapshot = await self._receive_snapshot(connection) if answer.is_snapshot_next else None
+        snapshot = await self._receive_snapshot(connection) if answer.is_snapshot_next else None
         own = self._kernel.facts()
         if answer.facts.cluster_id != own.cluster_id or answer.facts.incarnation != own.incarnation:
             is_outlived = answer.facts.cluster_id == own.cluster_id
@@ -174,16 +176,29 @@ class Following:
                     self._kernel.keep_authority(message)
                     self._kernel.board.announce()
                 case SnapshotPart():
-                    snapshot = self._add_part(message)
-                    if snapshot is not None:
-                        self._kernel.uplink.snapshot_received(snapshot)
+                    fault = self._skip_ahead(message)
+                    if fault is not None:
+                        logger.warning("leaving the master: {}", fault)
+                        return fault
                 case Welcome() | NotNow() | Agreed():
                     return "it greeted twice"
 
+    def _skip_ahead(self, part: SnapshotPart) -> str | None:
+        """Take a piece of a later state. Returns why the master cannot be followed any more, if so."""
+        try:
+            snapshot = self._add_part(part)
+        except msgspec.DecodeError as error:
+            return f"it sent a state that cannot be read ({error})"
+        if snapshot is not None:
+            self._kernel.uplink.snapshot_received(snapshot)
+        return None
+
     async def _receive_snapshot(self, connection: Connection) -> State:
+        """Return the state that follows. However long a slow link takes over it, each part has to come in time."""
         self._parts.clear()
         while True:
-            part = await self._receive(connection)
+            with anyio.fail_after(self._kernel.options.answer_timeout_s):
+                part = await self._receive(connection)
             if not isinstance(part, SnapshotPart):
                 raise msgspec.DecodeError(f"a {type(part).__name__} where a snapshot was announced")
             snapshot = self._add_part(part)
@@ -192,6 +207,9 @@ class Following:
 
     def _add_part(self, part: SnapshotPart) -> State | None:
         self._parts += part.data
+        if len(self._parts) > SNAPSHOT_BYTES_MAX:
+            self._parts.clear()
+            raise msgspec.DecodeError("a state longer than any can be")
         if not part.is_last:
             return None
         try:

@@ -57,7 +57,7 @@ from exo.shared.types.ids import ClusterId, CommandId, DeviceId, EventId, Instan
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
 from exo.shared.types.voters import Voters
-from support.coordinators import MemoryCluster, closing
+from support.coordinators import QUICK, MemoryCluster, closing
 from support.entries import entries
 from support.faulty_story import instance
 from support.simulated_cluster import tagged
@@ -394,9 +394,9 @@ async def master(cluster: MemoryCluster) -> AsyncIterator[FakeMaster]:
     await listener.close()
 
 
-async def attract(cluster: MemoryCluster, master: FakeMaster) -> EmbeddedCoordinator:
+async def attract(cluster: MemoryCluster, master: FakeMaster, **changes: object) -> EmbeddedCoordinator:
     """Start a node that learns of the fake master."""
-    node = await cluster.start("b")
+    node = await cluster.start("b", **changes)
     looking = await dial(cluster, node)
     await say(looking, Hello(facts=master.facts, intent="look"))
     await ending(looking)
@@ -411,9 +411,20 @@ async def attract(cluster: MemoryCluster, master: FakeMaster) -> EmbeddedCoordin
         FUTURE,
         NO_TEXT,
         DEEP,
+        SnapshotPart(data=b"\xc1", is_last=True),
+        SnapshotPart(data=NO_TEXT, is_last=True),
         NotNow(code="busy", facts=facts()),
     ],
-    ids=["gap", "another term", "the future", "no text", "too deep", "greets twice"],
+    ids=[
+        "gap",
+        "another term",
+        "the future",
+        "no text",
+        "too deep",
+        "damage",
+        "no text in it",
+        "greets twice",
+    ],
 )
 async def test_a_follower_leaves_a_master_that_breaks_the_rules_and_tries_again(
     cluster: MemoryCluster, master: FakeMaster, rude: FromListener | bytes
@@ -477,6 +488,26 @@ async def test_a_voter_that_talks_nonsense_loses_its_link(cluster: MemoryCluster
     assert await ending(connection)
     await cluster.until_one()
     await nodes[0].propose([tagged("a", "still works")], cause_id="c")
+
+
+async def test_a_snapshot_may_take_long_as_long_as_it_comes(
+    cluster: MemoryCluster, master: FakeMaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exo.cluster.wire.SNAPSHOT_PART_BYTES", 16)
+    options = msgspec.structs.replace(QUICK, answer_timeout_s=0.3)
+    node = await attract(cluster, master, options=options)
+    welcome, *parts = master.welcome()
+    connection = await master.take_in(welcome)
+    assert len(parts) >= 6
+    for part in parts[:5]:
+        await asyncio.sleep(0.1)
+        await say(connection, part)
+    await say(connection, *parts[5:])
+    await cluster.until(lambda: node.state.cluster_id == "theirs")
+    connection.close("done")
+    # One that stops in the middle is given up.
+    connection = await master.take_in(welcome, parts[0])
+    assert await ending(connection)
 
 
 async def test_telemetry_of_another_term_or_of_strangers_is_ignored(
