@@ -412,7 +412,6 @@ async def attract(cluster: MemoryCluster, master: FakeMaster, **changes: object)
         NO_TEXT,
         DEEP,
         SnapshotPart(data=b"\xc1", is_last=True),
-        SnapshotPart(data=NO_TEXT, is_last=True),
         NotNow(code="busy", facts=facts()),
     ],
     ids=[
@@ -422,7 +421,6 @@ async def attract(cluster: MemoryCluster, master: FakeMaster, **changes: object)
         "no text",
         "too deep",
         "damage",
-        "no text in it",
         "greets twice",
     ],
 )
