@@ -8,6 +8,7 @@ from loguru import logger
 
 from exo.cluster.coordinator import Coordinator
 from exo.cluster.last_seen import LastSeen, read_last_seen, write_last_seen
+from exo.cluster.log.files import sync_descriptor, sync_directory
 from exo.cluster.log.store import NodeStore, open_store, set_aside
 from exo.shared.errors import ConfigurationError, LogCorruptError
 from exo.shared.types.ids import NodeId
@@ -39,7 +40,7 @@ def open_node_store(home: Path, node_id: NodeId) -> Opened:
         except LogCorruptError as error:
             if not last_seen.others(node_id):
                 raise
-            (home / VOTELESS_FILE).touch()
+            _note_voteless(home)
             aside = set_aside(folder)
             logger.error("{}", error.message)
             logger.warning(
@@ -54,6 +55,13 @@ def open_node_store(home: Path, node_id: NodeId) -> Opened:
             "give this user the right to write there, or choose another data directory with EXO_HOME"
         ) from error
     return Opened(store, (home / VOTELESS_FILE).exists(), last_seen)
+
+
+def _note_voteless(home: Path) -> None:
+    """Note that this node may not vote, durably: a loss of power later on must not leave it with no log and a vote."""
+    with (home / VOTELESS_FILE).open("wb") as file:
+        sync_descriptor(file.fileno())
+    sync_directory(home)
 
 
 def regain_vote(home: Path) -> None:
