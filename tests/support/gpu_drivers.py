@@ -11,7 +11,7 @@ from exo.gpu.backends.simulated.machine import load_machine
 from exo.gpu.driver import Driver, FoundDevice, MatrixShape, Precision
 from exo.gpu.errors import BackendUnavailableError, DeviceLostError, OutOfDeviceMemoryError
 from exo.gpu.reading import DeviceReading, MemoryInfo
-from support import cuda_stand_in, metal_stand_in, onnx_stand_in, rocm_stand_in
+from support import cuda_stand_in, metal_stand_in, onnx_stand_in, rocm_stand_in, tflite_stand_in
 
 GIB = 2**30
 HARDWARE = Path(__file__).parents[1] / "hardware"
@@ -42,6 +42,10 @@ FLOAT32_SUMS: Mapping[Precision, float] = {
     "int8": 0.0,
 }
 
+FLOAT_SUMS: Mapping[Precision, float] = {
+    precision: unit for precision, unit in FLOAT32_SUMS.items() if precision != "int8"
+}
+
 CASES: list[DriverCase] = [
     DriverCase("cpu", CPUDriver, FLOAT32_SUMS),
     DriverCase("cuda", cuda_stand_in.make, FLOAT32_SUMS, cuda_stand_in.why_not),
@@ -49,6 +53,7 @@ CASES: list[DriverCase] = [
     DriverCase("metal", metal_stand_in.make, FLOAT32_SUMS, metal_stand_in.why_not),
     DriverCase("directml", onnx_stand_in.make_directml, FLOAT32_SUMS, onnx_stand_in.why_not),
     DriverCase("intel", onnx_stand_in.make_intel, FLOAT32_SUMS, onnx_stand_in.why_not),
+    DriverCase("tflite", tflite_stand_in.make, FLOAT_SUMS, tflite_stand_in.why_not),
     DriverCase(
         "simulated", lambda: SimulatedDriver(load_machine(HARDWARE / "pc-mixed-failing.toml")), FLOAT32_SUMS
     ),

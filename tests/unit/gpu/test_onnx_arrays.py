@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy
@@ -134,7 +133,3 @@ class TestFailing:
         buffer = arrays.allocate(0, 8, None)
         with pytest.raises(NotComputingError, match="int8"):
             arrays.multiply(buffer, buffer, ONE, "int8")
-
-    def test_importing_it_imports_no_library(self) -> None:
-        assert isinstance(sys.modules["exo.gpu.backends.onnx.arrays"], ModuleType)
-        assert "onnxruntime" not in vars(sys.modules["exo.gpu.backends.onnx.arrays"])
