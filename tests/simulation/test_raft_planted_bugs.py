@@ -212,7 +212,7 @@ def a_voter_that_cannot_vote(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug(pitfalls.test_who_has_forgotten_its_term_confirms_no_read)
 def who_has_forgotten_its_term_confirms_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, following, "leader_said", "if core.hard_state.is_level else 0", "")
+    plant(monkeypatch, following, "leader_said", "message.read_id if is_level else 0", "message.read_id")
 
 
 # --- what counts -----------------------------------------------------------------------------------------------------
