@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from exo.cli.checks import Finding
 from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts, PeerStatus
-from exo.cluster.scouting import judge
+from exo.cluster.judging import judge
 from exo.shared.types.nodes import HostPort
 
 Outcome = Literal["open", "refused", "silent", "unreachable", "failed"]

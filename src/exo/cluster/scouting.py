@@ -7,7 +7,8 @@ import msgspec
 from loguru import logger
 
 from exo.cluster.errors import ConnectionLostError, DialError, HandshakeError
-from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts, PeerSeen, PeerStatus, Sighting, is_senior
+from exo.cluster.facts import ClusterFacts, PeerSeen, PeerStatus, Sighting, is_senior
+from exo.cluster.judging import judge
 from exo.cluster.kernel import Kernel
 from exo.cluster.raft.quorum import has_majority
 from exo.cluster.transport.base import Transport
@@ -21,63 +22,13 @@ FRESH_S = 5.0
 """A sighting older than this is no reason to dial any more."""
 LOOK_AGAIN_S = 5.0
 """How often a cluster that ought to join this one is told of it."""
-
+TO_LOOK_AT_MAX = 256
+WARNINGS_MAX = 256
+OWN_ADDRESSES_MAX = 64
+"""Announcements come from anybody: what they make this node keep, log or pass over is bounded."""
 
 _REFUSALS = ("other_namespace", "other_secret", "other_version")
 _MISTAKES = ("both_have_instances", "same_node_id", "two_masters")
-
-
-class Judgement(msgspec.Struct, frozen=True):
-    """What follows from another node's facts."""
-
-    status: PeerStatus
-    detail: str
-    join: HostPort | None = None
-    """Follow the master there."""
-    tell: HostPort | None = None
-    """Make sure that the master there knows of this cluster, so that it can join."""
-
-
-def judge(own: ClusterFacts, seen: ClusterFacts, *, is_waiting: bool) -> Judgement:
-    """Decide what to do about somebody. Pure.
-
-    Args:
-        own: This node's facts as they are now.
-        seen: The other's facts.
-        is_waiting: If this node has lost its master, it waits for that one alone.
-    """
-    if seen.node_id == own.node_id:
-        return Judgement(
-            "same_node_id", "it has this node's id: a copied data directory; delete its file node_id"
-        )
-    if seen.version != PROTOCOL_VERSION:
-        return Judgement("other_version", f"it speaks protocol {seen.version}, this node {PROTOCOL_VERSION}")
-    if seen.namespace != own.namespace:
-        return Judgement("other_namespace", f"it belongs to the namespace {seen.namespace!r}")
-    if seen.cluster_id == own.cluster_id:
-        if seen.incarnation > own.incarnation:
-            return Judgement("member", "an operator began its history anew", join=seen.master_address)
-        if own.is_master and seen.is_master and (own.incarnation, own.term) == (seen.incarnation, seen.term):
-            return Judgement(
-                "two_masters", "it leads this cluster too: a copied data directory; stop one of them"
-            )
-        has_lost = own.master_node_id is None
-        return Judgement("member", "of this cluster", join=seen.master_address if has_lost else None)
-    if seen.master_node_id is None or seen.master_address is None:
-        return Judgement("no_master", "it waits for the master of its own cluster")
-    if own.is_master:
-        if own.has_something_to_lose and seen.has_something_to_lose:
-            return Judgement(
-                "both_have_instances",
-                f"its cluster {seen.cluster_id} has instances, keys or an authority, and so has this one: such "
-                "clusters are not merged; delete what one of them has, or start its node with a new data directory",
-            )
-        if is_senior(own, seen):
-            return Judgement("joining", "its cluster should join this one", tell=seen.master_address)
-        return Judgement("joining", "this node is about to join its cluster", join=seen.master_address)
-    if own.master_node_id is None and not is_waiting:
-        return Judgement("joining", "this node's master is gone for good", join=seen.master_address)
-    return Judgement("other_cluster", f"it belongs to the cluster {seen.cluster_id}")
 
 
 class _Noticed(msgspec.Struct):
@@ -125,20 +76,21 @@ class Scout:
         elif item.facts is not None:
             self._facts_seen(item.facts, item.via)
         elif item.address not in self._own_addresses and not self._is_connected_member(item.address):
-            self._to_look_at.setdefault(item.address, item.via)
+            self._look_at(item.address, item.via)
             self.changed.fire()
 
     def _facts_seen(self, facts: ClusterFacts, via: str) -> None:
         own = self._kernel.facts()
         if facts.node_id == own.node_id and facts.boot_id == own.boot_id:
-            self._own_addresses.add(facts.cluster_address)
+            if len(self._own_addresses) < OWN_ADDRESSES_MAX:
+                self._own_addresses.add(facts.cluster_address)
             return
         judgement = judge(own, facts, is_waiting=self._is_waiting(facts))
         now = self._clock()
         before = self._noticed.get(facts.node_id)
         told_s = before.told_s if before is not None else now
         if judgement.tell is not None and now - told_s >= LOOK_AGAIN_S:
-            self._to_look_at.setdefault(judgement.tell, via)
+            self._look_at(judgement.tell, via)
             told_s = now
         seen = PeerSeen(
             address=facts.cluster_address,
@@ -158,6 +110,10 @@ class Scout:
         if judgement.join is not None or judgement.tell is not None:
             self.changed.fire()
 
+    def _look_at(self, address: HostPort, via: str) -> None:
+        if address in self._to_look_at or len(self._to_look_at) < TO_LOOK_AT_MAX:
+            self._to_look_at.setdefault(address, via)
+
     def _note(self, key: str, facts: ClusterFacts | None, seen: PeerSeen, *, is_final: bool = False) -> None:
         now = self._clock()
         before = self._noticed.pop(key, None)
@@ -170,7 +126,7 @@ class Scout:
         is_named = seen.via in ("static", "dial") and (seen.status in _REFUSALS or is_final)
         if is_named or seen.status in _MISTAKES:
             warning = f"{seen.status} {seen.node_id or seen.address} {seen.cluster_id}"
-            if warning not in self._warned:
+            if warning not in self._warned and len(self._warned) < WARNINGS_MAX:
                 self._warned.add(warning)
                 logger.warning("not joining the node at {}: {}", seen.address, seen.detail)
 
@@ -250,10 +206,11 @@ class Scout:
         kernel = self._kernel
         if kernel.standing == "follower":
             return []
-        wanted: list[HostPort] = []
+        own_address = kernel.identity.cluster_address
+        certain: list[HostPort] = []
         if kernel.standing == "orphan":
             if kernel.redirected_to is not None:
-                wanted.append(kernel.redirected_to)
+                certain.append(kernel.redirected_to)
             # The leader that this node's peers know, else the last master, and those who may have elected another.
             known = [kernel.core.leader_id]
             if kernel.core.leader_id is None:
@@ -266,7 +223,7 @@ class Scout:
             addresses = (
                 kernel.address_of(node_id) for node_id in known if node_id not in (None, kernel.node_id)
             )
-            wanted += [address for address in addresses if address is not None]
+            certain += [address for address in addresses if address not in (None, own_address)]
         own = self._kernel.facts()
         seniors: list[ClusterFacts] = []
         for noticed in self._noticed.values():
@@ -277,8 +234,10 @@ class Scout:
             if judgement.join is not None:
                 position = sum(is_senior(other, facts) for other in seniors)
                 seniors.insert(position, facts)
-        wanted.extend(facts.master_address for facts in seniors if facts.master_address is not None)
-        return [address for address in dict.fromkeys(wanted) if address not in self._own_addresses]
+        heard = (facts.master_address for facts in seniors)
+        hinted = [one for one in heard if one is not None and one not in self._own_addresses]
+        # Where a member is, the log says; what this node has heard of itself does not count against that.
+        return list(dict.fromkeys([*certain, *hinted]))
 
     def _is_waiting(self, facts: ClusterFacts) -> bool:
         """Say whether an orphan goes on waiting for its master in spite of these facts."""

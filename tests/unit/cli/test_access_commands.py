@@ -20,7 +20,7 @@ from exo.shared.types.voters import Voters
 from support.access_stories import FINGERPRINT, NOW_S, OTHER_FINGERPRINT
 from support.api_world import rule
 from support.cli_run import Run, RunningWorld
-from support.states import fold
+from support.states import cluster, fold, identity
 
 TOKEN = f"exo1.{'a' * 32}.{'b' * 32}"
 
@@ -149,6 +149,9 @@ def test_a_node_that_runs_is_given_the_token(
 ) -> None:
     home = tmp_path / "running"
     note_node(home, ready.url)
+    refused = run("--home", str(home), "join", TOKEN)
+    assert refused.code == 1 and "exo delete ID" in refused.err
+    ready.world.coordinator.set_state(cluster(identity("a")))
     wanted: list[bool] = []
     ready.context.actions = NodeActions(join_wanted=(lambda: wanted.append(True)) if is_used_now else None)
     outcome = run("--home", str(home), "join", TOKEN)

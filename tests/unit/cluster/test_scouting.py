@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exo.cluster.facts import ClusterFacts, is_senior
-from exo.cluster.scouting import judge
+from exo.cluster.judging import judge
 from exo.shared.types.ids import ClusterId, NodeId
 from exo.shared.types.nodes import HostPort
 
