@@ -38,6 +38,18 @@ def why_not() -> str | None:
     return None if importlib.util.find_spec("pynvml") else "nvidia-ml-py is not installed"
 
 
+def has_hardware() -> bool:
+    """Say whether this machine has NVIDIA's driver."""
+    return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists()
+
+
+def why_no_hardware() -> str | None:
+    """Say why the real driver cannot be used by this process."""
+    if nvml_stub.library.cache_info().currsize:
+        return "the stub was loaded in place of the driver's library: run with -k hardware"
+    return why_not()
+
+
 @cache
 def _state_file() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="exo-nvml-stub-"))

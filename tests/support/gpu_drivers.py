@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from exo.gpu.backends.cpu import CPUDriver
+from exo.gpu.backends.cuda import CUDADriver
 from exo.gpu.backends.simulated.driver import SimulatedDriver
 from exo.gpu.backends.simulated.machine import load_machine
 from exo.gpu.driver import Driver, FoundDevice, MatrixShape, Precision
@@ -59,6 +60,9 @@ CASES: list[DriverCase] = [
     ),
 ]
 """Whoever writes a driver adds it here."""
+
+if cuda_stand_in.has_hardware():
+    CASES.append(DriverCase("cuda-hardware", CUDADriver, FLOAT32_SUMS, cuda_stand_in.why_no_hardware))
 
 
 class ScriptedDriver(Driver):

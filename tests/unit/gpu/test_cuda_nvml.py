@@ -345,6 +345,36 @@ class TestFaults:
             assert monitor.read(0).faults == ()
         assert stub.calls("nvmlEventSetCreate") == stub.calls("nvmlEventSetFree") == 1
 
+    @pytest.mark.parametrize("function", ["nvmlDeviceRegisterEvents", "nvmlEventSetCreate"])
+    def test_events_that_the_driver_refuses(
+        self, stub: NvmlStub, monitor: NvidiaMonitor, clock: Clock, function: str
+    ) -> None:
+        stub.add(0, RTX_4090)
+        stub.set({f"error.{function}": 4})
+        opened(monitor)
+        for _ in range(3):
+            assert monitor.read(0).temperature_c == 61
+        assert stub.calls(function) == 1
+        stub.set({f"error.{function}": None})
+        clock.now_s += RETRY_UNSUPPORTED_S
+        monitor.read(0)
+        stub.change(0, xids="1:79")
+        assert [fault.code for fault in monitor.read(0).faults] == [79]
+
+    def test_events_that_fail_are_given_back(
+        self, stub: NvmlStub, monitor: NvidiaMonitor, clock: Clock
+    ) -> None:
+        stub.add(0, RTX_4090)
+        opened(monitor).read(0)
+        stub.set({"error.nvmlEventSetWait_v2": UNKNOWN})
+        for _ in range(3):
+            assert monitor.read(0).faults == ()
+        assert stub.calls("nvmlEventSetCreate") == stub.calls("nvmlEventSetFree") == 1
+        stub.set({"error.nvmlEventSetWait_v2": GPU_IS_LOST})
+        clock.now_s += RETRY_UNSUPPORTED_S
+        with pytest.raises(DeviceLostError):
+            monitor.read(0)
+
     def test_a_device_that_has_to_be_reset(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:
         stub.add(0, RTX_4090, error=RESET_REQUIRED)
         stub.set({"0.error": None})
@@ -453,6 +483,21 @@ class TestLosses:
         assert again.temperature_c == 61
         first.stop(), second.stop()
 
+    def test_lost_while_it_is_looked_for(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:
+        first, second = stub.add(0, RTX_4090), stub.add(1, RTX_4090)
+        stub.change(0, **{"error.nvmlDeviceGetMigMode": GPU_IS_LOST})
+        monitor.open()
+        assert [device.uuid for device in monitor.find_devices()] == [second]
+        stub.change(0, **{"error.nvmlDeviceGetMigMode": None})
+        assert [device.uuid for device in monitor.find_devices()] == [first, second]
+
+    def test_it_does_not_come_up_again(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:
+        stub.add(0, RTX_4090)
+        opened(monitor)
+        stub.set({"0.error": 1})
+        with pytest.raises(DeviceLostError, match="does not answer"):
+            monitor.read(0)
+
     def test_closed_it_says_so(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:
         stub.add(0, RTX_4090)
         opened(monitor)
@@ -494,6 +539,22 @@ class TestMissing:
         with pytest.raises(BackendUnavailableError, match="restart the machine"):
             monitor.open()
 
+    def test_a_driver_that_fails_for_another_reason(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:
+        stub.set({"error.nvmlInitWithFlags": UNKNOWN})
+        with pytest.raises(BackendUnavailableError, match="nvidia-smi"):
+            monitor.open()
+
+    def test_a_package_from_before_a_question(
+        self, stub: NvmlStub, monitor: NvidiaMonitor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import pynvml
+
+        for name in ("nvmlDeviceGetMarginTemperature", "nvmlDeviceGetCurrentClocksEventReasons"):
+            monkeypatch.delattr(pynvml, name)
+        stub.add(0, RTX_4090, threshold_slowdown=None, threshold_gpu_max=None, throttle="0x8000")
+        reading = opened(monitor).read(0)
+        assert (reading.throttle_threshold_c, reading.throttle_reasons) == (None, ("other",))
+
     def test_no_python_package(self, monitor: NvidiaMonitor, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pynvml", None)
         with pytest.raises(BackendUnavailableError, match="nvidia-ml-py") as raised:
@@ -527,3 +588,11 @@ class TestPeers:
         assert monitor.peer_link(0, 2) == "pcie"
         assert monitor.peer_link(0, 3) is None
         assert monitor.peer_link(1, 0) is None
+
+    def test_parts_of_a_divided_one_do_not(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:
+        stub.add(0, H100, mig_mode=1)
+        for part in (0, 1):
+            values = {"uuid": f"MIG-{part}", "memory_total": GIB, "memory_used": 0}
+            stub.change(0, **{f"mig.{part}.{key}": value for key, value in values.items()})
+        opened(monitor)
+        assert monitor.peer_link(0, 1) is None

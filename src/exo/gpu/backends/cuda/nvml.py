@@ -108,8 +108,10 @@ class NvidiaMonitor:
         one, another = self._device(index), self._device(other)
         if one.chip is not one.itself or another.chip is not another.itself:
             return None
+        # The devices' own handles are their threads'.
+        from_one, to_another = NvmlDevice(one.chip.uuid), NvmlDevice(another.chip.uuid)
         statuses = [
-            self._library.ask_device(one.chip, "nvmlDeviceGetP2PStatus", another.chip, capability)
+            self._library.ask_device(from_one, "nvmlDeviceGetP2PStatus", to_another, capability)
             for capability in (_P2P_READ, _P2P_WRITE, _P2P_NVLINK)
         ]
         if statuses[_P2P_READ] != _P2P_OK or statuses[_P2P_WRITE] != _P2P_OK:
@@ -211,8 +213,16 @@ class NvidiaMonitor:
         if known is not None:
             known.found = found
             return
+        # Each part has the chip's handle to itself: its thread is another than those of the other parts.
+        own_chip = itself if itself is chip else NvmlDevice(chip.uuid)
         self._watched[found.index] = WatchedDevice(
-            self._library, found, itself, chip, gpu_instance, clock=self._clock, host_memory=self._host_memory
+            self._library,
+            found,
+            itself,
+            own_chip,
+            gpu_instance,
+            clock=self._clock,
+            host_memory=self._host_memory,
         )
 
     def _bandwidth(self, chip: NvmlDevice) -> float | None:

@@ -8,6 +8,7 @@ from exo.gpu.backends.cuda.nvml_library import RETRY_UNSUPPORTED_S, NvmlDevice, 
 from exo.gpu.errors import DeviceLostError
 
 _XID_EVENT = 8
+_UNINITIALIZED = 1
 _TIMEOUT = 10
 _LOST = 15
 _WHOLE_GPU = 0xFFFFFFFF
@@ -57,8 +58,10 @@ class NvmlEvents:
                     raise
                 if code == _LOST:
                     raise DeviceLostError(f"the GPU {self._chip.uuid}: {error}") from error
-                if code != _TIMEOUT:
-                    self._set = None  # Made anew at the next call.
+                if code == _UNINITIALIZED:
+                    self._set = None  # It went with the library.
+                elif code != _TIMEOUT:
+                    self._give_up()
                 break
             if event.eventType == _XID_EVENT and self._is_mine(int(event.gpuInstanceId)):
                 found.append(int(event.eventData))
@@ -74,7 +77,9 @@ class NvmlEvents:
         return self._gpu_instance is None or instance in (self._gpu_instance, _WHOLE_GPU)
 
     def _is_listening(self) -> bool:
-        handle = self._library.handle_of(self._chip)
+        handle = self._handle()
+        if handle is None:
+            return False
         if self._set is not None and self._generation == self._chip.generation:
             return True
         if self._failed_at_s is not None and self._clock() - self._failed_at_s < RETRY_UNSUPPORTED_S:
@@ -91,9 +96,20 @@ class NvmlEvents:
             else:
                 self._failed_at_s = None
                 return True
+        self._give_up()
+        return False
+
+    def _give_up(self) -> None:
         self.close()
         self._failed_at_s = self._clock()
-        return False
+
+    def _handle(self) -> Any:
+        try:
+            return self._library.handle_of(self._chip)
+        except Exception as error:
+            if self._library.error_code(error) is None:
+                raise
+            return None
 
     def _quietly(self, name: str, *arguments: Any) -> Any:
         try:

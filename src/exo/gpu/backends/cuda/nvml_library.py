@@ -149,8 +149,9 @@ class NvmlLibrary:
 
         Raises:
             NVMLError: As `error_code` reads it.
+            DeviceLostError: The library is closed.
         """
-        return getattr(self._module, name)(*arguments)
+        return getattr(self._checked_module(), name)(*arguments)
 
     def error_code(self, error: BaseException) -> int | None:
         """Return NVML's number of an error; None: it is another's."""
