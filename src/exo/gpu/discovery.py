@@ -153,7 +153,8 @@ class GPUDiscoveryService:
             return
         try:
             if tried.backend is None:
-                tried.backend = self._factory.make(tried.maker)
+                # Its module is imported, and what that imports takes a while on a cold disk.
+                tried.backend = await anyio.to_thread.run_sync(self._factory.make, tried.maker)
             if not tried.is_working:
                 await tried.backend.initialize()
                 tried.is_working, tried.missing = True, None

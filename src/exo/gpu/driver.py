@@ -54,6 +54,10 @@ class Driver(ABC):
     """
 
     name: Backend
+    why_not_watching: BackendUnavailableError | None = None
+    """What is missing for telemetry, where the driver is open and does not tell any."""
+    why_not_computing: BackendUnavailableError | None = None
+    """What is missing to compute, where the driver is open and only watches."""
 
     @abstractmethod
     def open(self) -> None:
@@ -87,7 +91,7 @@ class Driver(ABC):
     @property
     def gaps(self) -> Sequence[BackendUnavailableError]:
         """What is missing of a driver that is open and works in part only."""
-        return ()
+        return tuple(one for one in (self.why_not_watching, self.why_not_computing) if one is not None)
 
     @abstractmethod
     def allocate(self, index: int, size_bytes: int) -> Buffer:

@@ -20,7 +20,10 @@ from exo.shared.types.ids import NodeId
 _DRIVERS: Mapping[Backend, tuple[str, str]] = {
     "cuda": ("exo.gpu.backends.cuda.driver", "CUDADriver"),
     "rocm": ("exo.gpu.backends.rocm.driver", "ROCmDriver"),
+    "intel": ("exo.gpu.backends.intel.driver", "IntelDriver"),
     "metal": ("exo.gpu.backends.metal.driver", "MetalDriver"),
+    "directml": ("exo.gpu.backends.directml.driver", "DirectMLDriver"),
+    "tflite": ("exo.gpu.backends.tflite.driver", "TFLiteDriver"),
     "cpu": ("exo.gpu.backends.cpu", "CPUDriver"),
 }
 """Module and class. A module is imported when its backend is tried, a vendor's library when its driver is opened."""
@@ -94,7 +97,7 @@ class GPUBackendFactory:
 
 def order(system: str) -> tuple[Backend, ...]:
     """Return the backends that exist for a platform, preferred first."""
-    return tuple(name for name in _ORDER.get(system, ("cpu",)) if name in _DRIVERS)
+    return _ORDER.get(system, ("cpu",))
 
 
 def _maker(name: Backend) -> DriverMaker:

@@ -1,7 +1,5 @@
 """What `exo doctor` says of devices: those that are used, those that are not, and what installs each missing piece."""
 
-from collections.abc import Sequence
-
 from msgspec.structs import replace
 
 from exo.cli.checks import check_devices, describe_devices
@@ -13,17 +11,13 @@ from support.scripted_driver import GIB, ScriptedDriver
 from support.states import gpu
 
 
-class Partial(ScriptedDriver):
-    """Watches, and cannot compute."""
-
-    @property
-    def gaps(self) -> Sequence[BackendUnavailableError]:
-        return (BackendUnavailableError("CuPy is not installed", install_command="uv pip install cupy"),)
-
-
 def test_each_piece_stands_with_what_installs_it() -> None:
     device = gpu("n", 8 * GIB)
-    backend = ThreadedBackend(Partial(), NodeId("n"))
+    driver = ScriptedDriver()
+    driver.why_not_computing = BackendUnavailableError(
+        "CuPy is not installed", install_command="uv pip install cupy"
+    )
+    backend = ThreadedBackend(driver, NodeId("n"))
     wrong = replace(device, local_alias="cuda:2")
     inventory = Inventory(
         used=(UsedDevice(backend, device), UsedDevice(backend, replace(device, local_alias="cuda:1"))),

@@ -1,5 +1,7 @@
 """Which backends are tried on which platform, and what the user chose instead."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,9 +28,29 @@ def test_the_processor_is_always_the_last_and_every_backend_can_be_made(system: 
         assert made.make(maker).name == maker.name
 
 
-def test_the_first_of_each_platform() -> None:
-    assert [order(system)[0] for system in ("linux", "win32")] == ["cuda", "cuda"]
+def test_the_order_of_each_platform() -> None:
+    assert order("linux") == ("cuda", "rocm", "intel", "cpu")
+    assert order("darwin") == ("metal", "cpu")
+    assert order("win32") == ("cuda", "directml", "cpu")
+    assert order("android") == ("tflite", "cpu")
     assert order("plan9") == ("cpu",)
+
+
+def test_no_vendors_library_is_imported_before_a_driver_is_opened() -> None:
+    code = """
+import sys
+from exo.gpu.factory import GPUBackendFactory
+for system in ("linux", "darwin", "win32", "android"):
+    made = GPUBackendFactory.for_this_platform("n", environment={}, system=system)
+    for maker in made.makers:
+        made.make(maker)
+libraries = {"cupy", "pynvml", "amdsmi", "mlx", "onnxruntime", "ai_edge_litert", "torch"}
+print(sorted(libraries & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_the_user_may_choose(tmp_path: Path) -> None:
