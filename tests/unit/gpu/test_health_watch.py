@@ -25,8 +25,8 @@ from exo.gpu.quarantine import QuarantinePolicy
 from exo.gpu.threaded import ThreadedBackend
 from exo.shared.types.ids import DeviceId, NodeId
 from support import virtual_time
-from support.gpu_drivers import ScriptedDriver, found
 from support.inline_backend import InlineBackend
+from support.scripted_driver import ScriptedDriver, found
 
 NODE = NodeId("n")
 POLICY = ConditionPolicy(

@@ -32,8 +32,8 @@ from exo.worker.bandwidth.meter import DEVICES_MAX, BandwidthMeter
 from exo.worker.bandwidth.network import measure_node
 from exo.worker.bandwidth.planner import DeviceWay, NodeWay, Pace
 from support import virtual_time
-from support.gpu_drivers import ScriptedDriver, found
 from support.inline_backend import InlineBackend
+from support.scripted_driver import ScriptedDriver, found
 from support.states import cluster, identity
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
