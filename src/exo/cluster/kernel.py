@@ -48,6 +48,7 @@ from exo.cluster.raft.steps import (
 )
 from exo.cluster.recent import Recent
 from exo.cluster.signal import Signal
+from exo.cluster.transport.base import Connection
 from exo.cluster.uplink import Uplink
 from exo.cluster.wire import KeepAuthority, encode_state
 from exo.shared.errors import NoMasterError
@@ -247,6 +248,14 @@ class Kernel:
             return self.identity.cluster_address
         node = self.state.nodes.get(node_id) or self.last_known.nodes.get(node_id)
         return None if node is None else node.identity.cluster_address
+
+    @property
+    def connections(self) -> Sequence[tuple[NodeId, Connection]]:
+        """To this node's master, or as master to those who follow it."""
+        uplink = self.uplink
+        if uplink.master is not None and uplink.master_node_id is not None:
+            return [(uplink.master_node_id, uplink.master)]
+        return [(session.node_id, session.connection) for session in self.hosting.sessions.values()]
 
     def peers_to_link(self) -> dict[NodeId, HostPort]:
         """Return whom this node should be linked to, to agree with them, and where they are."""

@@ -23,11 +23,11 @@ from exo.cluster.facts import ClusterFacts, PeerSeen
 from exo.cluster.following import Following
 from exo.cluster.kernel import Kernel
 from exo.cluster.leading import Reception
-from exo.cluster.links import Links
 from exo.cluster.log.store import NodeStore
 from exo.cluster.membership import STOPPED
 from exo.cluster.mesh import Mesh
 from exo.cluster.options import CoordinatorOptions
+from exo.cluster.round_trips import RoundTrips
 from exo.cluster.scouting import Scout
 from exo.cluster.transport.base import Listener, Transport
 from exo.cluster.wire import KeepAuthority
@@ -131,7 +131,9 @@ class EmbeddedCoordinator(Coordinator):
             is_checking_invariants=is_checking_invariants,
         )
         self._writer = Writer(self._kernel, store, run_blocking)
-        self._links = Links(self._kernel, clock)
+        self._round_trips = RoundTrips(
+            self._kernel.board, self._kernel.lane, self.node_id, clock, refresh_s=options.link_refresh_s
+        )
         self._scout = Scout(self._kernel, transport, clock)
         self._mesh = Mesh(
             self._kernel,
@@ -421,7 +423,7 @@ class EmbeddedCoordinator(Coordinator):
     async def _measure(self) -> None:
         while True:
             await anyio.sleep(self._options.measure_s)
-            self._links.check()
+            self._round_trips.check(self._kernel.connections)
 
     async def _nudge(self) -> None:
         """Let others know soon when this node's cluster, its master or its weight changes."""

@@ -157,12 +157,12 @@ def test_what_was_not_synced_may_be_gone(case: Case) -> None:
     log.close()
 
 
-def test_a_reset_log_is_empty_for_good_and_begins_again(case: Case) -> None:
+def test_a_log_that_begins_anew_is_empty_for_good(case: Case) -> None:
     log = case.open()
     for first in range(1, 30, 3):
         log.append(entries(first, first + 2))
     log.sync()
-    log.reset()
+    log.restart_at(0)
     assert log.last_index == 0
     assert list(log.read()) == []
     case.lose_power(log)

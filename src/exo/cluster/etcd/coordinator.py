@@ -22,10 +22,10 @@ from exo.cluster.etcd.options import EtcdOptions
 from exo.cluster.etcd.reading import Reader
 from exo.cluster.etcd.reception import Reception
 from exo.cluster.etcd.records import Keys
-from exo.cluster.etcd.round_trips import RoundTrips
 from exo.cluster.etcd.store import EtcdStore
 from exo.cluster.etcd.tenure import Tenure
 from exo.cluster.membership import STOPPED
+from exo.cluster.round_trips import RoundTrips
 from exo.cluster.transport.base import Listener, Transport
 from exo.shared.errors import ExoError, NoMasterError
 from exo.shared.types.commands import Command, Reply

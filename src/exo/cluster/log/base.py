@@ -83,10 +83,6 @@ class EventLog(ABC):
         """
         return False
 
-    def reset(self) -> None:
-        """Forget everything, durably."""
-        self.restart_at(0)
-
     @abstractmethod
     def close(self) -> None:
         """Release the files. Appended and not yet synced entries may be lost."""
