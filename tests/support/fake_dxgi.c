@@ -1,6 +1,7 @@
 /* A stand-in for DXGI: COM objects whose tables hold the functions in the places that Windows gives them.
  *
- * EXO_FAKE_DXGI holds one adapter a line: "vendor dedicated shared flags name".
+ * EXO_FAKE_DXGI holds one adapter a line: "vendor dedicated shared flags name". The kernel's calls know adapter N at
+ * bus N + 1, and nothing of the last adapter.
  */
 
 #include <stdint.h>
@@ -28,7 +29,7 @@ typedef struct {
 
 static void *factory_table[14], *adapter_table[11];
 static object_t factory, adapters[ADAPTERS_MAX];
-static int wrong_calls;
+static int wrong_calls, opened;
 
 static const char *line_of(int ordinal)
 {
@@ -72,6 +73,7 @@ static int32_t describe(object_t *self, description_t *description)
     for (int i = 0; name[i]; i++)
         description->description[i] = (uint16_t)(unsigned char)name[i];
     description->vendor = vendor;
+    description->luid[0] = 0x1000u + (uint32_t)self->ordinal;
     description->dedicated_video = dedicated;
     description->shared_system = shared;
     description->flags = flags;
@@ -97,10 +99,45 @@ int32_t CreateDXGIFactory1(const uint8_t *wanted, void **made)
     return 0;
 }
 
+typedef struct {
+    uint32_t luid[2], handle;
+} open_t;
+
+typedef struct {
+    uint32_t handle, kind;
+    void *answer;
+    uint32_t size;
+} question_t;
+
+int32_t D3DKMTOpenAdapterFromLuid(open_t *open)
+{
+    if (open->luid[0] < 0x1000u || open->luid[1] != 0)
+        return (int32_t)0xC000000D;
+    open->handle = open->luid[0] + 1;
+    opened++;
+    return 0;
+}
+
+int32_t D3DKMTQueryAdapterInfo(question_t *question)
+{
+    uint32_t *place = question->answer;
+    if (question->kind != 6 || question->size != 12 || !line_of((int)(question->handle - 0x1000u)))
+        return (int32_t)0xC000000D;
+    place[0] = question->handle - 0x1000u;
+    place[1] = place[2] = 0;
+    return 0;
+}
+
+int32_t D3DKMTCloseAdapter(const uint32_t *handle)
+{
+    opened -= *handle > 0x1000u ? 1 : 0;
+    return 0;
+}
+
 /* What was not given back, and calls into other places of the tables. */
 int stub_mistakes(void)
 {
-    int mistakes = wrong_calls + factory.references;
+    int mistakes = wrong_calls + opened + factory.references;
     for (int i = 0; i < ADAPTERS_MAX; i++)
         mistakes += adapters[i].references;
     return mistakes;

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from exo.gpu.backends.directml import DirectMLDriver
 from exo.gpu.backends.directml.dxgi import Adapter, list_adapters
@@ -47,11 +48,16 @@ class TestAdapters:
             "5143 0 1 0 ",
         ]
         monkeypatch.setenv("EXO_FAKE_DXGI", "\n".join(lines))
-        first, second, third = list_adapters(library)
-        assert first == RADEON
+        first, second, third = list_adapters(library, library)
+        assert first == replace(RADEON, pci_address="0000:01:00.0")
+        assert (second.pci_address, third.pci_address) == ("0000:04:00.0", None)
         assert (second.ordinal, second.name, second.dedicated_bytes) == (3, "Intel Iris Xe", 128 * MIB)
         assert (third.name, third.vendor) == ("GPU", "unknown")
         assert ctypes.CDLL(library).stub_mistakes() == 0
+
+    def test_without_the_kernels_calls(self, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("EXO_FAKE_DXGI", f"1002 {8 * GIB} {16 * GIB} 0 AMD Radeon RX 7600")
+        assert list_adapters(library, "/no/such/library") == [RADEON]
 
     def test_none(self, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("EXO_FAKE_DXGI", "")

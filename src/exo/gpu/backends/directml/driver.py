@@ -102,6 +102,7 @@ class DirectMLDriver(Driver):
             vendor=one.vendor,
             memory_kind="vram" if has_own else "unified",
             memory_total_bytes=self.memory_info(one.ordinal).total_bytes,
+            pci_address=one.pci_address,
         )
 
 

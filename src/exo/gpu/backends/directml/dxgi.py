@@ -1,7 +1,9 @@
 """Lists the graphics adapters of Windows through DXGI, in the order in which DirectML counts them.
 
-Source: IDXGIFactory1 and DXGI_ADAPTER_DESC1 in https://learn.microsoft.com/windows/win32/api/dxgi/. A COM object is a
-pointer to a table of functions; their places in it are part of the interface.
+Source: IDXGIFactory1 and DXGI_ADAPTER_DESC1 in https://learn.microsoft.com/windows/win32/api/dxgi/, and
+D3DKMTQueryAdapterInfo in .../windows-hardware/drivers/ddi/d3dkmthk/, which tells where on the PCI bus an adapter is: so
+a card that CUDA has, too, is known to be the same. A COM object is a pointer to a table of functions; their places in
+it are part of the interface.
 """
 
 import ctypes
@@ -16,6 +18,8 @@ _FACTORY = bytes.fromhex("78ae0a776ff2ba4da829253c83d1b387")
 _RELEASE, _ENUM_ADAPTERS, _GET_DESCRIPTION = 2, 12, 10
 _NOT_FOUND = 0x887A0002
 _IS_SOFTWARE = 2
+_ADDRESS_INFORMATION = 6
+"""KMTQAITYPE_ADAPTERADDRESS."""
 _ADAPTERS_MAX = 64
 _VENDORS = {0x10DE: "nvidia", 0x1002: "amd", 0x8086: "intel", 0x4D4F4351: "qualcomm"}
 
@@ -35,6 +39,20 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     vendor: str
     dedicated_bytes: int
     shared_bytes: int
+    pci_address: str | None = None
+
+
+class _Opened(ctypes.Structure):
+    _fields_ = [("luid", ctypes.c_uint32 * 2), ("handle", ctypes.c_uint32)]
+
+
+class _Question(ctypes.Structure):
+    _fields_ = [
+        ("handle", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("answer", ctypes.c_void_p),
+        ("answer_bytes", ctypes.c_uint32),
+    ]
 
 
 class _Description(ctypes.Structure):
@@ -52,11 +70,12 @@ class _Description(ctypes.Structure):
     ]
 
 
-def list_adapters(library: str = "dxgi") -> list[Adapter]:
+def list_adapters(library: str = "dxgi", kernel_library: str = "gdi32") -> list[Adapter]:
     """Return the adapters, without those that compute on the processor.
 
     Args:
         library: DXGI's name or path.
+        kernel_library: Of the library that asks the kernel about adapters.
 
     Raises:
         BackendUnavailableError: There is no DXGI.
@@ -82,7 +101,7 @@ def list_adapters(library: str = "dxgi") -> list[Adapter]:
             if result or not adapter:
                 continue
             try:
-                described = _described(adapter, ordinal)
+                described = _described(adapter, ordinal, kernel_library)
             finally:
                 _method(adapter, _RELEASE)(adapter)
             found += [] if described is None else [described]
@@ -91,7 +110,7 @@ def list_adapters(library: str = "dxgi") -> list[Adapter]:
     return found
 
 
-def _described(adapter: ctypes.c_void_p, ordinal: int) -> Adapter | None:
+def _described(adapter: ctypes.c_void_p, ordinal: int, kernel_library: str) -> Adapter | None:
     description = _Description()
     failed = _method(adapter, _GET_DESCRIPTION, ctypes.c_void_p)(adapter, ctypes.byref(description))
     if failed or description.flags & _IS_SOFTWARE:
@@ -103,7 +122,27 @@ def _described(adapter: ctypes.c_void_p, ordinal: int) -> Adapter | None:
         vendor=_VENDORS.get(description.vendor_id, "unknown"),
         dedicated_bytes=description.dedicated_video_bytes,
         shared_bytes=description.shared_system_bytes,
+        pci_address=_pci_address(description.luid, kernel_library),
     )
+
+
+def _pci_address(luid: Any, library: str) -> str | None:
+    """Return where an adapter is on the bus, by the number that it has until the next start of Windows."""
+    opened = _Opened(luid, 0)
+    place = (ctypes.c_uint32 * 3)()
+    try:
+        kernel = ctypes.CDLL(library)
+        if kernel.D3DKMTOpenAdapterFromLuid(ctypes.byref(opened)):
+            return None
+        question = _Question(
+            opened.handle, _ADDRESS_INFORMATION, ctypes.addressof(place), ctypes.sizeof(place)
+        )
+        failed = kernel.D3DKMTQueryAdapterInfo(ctypes.byref(question))
+        kernel.D3DKMTCloseAdapter(ctypes.byref(ctypes.c_uint32(opened.handle)))
+    except (OSError, AttributeError):
+        return None
+    bus, device, function = place
+    return None if failed or bus > 0xFF else f"0000:{bus:02x}:{device:02x}.{function:x}"
 
 
 def _method(one: ctypes.c_void_p, place: int, *arguments: Any) -> Any:
