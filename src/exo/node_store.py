@@ -8,8 +8,9 @@ from loguru import logger
 
 from exo.cluster.coordinator import Coordinator
 from exo.cluster.last_seen import LastSeen, read_last_seen, write_last_seen
-from exo.cluster.log.files import sync_descriptor, sync_directory
+from exo.cluster.log.files import DiskFiles, sync_descriptor, sync_directory
 from exo.cluster.log.store import NodeStore, open_store, set_aside
+from exo.cluster.log.votes import FileVoteStore
 from exo.shared.errors import ConfigurationError, LogCorruptError
 from exo.shared.types.ids import NodeId
 
@@ -49,12 +50,36 @@ def open_node_store(home: Path, node_id: NodeId) -> Opened:
                 ", ".join(map(str, last_seen.others(node_id).values())),
             )
             store = open_store(folder)
+        is_voteless = (home / VOTELESS_FILE).exists()
+        if is_voteless:
+            _recall_term(home, store)
     except OSError as error:
         raise ConfigurationError(
             f"cannot use the log in {folder}: {error.strerror or error}; "
             "give this user the right to write there, or choose another data directory with EXO_HOME"
         ) from error
-    return Opened(store, (home / VOTELESS_FILE).exists(), last_seen)
+    return Opened(store, is_voteless, last_seen)
+
+
+def _recall_term(home: Path, store: NodeStore) -> None:
+    """Take the newest term that logs set aside can still tell of.
+
+    A node that has forgotten its term would acknowledge to a leader of an earlier one, and those acknowledgements count
+    as long as it is a voter.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    known = store.votes.load()
+    for folder in home.glob("log.damaged-*"):
+        try:
+            votes = FileVoteStore(DiskFiles(folder), str(folder))
+        except (LogCorruptError, OSError):
+            continue  # Then nobody knows.
+        found = votes.load()
+        votes.close()
+        known = max(known, found, key=lambda one: one.term)
+    store.votes.save(known)
 
 
 def _note_voteless(home: Path) -> None:

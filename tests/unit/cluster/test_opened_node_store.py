@@ -7,6 +7,7 @@ import pytest
 from exo import node_store
 from exo.cluster.last_seen import LastSeen, write_last_seen
 from exo.cluster.log.store import open_store
+from exo.cluster.raft.steps import HardState
 from exo.node_store import VOTELESS_FILE, open_node_store, regain_vote
 from exo.shared.errors import LogCorruptError
 from exo.shared.types.ids import NodeId
@@ -14,6 +15,7 @@ from exo.shared.types.nodes import HostPort
 from support.entries import entries
 
 A, B = NodeId("a"), NodeId("b")
+VOTED = HardState(term=7, voted_for=B)
 
 
 @pytest.fixture
@@ -23,8 +25,9 @@ def damaged(tmp_path: Path) -> Path:
     for first in range(1, 10, 3):
         store.log.append(entries(first, first + 2))
         store.log.sync()
+    store.votes.save(VOTED)
     store.close()
-    segment = next(path for path in sorted((tmp_path / "log").iterdir()) if path.stat().st_size > 500)
+    segment = next((tmp_path / "log").glob("*.log"))
     data = bytearray(segment.read_bytes())
     data[100] ^= 1
     segment.write_bytes(data)
@@ -66,3 +69,21 @@ def test_the_vote_is_lost_durably_before_the_log_is_set_aside(
     whole = open_node_store(damaged, A)
     assert not whole.is_voteless
     whole.store.close()
+
+
+def test_the_term_is_remembered_though_the_log_is_lost(damaged: Path) -> None:
+    write_last_seen(damaged, LastSeen(members={A: HostPort("127.0.0.1", 1), B: HostPort("127.0.0.1", 2)}))
+    for _ in range(2):  # The second time as after a crash between setting the log aside and remembering.
+        opened = open_node_store(damaged, A)
+        assert opened.is_voteless and opened.store.log.last_index == 0
+        assert opened.store.votes.load() == VOTED
+        opened.store.votes.save(HardState())
+        opened.store.close()
+
+
+def test_a_vote_that_cannot_be_read_any_more_keeps_no_node_from_starting(damaged: Path) -> None:
+    write_last_seen(damaged, LastSeen(members={A: HostPort("127.0.0.1", 1), B: HostPort("127.0.0.1", 2)}))
+    (damaged / "log" / "vote").write_bytes(b"x" * 200)
+    opened = open_node_store(damaged, A)
+    assert opened.is_voteless and opened.store.votes.load() == HardState()
+    opened.store.close()
