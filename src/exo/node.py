@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from exo.cluster.transport.base import Listener
 from exo.cluster.transport.tcp import TcpTransport
 from exo.dataplane.client import GenerationClient
 from exo.engines.registry import available_engines
+from exo.gpu.backend import GPUBackend
 from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.factory import GPUBackendFactory
 from exo.gpu.health_watch import HealthWatch
@@ -46,6 +47,8 @@ from exo.shared.types.devices import GPUDevice
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.nodes import HostPort, NodeIdentity
 from exo.shared.types.state import State
+from exo.worker.bandwidth.busy import Busy
+from exo.worker.bandwidth.meter import BandwidthMeter
 from exo.worker.device_watch import DeviceWatch
 from exo.worker.loop import Worker
 from exo.worker.models.store import ModelStore
@@ -174,9 +177,21 @@ async def _run_with(
         tasks.start_soon(master.run)
         tasks.start_soon(note_members, settings.home, coordinator)
         health = HealthWatch(is_busy=lambda device_id: _is_placed_on(coordinator.state, device_id))
-        watch = DeviceWatch(
-            source=discovery, coordinator=coordinator, boot_id=boot_id, on_devices=health.set_devices
+        busy = Busy()
+        meter = BandwidthMeter(
+            node_id=node_id,
+            state=lambda: coordinator.state,
+            open_stream=generation_client.open_probe,
+            publish=coordinator.publish,
+            busy=busy,
         )
+        generation_client.probe_desk.obstacle = meter.obstacle
+
+        def on_devices(found: Sequence[tuple[GPUBackend, GPUDevice]]) -> None:
+            health.set_devices(found)
+            meter.set_devices(found)
+
+        watch = DeviceWatch(source=discovery, coordinator=coordinator, boot_id=boot_id, on_devices=on_devices)
         collector = GPUTelemetryCollector(
             node_id=node_id,
             devices=lambda: discovery.inventory.used,
@@ -190,6 +205,7 @@ async def _run_with(
         tasks.start_soon(health.run)
         tasks.start_soon(watch.run)
         tasks.start_soon(collector.start_monitoring)
+        tasks.start_soon(meter.run)
         worker: Worker | None = None
         if settings.is_worker:
             worker = Worker(
@@ -201,6 +217,7 @@ async def _run_with(
                 secret=secret,
                 data_host="127.0.0.1",
                 verbosity=settings.verbosity,
+                note_busy=busy.note,
             )
             tasks.start_soon(worker.run)
         trust.attach(generation_client, worker)
@@ -210,7 +227,9 @@ async def _run_with(
             generation_client=generation_client,
             settings=settings,
             started=StartInfo(node_id=node_id, exo_version=version("exo"), started_at=_utc_now()),
-            actions=NodeActions(join_wanted=trust.join_wanted),
+            actions=NodeActions(
+                join_wanted=trust.join_wanted, note_busy=partial(busy.note, "clients of this node")
+            ),
         )
         transport.set_enrol(EnrolmentDesk(app.state.context))
         file = NodeFile(

@@ -36,6 +36,8 @@ class NodeActions(msgspec.Struct, frozen=True, kw_only=True):
 
     join_wanted: Callable[[], None] | None = None
     """`<home>/keys/token` was written: use it now."""
+    note_busy: Callable[[bool], None] | None = None
+    """Whether clients of this node are waiting for tokens now."""
 
 
 class ApiContext:

@@ -4,6 +4,7 @@ With 1,000 nodes of 8 devices it is 8 MB, and telemetry of some nodes comes many
 and share what did not change, so the same object has the same bytes.
 """
 
+from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
@@ -13,7 +14,7 @@ from exo.api import present
 from exo.shared import topology
 from exo.shared.types.devices import DeviceGPUState, NodePerformanceProfile
 from exo.shared.types.ids import DeviceId, NodeId
-from exo.shared.types.nodes import Link, Node
+from exo.shared.types.nodes import DeviceLink, Link, Node
 from exo.shared.types.state import State
 
 
@@ -42,6 +43,9 @@ class StateCache:
         self._linked: tuple[dict[NodeId, Node], list[dict[NodeId, Link]]] = ({}, [])
         """What `_links` and `_metrics` were made of."""
         self._links = self._metrics = msgspec.Raw()
+        self._linked_devices: tuple[dict[NodeId, Node], list[dict[str, DeviceLink]]] = ({}, [])
+        """What `_device_links` was made of."""
+        self._device_links = msgspec.Raw(b"[]")
 
     def encode(self, state: State, master: NodeId | None) -> bytes:
         """Return the JSON of `GET /state`, of the shape `ClusterStateView`.
@@ -65,6 +69,7 @@ class StateCache:
                     "topology": {
                         "nodes": self._encode_nodes(state),
                         "links": self._links,
+                        "device_links": self._device_links,
                         "metrics": self._metrics,
                     },
                     "instances": {
@@ -106,10 +111,19 @@ class StateCache:
         """See to it that the links and what is computed of them are those of `state`."""
         nodes, links = self._linked
         links_now = [latest.links for latest in state.live.values()]
-        is_same = state.nodes is nodes and len(links) == len(links_now) and all(map(is_, links, links_now))
-        if not is_same:
+        if state.nodes is not nodes or not _are_same(links, links_now):
             self._linked = (state.nodes, links_now)
             self._links, self._metrics = _raw(topology.links(state)), _raw(topology.metrics(state))
+        nodes, device_links = self._linked_devices
+        device_links_now = [latest.device_links for latest in state.live.values()]
+        if state.nodes is not nodes or not _are_same(device_links, device_links_now):
+            self._linked_devices = (state.nodes, device_links_now)
+            self._device_links = _raw(topology.device_links(state))
+
+
+def _are_same(before: Sequence[object], now: Sequence[object]) -> bool:
+    """Say whether these are the same objects."""
+    return len(before) == len(now) and all(map(is_, before, now))
 
 
 def _raw(value: Any) -> msgspec.Raw:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from exo.api.generation import RunningGeneration
 from exo.api.metrics import ServiceMetrics
@@ -12,12 +13,18 @@ class RequestRecord:
     """Counts one request exactly once, however often it is closed."""
 
     def __init__(
-        self, metrics: ServiceMetrics, in_flight: Counter[InstanceId], route: str, model: str
+        self,
+        metrics: ServiceMetrics,
+        in_flight: Counter[InstanceId],
+        route: str,
+        model: str,
+        note_busy: Callable[[bool], None] | None = None,
     ) -> None:
         self._metrics = metrics
         self._in_flight = in_flight
         self._route = route
         self._model = model
+        self._note_busy = note_busy
         self._instance_id: InstanceId | None = None
         self._is_closed = False
         self._is_waiting = True
@@ -28,6 +35,7 @@ class RequestRecord:
         """Burden an instance with it until it is closed."""
         self._instance_id = instance_id
         self._in_flight[instance_id] += 1
+        self._tell_busy()
 
     def accepted(self) -> None:
         """An engine has taken it: it waits no longer."""
@@ -56,3 +64,8 @@ class RequestRecord:
             self._in_flight[self._instance_id] -= 1
             if self._in_flight[self._instance_id] <= 0:
                 del self._in_flight[self._instance_id]
+            self._tell_busy()
+
+    def _tell_busy(self) -> None:
+        if self._note_busy is not None:
+            self._note_busy(bool(self._in_flight))

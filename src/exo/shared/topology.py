@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from exo.shared.types.ids import NodeId
-from exo.shared.types.nodes import Link, Node
+from exo.shared.types.nodes import DeviceLink, Link, Node
 from exo.shared.types.state import State
 
 DIAMETER_NODES_MAX = 64
@@ -34,6 +34,19 @@ class TopologyMetrics(msgspec.Struct, frozen=True, kw_only=True):
 def links(state: State) -> tuple[Link, ...]:
     """Return every measured link, sorted by source, then destination."""
     return tuple(live.links[dest] for _, live in sorted(state.live.items()) for dest in sorted(live.links))
+
+
+def device_links(state: State) -> tuple[DeviceLink, ...]:
+    """Return every measured way between two devices that a node has, sorted by node, source, then destination."""
+    found: list[DeviceLink] = []
+    for node_id, live in sorted(state.live.items()):
+        node = state.nodes.get(node_id)
+        if not live.device_links or node is None:
+            continue
+        there = {device.device_id for device in node.identity.devices}
+        ways = (live.device_links[key] for key in sorted(live.device_links))
+        found += [way for way in ways if way.source_device_id in there and way.dest_device_id in there]
+    return tuple(found)
 
 
 def metrics(state: State) -> TopologyMetrics:

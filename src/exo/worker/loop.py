@@ -34,6 +34,7 @@ from exo.worker.plan import (
 )
 from exo.worker.runner.messages import (
     FromChild,
+    Heartbeat,
     LoadProgressed,
     RunnerFailed,
     RunnerLoaded,
@@ -84,6 +85,7 @@ class Worker:
         advertised_host: Where other hosts reach this one.
         data_ports: First and last port for stages; None: any free ones.
         verbosity: Of their logs.
+        note_busy: Told of each stage whether it has requests, by name; again and again as long as it runs.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Worker:
         advertised_host: str | None = None,
         data_ports: tuple[int, int] | None = None,
         verbosity: int = 0,
+        note_busy: Callable[[str, bool], None] = lambda name, is_busy: None,
     ) -> None:
         self._coordinator = coordinator
         self._boot_id = boot_id
@@ -111,6 +114,7 @@ class Worker:
         self._data_ports = data_ports
         self._trust = DataTrust()
         self._verbosity = verbosity
+        self._note_busy = note_busy
         self._runners: dict[RunnerKey, _Running] = {}
         self._changed = anyio.Event()
         self._stopping: set[anyio.Event] = set()
@@ -248,7 +252,10 @@ class Worker:
             if running.phase != "ended" and self._runners.get(key) is running:
                 self._heard(key, running, message)
 
-        await running.runner.run(on_message)
+        try:
+            await running.runner.run(on_message)
+        finally:
+            self._note_busy(_name(key), False)
         on_message(RunnerFailed(reason="the stage's process ended without a word"))
 
     def _heard(self, key: RunnerKey, running: _Running, message: FromChild) -> None:
@@ -282,7 +289,8 @@ class Worker:
                 running.phase = "ended"
                 logger.warning("stage {} of {} failed: {}", key.rank, key.instance_id, message.reason)
                 self._propose_stage(key, "failed", reason=message.reason, is_permanent=message.is_permanent)
-            case _:
+            case Heartbeat():
+                self._note_busy(_name(key), message.requests_active > 0)
                 return
         self._changed.set()
 
@@ -341,3 +349,8 @@ class Worker:
                 self._models = models
                 event = NodeModelsChanged(node_id=self._coordinator.node_id, models=models)
                 self._tell(event, cause=self._boot_id)
+
+
+def _name(key: RunnerKey) -> str:
+    """Return what a stage is called where it stands beside others of this node."""
+    return f"{key.instance_id}/{key.rank}"

@@ -1,6 +1,6 @@
 """`GET /state` put together from kept pieces says what it would say if it were encoded anew, and encodes little."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
@@ -18,7 +18,7 @@ from exo.shared.types.ids import DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import StageProgress
 from exo.shared.types.state import State
 from support.api_world import parse
-from support.states import card, cluster, fold, identity
+from support.states import card, cluster, fold, gpu, identity
 from support.stories import placed, stage
 
 A = NodeId("a")
@@ -42,6 +42,7 @@ def encoded_anew(state: State, master: NodeId | None) -> bytes:
                 present.node(node, profiles.get(node_id)) for node_id, node in sorted(state.nodes.items())
             ],
             "links": topology.links(state),
+            "device_links": topology.device_links(state),
             "metrics": topology.metrics(state),
         },
         "instances": {key: present.instance(state, value) for key, value in sorted(state.instances.items())},
@@ -83,6 +84,16 @@ def profile(node_id: NodeId, total: int) -> e.NodeProfileUpdated:
     )
 
 
+def copied(node_id: NodeId, names: Sequence[str], latency_ms: float) -> e.GPUBandwidthMeasured:
+    return e.GPUBandwidthMeasured(
+        source_device_id=DeviceId(f"{node_id}/{names[0]}"),
+        dest_device_id=DeviceId(f"{node_id}/{names[1]}"),
+        bandwidth_mbps=1000.0,
+        latency_ms=latency_ms,
+        measurement_count=1,
+    )
+
+
 Step = Callable[[State], State]
 nodes = st.sampled_from(NODES)
 steps: st.SearchStrategy[Step] = st.one_of(
@@ -104,6 +115,21 @@ steps: st.SearchStrategy[Step] = st.one_of(
         nodes,
         nodes,
         st.sampled_from([0.5, 2.0]),
+    ),
+    st.builds(
+        lambda n, names, ms: lambda s: published(s, n, copied(n, names, ms)),
+        nodes,
+        st.permutations(["cpu:0", "cuda:0", "cuda:1"]),
+        st.sampled_from([0.5, 2.0]),
+    ),
+    st.builds(
+        lambda n, at: lambda s: fold(s, e.DeviceAppeared(node_id=n, device=gpu(n, 1, f"cuda:{at}"))),
+        nodes,
+        st.integers(0, 1),
+    ),
+    st.builds(
+        lambda n: lambda s: fold(s, e.DeviceLost(node_id=n, device_id=gpu(n, 1).device_id, reason="r")),
+        nodes,
     ),
     st.builds(lambda n: lambda s: published(s, n), nodes),
     st.builds(
@@ -138,6 +164,21 @@ def test_the_pieces_make_the_documented_shape() -> None:
     assert view.instances["i"].stages[0].detail == "reading weights"
     assert list(view.gpu_device_state) == [f"{on}/cuda:0"]
     assert view.master_node_id is None
+
+
+def test_ways_between_devices_are_told_while_both_are_there() -> None:
+    state = cluster(identity("a"))
+    for alias in ("cuda:0", "cuda:1"):
+        state = fold(state, e.DeviceAppeared(node_id=A, device=gpu("a", 1, alias)))
+    state = published(state, A, copied(A, ["cuda:1", "cuda:0"], 0.5), copied(A, ["cuda:0", "cuda:1"], 2.0))
+    cache = StateCache(A)
+    ways = parse(ClusterStateView, cache.encode(state, A)).topology.device_links
+    assert [(way.source_device_id, way.dest_device_id, way.latency_ms) for way in ways] == [
+        ("a/cuda:0", "a/cuda:1", 2.0),
+        ("a/cuda:1", "a/cuda:0", 0.5),
+    ]
+    gone = fold(state, e.DeviceLost(node_id=A, device_id=DeviceId("a/cuda:1"), reason="it fell off the bus"))
+    assert parse(ClusterStateView, cache.encode(gone, A)).topology.device_links == []
 
 
 def test_only_what_has_changed_is_encoded_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:

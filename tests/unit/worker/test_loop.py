@@ -16,6 +16,7 @@ from exo.worker.loop import Worker
 from exo.worker.models.store import ModelStore
 from exo.worker.runner.messages import (
     FromChild,
+    Heartbeat,
     LoadProgressed,
     RunnerFailed,
     RunnerLoaded,
@@ -85,7 +86,12 @@ class Story:
 
 
 @asynccontextmanager
-async def worker(folder: Path, *, with_model: bool = True) -> AsyncIterator[Story]:
+async def worker(
+    folder: Path,
+    *,
+    with_model: bool = True,
+    note_busy: Callable[[str, bool], None] = lambda name, is_busy: None,
+) -> AsyncIterator[Story]:
     directory = folder / "toy"
     directory.mkdir()
     store = ModelStore([folder])
@@ -101,6 +107,7 @@ async def worker(folder: Path, *, with_model: bool = True) -> AsyncIterator[Stor
         make_runner=story.make,
         secret=b"secret",
         data_host="127.0.0.1",
+        note_busy=note_busy,
     )
     story.worker = work
     async with anyio.create_task_group() as tasks:
@@ -252,3 +259,18 @@ async def test_stages_follow_what_the_node_shows_and_where_it_listens(tmp_path: 
         second = await story.runner(1)
         assert second.spec.trust == known
         assert (second.spec.data_host, second.spec.advertised_host) == ("0.0.0.0", "192.0.2.1")
+
+
+async def test_whether_a_stage_has_requests_is_told_until_it_ends(tmp_path: Path) -> None:
+    told: list[tuple[str, bool]] = []
+    async with worker(tmp_path, note_busy=lambda name, is_busy: told.append((name, is_busy))) as story:
+        runner = await story.runner(0)
+        runner.say(Heartbeat(step_running_s=0.0, requests_active=0, tokens_total=0))
+        runner.say(Heartbeat(step_running_s=0.1, requests_active=2, tokens_total=5))
+        assert told == [("i/0", False), ("i/0", True)]
+        runner.say(RunnerFailed(reason="killed by signal 9"))
+        runner.stopped.set()
+        with anyio.fail_after(5):
+            while len(told) < 3:
+                await anyio.lowlevel.checkpoint()
+        assert told[2] == ("i/0", False), "what died has no requests"

@@ -1183,6 +1183,28 @@ export interface components {
             thermal: components["schemas"]["ThermalView"];
         };
         /**
+         * DeviceLinkView
+         * @description One direction between two devices of a node, as measured by copying.
+         */
+        DeviceLinkView: {
+            /** Bandwidth Mbps */
+            bandwidth_mbps: number;
+            /** Dest Device Id */
+            dest_device_id: string;
+            /** Latency Ms */
+            latency_ms: number;
+            /**
+             * Link Type
+             * @description `p2p` where they reach each other without the host's memory; `unknown` where that is not known.
+             * @enum {string}
+             */
+            link_type: "loopback" | "ethernet" | "wifi" | "thunderbolt" | "rdma" | "p2p" | "unknown";
+            /** Measurement Count */
+            measurement_count: number;
+            /** Source Device Id */
+            source_device_id: string;
+        };
+        /**
          * DeviceStateView
          * @description How a device is: its latest telemetry. Percent 0 to 100, Celsius, watts.
          */
@@ -2029,7 +2051,7 @@ export interface components {
              * Status
              * @enum {string}
              */
-            status: "member" | "joining" | "other_cluster" | "other_namespace" | "other_secret" | "other_version" | "both_have_instances" | "no_master" | "same_node_id" | "two_masters" | "unreachable" | "malformed";
+            status: "member" | "joining" | "other_cluster" | "other_namespace" | "other_secret" | "other_version" | "both_have_instances" | "no_master" | "same_node_id" | "two_masters" | "removed" | "unreachable" | "malformed";
             /**
              * Via
              * @description How it was noticed: `multicast`, `static`, ...
@@ -2519,6 +2541,11 @@ export interface components {
         };
         /** TopologyView */
         TopologyView: {
+            /**
+             * Device Links
+             * @description Within nodes. Sorted by node, then source, then destination.
+             */
+            device_links: components["schemas"]["DeviceLinkView"][];
             /**
              * Links
              * @description Sorted by source, then destination.

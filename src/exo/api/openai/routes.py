@@ -135,7 +135,13 @@ def _model(state: State, card: ModelCard) -> dict[str, Any]:
 async def _generate(
     context: ApiContext, request: Request, wish: GenerationWish, make_request: MakeRequest, *, is_chat: bool
 ) -> Response:
-    record = RequestRecord(context.metrics, context.requests_in_flight, request.url.path, wish.model)
+    record = RequestRecord(
+        context.metrics,
+        context.requests_in_flight,
+        request.url.path,
+        wish.model,
+        context.actions.note_busy,
+    )
     prefix = "chatcmpl" if is_chat else "cmpl"
     request_id = RequestId(f"{prefix}-{uuid.uuid4().hex}")
     created_s = int(time.time())

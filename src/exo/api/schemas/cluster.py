@@ -162,6 +162,18 @@ class LinkView(Shape):
     measurement_count: int
 
 
+class DeviceLinkView(Shape):
+    """One direction between two devices of a node, as measured by copying."""
+
+    source_device_id: str
+    dest_device_id: str
+    link_type: LinkType
+    """`p2p` where they reach each other without the host's memory; `unknown` where that is not known."""
+    latency_ms: float
+    bandwidth_mbps: float
+    measurement_count: int
+
+
 class TopologyMetricsView(Shape):
     """The cluster in a few numbers."""
 
@@ -186,6 +198,8 @@ class TopologyView(Shape):
     """Sorted by `node_id`."""
     links: list[LinkView]
     """Sorted by source, then destination."""
+    device_links: list[DeviceLinkView]
+    """Within nodes. Sorted by node, then source, then destination."""
     metrics: TopologyMetricsView
 
 
