@@ -94,6 +94,7 @@ def identity(
         devices=tuple(devices) if devices is not None else (cpu(node_id, 8 * GIB),),
         models=tuple(models),
         engines=("mlx",),
+        engine_backends={"mlx": ("cuda", "metal", "cpu")},
     )
 
 

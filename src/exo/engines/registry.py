@@ -3,16 +3,19 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import platform
 import sys
 from typing import TYPE_CHECKING
 
 from exo.engines.errors import EngineUnavailableError
+from exo.shared.types.devices import Backend
 
 if TYPE_CHECKING:  # The node asks what can run here; it has no use for the arrays that stages exchange.
     from exo.engines.base import Stage, StageSpec
 
 _STAGES = {"mlx": ("exo.engines.mlx.stage", "MlxStage")}
-_MLX_BACKENDS_ON_LINUX = ("mlx-cpu", "mlx-cuda-13", "mlx-cuda-12")
+_MLX_CUDA_ON_LINUX = ("mlx-cuda-13", "mlx-cuda-12")
+_MLX_BACKENDS_ON_LINUX = ("mlx-cpu", *_MLX_CUDA_ON_LINUX)
 
 
 def engine_problems() -> dict[str, str | None]:
@@ -23,6 +26,12 @@ def engine_problems() -> dict[str, str | None]:
 def available_engines() -> tuple[str, ...]:
     """Return the engines that can run here, best first. Cheap: looks for packages without importing them."""
     return tuple(name for name, problem in engine_problems().items() if problem is None)
+
+
+def engine_backends() -> dict[str, tuple[Backend, ...]]:
+    """Return, for every engine that can run here, the kinds of devices that it can use, preferred ones first."""
+    backends = {"mlx": _mlx_backends}
+    return {name: backends[name]() for name in available_engines()}
 
 
 def create_stage(engine: str, spec: "StageSpec") -> "Stage":
@@ -56,6 +65,12 @@ def _mlx_problem() -> str | None:
             "(for an NVIDIA GPU: uv sync --no-group cpu --extra cuda)"
         )
     return None
+
+
+def _mlx_backends() -> tuple[Backend, ...]:
+    if sys.platform == "darwin":
+        return ("metal", "cpu") if platform.machine() == "arm64" else ("cpu",)
+    return ("cuda", "cpu") if any(_is_installed(name) for name in _MLX_CUDA_ON_LINUX) else ("cpu",)
 
 
 def _is_installed(distribution: str) -> bool:

@@ -53,3 +53,21 @@ def test_the_nodes_side_imports_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "installed", "backends"),
+    [
+        ("linux", "x86_64", {"mlx-cpu"}, ("cpu",)),
+        ("linux", "x86_64", {"mlx-cuda-13"}, ("cuda", "cpu")),
+        ("darwin", "arm64", set[str](), ("metal", "cpu")),
+        ("darwin", "x86_64", set[str](), ("cpu",)),
+    ],
+)
+def test_an_engine_uses_the_devices_that_it_was_built_for(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, installed: set[str], backends: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(registry.sys, "platform", system)
+    monkeypatch.setattr(registry.platform, "machine", lambda: machine)
+    monkeypatch.setattr(registry, "_is_installed", lambda name: name in installed)
+    assert registry.engine_backends() == {"mlx": backends}

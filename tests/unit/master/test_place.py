@@ -96,6 +96,26 @@ def test_more_nodes_than_layers_can_never_be() -> None:
     assert refused(place(nodes(GIB, GIB), min_nodes=7)).status == 422
 
 
+def on_a_gpu(**changes: object) -> Plan | Refusal:
+    """Place on a node with one GPU, whose identity or GPU is changed."""
+    own = identity(
+        "a", devices=[replace(gpu("a", 8 * GIB), is_simulated=bool(changes.pop("is_simulated", False)))]
+    )
+    return place(cluster(replace(own, models=(card(),), **changes)))
+
+
+def test_layers_go_to_gpus_that_the_engine_was_built_for() -> None:
+    assert planned(on_a_gpu()).stages[0].device_ids == (gpu("a", 1).device_id,)
+    built_for_processors = refused(on_a_gpu(engine_backends={"mlx": ("cpu",)}))
+    assert "no cuda build" in built_for_processors.message and "exo doctor" in built_for_processors.message
+    # Nodes of a release that did not tell yet.
+    assert "no cuda build" in refused(on_a_gpu(engine_backends={})).message
+
+
+def test_no_layers_go_to_a_simulated_device() -> None:
+    assert "simulated" in refused(on_a_gpu(is_simulated=True)).message
+
+
 def test_vram_counts_where_there_is_a_gpu_and_ram_is_never_taken_for_it() -> None:
     model = card()
     state = cluster(identity("a", models=[model], devices=[cpu("a", 64 * GIB), gpu("a", 8 * GIB)]))

@@ -177,6 +177,10 @@ def _why_not(
         return "it was excluded"
     if engine not in identity.engines:
         return f"its node has no {engine} engine"
+    if device.is_simulated:
+        return "it is simulated: no layers can run on it"
+    if device.backend not in identity.engine_backends.get(engine, ("cpu",)):
+        return f"the {engine} engine of its node has no {device.backend} build (exo doctor says how to install one)"
     local = next((card for card in identity.models if card.model_id == model.model_id), None)
     if local is None:
         return f"its node does not have the model {model.model_id}"

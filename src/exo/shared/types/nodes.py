@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from exo.shared.types.devices import GPUDevice
+from exo.shared.types.devices import Backend, GPUDevice
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.models import ModelCard
 
@@ -55,6 +55,8 @@ class NodeIdentity(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[GPUDevice, ...] = ()
     models: tuple[ModelCard, ...] = ()
     engines: tuple[str, ...] = ()
+    engine_backends: dict[str, tuple[Backend, ...]] = {}
+    """The kinds of devices that each engine can use, as it is installed there; one that is not named: processors."""
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
