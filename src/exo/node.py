@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -31,7 +31,7 @@ from exo.cluster.secret import load_host_secret
 from exo.cluster.transport.base import Listener
 from exo.cluster.transport.tcp import TcpTransport
 from exo.dataplane.client import GenerationClient
-from exo.engines.registry import available_engines
+from exo.engines.registry import engine_backends, missing_build
 from exo.gpu.backend import GPUBackend
 from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.factory import GPUBackendFactory
@@ -43,16 +43,17 @@ from exo.node_store import Opened, note_members, open_node_store, regain_vote
 from exo.node_trust import NodeAuthority, NodeTrust
 from exo.settings import Settings, prepare_home, secret_file
 from exo.shared.errors import ConfigurationError, ExoError, NoMasterError
-from exo.shared.types.devices import GPUDevice
+from exo.shared.types.devices import Backend, GPUDevice
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.nodes import HostPort, NodeIdentity
-from exo.shared.types.state import State
+from exo.shared.types.state import NodeTelemetry, State
 from exo.worker.bandwidth.busy import Busy
 from exo.worker.bandwidth.meter import BandwidthMeter
 from exo.worker.device_watch import DeviceWatch
 from exo.worker.loop import Worker
 from exo.worker.models.store import ModelStore
 from exo.worker.runner.supervisor import StageRunner
+from exo.worker.stage_devices import StageDevices
 from exo.worker.telemetry import GPUTelemetryCollector, GPUTelemetryConfig
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ async def _run_with(
         anyio.create_task_group() as tasks,
     ):
         devices = discovery.inventory.devices
-        _announce_devices(devices)
+        backends = engine_backends() if settings.is_worker else {}
+        _announce_devices(devices, backends)
         api_address = HostPort(settings.host, api_socket.getsockname()[1])
         identity = NodeIdentity(
             node_id=node_id,
@@ -168,7 +170,8 @@ async def _run_with(
             is_worker=settings.is_worker,
             devices=devices,
             models=models,
-            engines=available_engines() if settings.is_worker else (),
+            engines=tuple(backends),
+            engine_backends=backends,
         )
         coordinator = _make_coordinator(settings, secret, identity, opened, transport, listener, trust)
         authority = NodeAuthority(trust.store, coordinator, trust.share_with(coordinator))
@@ -217,6 +220,11 @@ async def _run_with(
                 secret=secret,
                 data_host="127.0.0.1",
                 verbosity=settings.verbosity,
+                devices=StageDevices(
+                    devices=lambda: discovery.inventory.devices,
+                    states=lambda: coordinator.state.live.get(node_id, NodeTelemetry()).devices,
+                    observe_failure=health.observe_failure,
+                ),
                 note_busy=busy.note,
             )
             tasks.start_soon(worker.run)
@@ -327,10 +335,25 @@ def _bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _announce_devices(devices: tuple[GPUDevice, ...]) -> None:
+def _announce_devices(
+    devices: Sequence[GPUDevice], engine_backends: Mapping[str, Collection[Backend]]
+) -> None:
     for device in devices:
         kind = "Processor" if device.backend == "cpu" else "GPU detected"
         logger.info("{}: {} ({:.1f} GiB)", kind, device.name, device.memory_total_bytes / 2**30)
+    found = {device.backend for device in devices if device.backend != "cpu" and not device.is_simulated}
+    for engine, usable in engine_backends.items():
+        for backend in sorted(found.intersection(usable)):
+            logger.info("Using {} {} backend", engine.upper(), backend.upper())
+        for backend in sorted(found.difference(usable)):
+            command = missing_build(engine, backend)
+            hint = f"; install it with: {command}" if command else ""
+            logger.warning(
+                "GPU detected, but {} has no {} build: running on the processor{}",
+                engine.upper(),
+                backend.upper(),
+                hint,
+            )
 
 
 def _is_placed_on(state: State, device_id: DeviceId) -> bool:

@@ -34,6 +34,13 @@ def engine_backends() -> dict[str, tuple[Backend, ...]]:
     return {name: backends[name]() for name in available_engines()}
 
 
+def missing_build(engine: str, backend: Backend) -> str | None:
+    """Say how to install the build of an engine that uses such devices; None where there is none to install."""
+    if engine == "mlx" and backend == "cuda" and sys.platform == "linux":
+        return "uv run --no-group cpu --extra cuda exo"
+    return None
+
+
 def create_stage(engine: str, spec: "StageSpec") -> "Stage":
     """Return a stage of an engine, not loaded yet. Imports the engine's library.
 
