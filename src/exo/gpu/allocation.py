@@ -45,6 +45,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         index: Its number within the node.
         kind: Devices of one tensor group are of one kind: vendor and backend.
         memory_free_bytes: None: unknown. Such a device is taken last, and not at all where room is asked for.
+        memory_total_bytes: What all who share it can be promised; None: unknown.
         obstacle: Why it cannot be used now, for people; None: it can.
     """
 
@@ -52,6 +53,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     kind: str
     memory_free_bytes: int | None
+    memory_total_bytes: int | None = None
     health: Health = "healthy"
     obstacle: str | None = None
 
@@ -116,6 +118,7 @@ def _candidate(
         name=device.local_alias,
         kind=f"{device.vendor} {device.backend}",
         memory_free_bytes=state.memory_free_bytes if state is not None else None,
+        memory_total_bytes=device.memory_total_bytes,
         health=state.health if state is not None else "healthy",
         obstacle=obstacle,
     )

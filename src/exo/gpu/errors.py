@@ -43,6 +43,10 @@ class NotEnoughGPUsError(ExoError):
     """Raised when fewer GPUs can be used than were asked for."""
 
 
+class GPUTakenError(ExoError):
+    """Raised when a certain GPU is asked for that others hold, or that cannot be used."""
+
+
 class MemoryRangeError(ExoError):
     """Raised when a copy or a product would go beyond the end of a device's memory, or mixes two devices' memory."""
 

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 import msgspec
 from msgspec.structs import replace
 
-from exo.gpu.allocation import Allocation, Candidate, Parallelism, choose
-from exo.gpu.errors import NotEnoughGPUsError
+from exo.gpu.allocation import Allocation, Candidate, Parallelism, choose, obstacle_of
+from exo.gpu.errors import GPUTakenError, NotEnoughGPUsError
 from exo.gpu.recovery import Needs, RecoveryStep, recover
+
+_GIB = 1024**3
 
 
 class _Holding(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +24,8 @@ class _Holding(msgspec.Struct, frozen=True, kw_only=True):
     needs: Needs
     free_bytes: dict[int, int | None]
     """What was free on each when it was taken: what there will be again once the owner's memory is given back."""
+    part_bytes: int | None = None
+    """The owner was promised so much of each, and others may take the rest; None: it has them for itself."""
 
     @property
     def indices(self) -> set[int]:
@@ -72,6 +76,50 @@ class GPUManager:
                 raise NotEnoughGPUsError(found.message)
             self._hold(owner, found.groups, needs, candidates)
             return _lists(found.groups)
+
+    def take(self, gpus: Sequence[int], *, owner: str, memory_bytes: int) -> None:
+        """Take a part of GPUs that somebody else has chosen, as a cluster's plan does.
+
+        Others may take parts as well, as long as all that is promised fits; `allocate` passes over such GPUs.
+
+        Args:
+            gpus: Their numbers.
+            owner: Who holds them until it releases them, or is found to be gone.
+            memory_bytes: What the owner may take of each.
+
+        Raises:
+            GPUTakenError: One is not there, has failed, is somebody's own, or has too little left.
+            ValueError: The owner holds GPUs already.
+        """
+        with self._lock:
+            if owner in self._holdings:
+                raise ValueError(f"{owner} holds GPUs already; release them first")
+            candidates = {one.index: one for one in self._candidates()}
+            for gpu in gpus:
+                obstacle = self._obstacle(gpu, candidates.get(gpu), memory_bytes)
+                if obstacle is not None:
+                    raise GPUTakenError(f"{owner} cannot use {obstacle}; place it again, or on other devices")
+            needs = Needs(memory_bytes=memory_bytes * len(gpus))
+            self._hold(owner, (tuple(gpus),), needs, list(candidates.values()), part_bytes=memory_bytes)
+
+    def _obstacle(self, gpu: int, one: Candidate | None, memory_bytes: int) -> str | None:
+        """Return why no part of a GPU can be taken; None: it can."""
+        if one is None:
+            return f"GPU {gpu}: it is not there"
+        reason = obstacle_of(one, 0)
+        if reason is not None:
+            return f"{one.name}: {reason}"
+        others = {owner: held for owner, held in self._holdings.items() if gpu in held.indices}
+        alone = next((owner for owner, held in others.items() if held.part_bytes is None), None)
+        if alone is not None:
+            return f"{one.name}: {alone} has it for itself"
+        promised_bytes = sum(held.part_bytes or 0 for held in others.values())
+        if one.memory_total_bytes is None or promised_bytes + memory_bytes <= one.memory_total_bytes:
+            return None
+        held_by = f", of which {', '.join(others)} may take {_gib(promised_bytes)}" if others else ""
+        return (
+            f"{one.name}: it has {_gib(one.memory_total_bytes)}{held_by}, and {_gib(memory_bytes)} are needed"
+        )
 
     @contextmanager
     def lease(
@@ -195,15 +243,26 @@ class GPUManager:
         ]
 
     def _hold(
-        self, owner: str, groups: tuple[tuple[int, ...], ...], needs: Needs, candidates: Sequence[Candidate]
+        self,
+        owner: str,
+        groups: tuple[tuple[int, ...], ...],
+        needs: Needs,
+        candidates: Sequence[Candidate],
+        part_bytes: int | None = None,
     ) -> None:
         taken = {index for group in groups for index in group}
         free_bytes = {one.index: one.memory_free_bytes for one in candidates if one.index in taken}
-        self._holdings[owner] = _Holding(groups=groups, needs=needs, free_bytes=free_bytes)
+        self._holdings[owner] = _Holding(
+            groups=groups, needs=needs, free_bytes=free_bytes, part_bytes=part_bytes
+        )
 
 
 def _lists(groups: Sequence[Sequence[int]]) -> list[list[int]]:
     return [list(group) for group in groups]
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / _GIB:.1f} GiB"
 
 
 def _more(now_bytes: int | None, before_bytes: int | None) -> int | None:

@@ -14,10 +14,11 @@ from loguru import logger
 from exo.cluster.coordinator import Coordinator
 from exo.cluster.errors import UnsendableError
 from exo.dataplane.identity import DataIdentity, DataTrust
+from exo.gpu.errors import GPUTakenError
 from exo.shared.errors import NoMasterError
 from exo.shared.types.events import Decision, NodeModelsChanged, StageChanged, StageProgressed
-from exo.shared.types.ids import ModelId, NodeId
-from exo.shared.types.instances import StagePhase, StageProgress
+from exo.shared.types.ids import DeviceId, ModelId, NodeId
+from exo.shared.types.instances import StagePhase, StagePlan, StageProgress
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import HostPort
 from exo.worker.models.store import ModelStore
@@ -41,6 +42,7 @@ from exo.worker.runner.messages import (
     RunnerReady,
     RunnerSpec,
 )
+from exo.worker.stage_devices import StageDevices
 
 MODELS_SCAN_INTERVAL_S = 5.0
 
@@ -66,8 +68,9 @@ class Runner(Protocol):
 
 
 class _Running:
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, stage: StagePlan) -> None:
         self.runner = runner
+        self.stage = stage
         self.phase: RunnerPhase = "started"
 
 
@@ -85,6 +88,7 @@ class Worker:
         advertised_host: Where other hosts reach this one.
         data_ports: First and last port for stages; None: any free ones.
         verbosity: Of their logs.
+        devices: Guards this node's GPUs; None: nobody does.
         note_busy: Told of each stage whether it has requests, by name; again and again as long as it runs.
     """
 
@@ -101,6 +105,7 @@ class Worker:
         advertised_host: str | None = None,
         data_ports: tuple[int, int] | None = None,
         verbosity: int = 0,
+        devices: StageDevices | None = None,
         note_busy: Callable[[str, bool], None] = lambda name, is_busy: None,
     ) -> None:
         self._coordinator = coordinator
@@ -114,6 +119,7 @@ class Worker:
         self._data_ports = data_ports
         self._trust = DataTrust()
         self._verbosity = verbosity
+        self._devices = devices
         self._note_busy = note_busy
         self._runners: dict[RunnerKey, _Running] = {}
         self._changed = anyio.Event()
@@ -189,7 +195,7 @@ class Worker:
                     reason = f"the model {instruction.instance.model.model_id} is no longer on this node"
                     self._propose_stage(key, "failed", reason=reason, is_permanent=True)
                     return
-                running = _Running(self._make_runner(self._spec(instruction, directory)))
+                running = _Running(self._make_runner(self._spec(instruction, directory)), instruction.stage)
                 self._runners[key] = running
                 tasks.start_soon(self._run_one, key, running)
             case LinkRunner():
@@ -213,6 +219,14 @@ class Worker:
             self._stopping.discard(gone)
             gone.set()
 
+    def _alias_of(self, device_id: DeviceId) -> str:
+        """What engines call a device of this node, such as `cuda:0`; its id may end in what its vendor calls it."""
+        node = self._coordinator.state.nodes.get(self._coordinator.node_id)
+        for device in node.identity.devices if node is not None else ():
+            if device.device_id == device_id:
+                return device.local_alias
+        return device_id.rpartition("/")[2]  # It has just vanished: the engine will say so.
+
     def _spec(self, start: StartRunner, directory: Path) -> RunnerSpec:
         stage, instance = start.stage, start.instance
         return RunnerSpec(
@@ -226,7 +240,7 @@ class Worker:
             model_dir=str(directory),
             start_layer=stage.start_layer,
             end_layer=stage.end_layer,
-            device=stage.device_ids[0].rpartition("/")[2],
+            device=self._alias_of(stage.device_ids[0]),
             context_length=instance.plan.context_length,
             concurrency=instance.plan.concurrency,
             data_host=self._data_host,
@@ -244,6 +258,8 @@ class Worker:
             await gone.wait()
         if self._runners.get(key) is not running:
             return
+        if not self._take_devices(key, running):
+            return
         logger.info("starting stage {} of {} (generation {})", key.rank, key.instance_id, key.generation)
         self._propose_stage(key, "starting")
 
@@ -256,7 +272,22 @@ class Worker:
             await running.runner.run(on_message)
         finally:
             self._note_busy(_name(key), False)
+            if self._devices is not None:
+                self._devices.release(_name(key))
         on_message(RunnerFailed(reason="the stage's process ended without a word"))
+
+    def _take_devices(self, key: RunnerKey, running: _Running) -> bool:
+        """Have a stage hold its devices until its process is gone; return whether it may use them."""
+        if self._devices is None:
+            return True
+        try:
+            self._devices.take(_name(key), running.stage)
+        except GPUTakenError as error:
+            running.phase = "ended"
+            logger.warning("stage {} of {} is not started: {}", key.rank, key.instance_id, error.message)
+            self._propose_stage(key, "failed", reason=error.message)
+            return False
+        return True
 
     def _heard(self, key: RunnerKey, running: _Running, message: FromChild) -> None:
         match message:
@@ -288,6 +319,8 @@ class Worker:
             case RunnerFailed():
                 running.phase = "ended"
                 logger.warning("stage {} of {} failed: {}", key.rank, key.instance_id, message.reason)
+                if self._devices is not None:
+                    self._devices.stage_failed(running.stage, message)
                 self._propose_stage(key, "failed", reason=message.reason, is_permanent=message.is_permanent)
             case Heartbeat():
                 self._note_busy(_name(key), message.requests_active > 0)

@@ -15,7 +15,14 @@ import pytest
 from exo.dataplane.identity import DataIdentity, DataTrust
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.nodes import HostPort
-from exo.worker.runner.messages import FromChild, Heartbeat, RunnerFailed, RunnerReady, RunnerSpec
+from exo.worker.runner.messages import (
+    FromChild,
+    Heartbeat,
+    ProcessEnding,
+    RunnerFailed,
+    RunnerReady,
+    RunnerSpec,
+)
 from exo.worker.runner.supervisor import RunnerTimeouts, StageRunner
 
 QUICK = RunnerTimeouts(first_word_s=10, heartbeat_s=0.4, step_s=5, load_s=10, stop_s=0.3)
@@ -94,11 +101,13 @@ async def test_a_process_that_ends_is_told_with_its_last_lines() -> None:
     assert "stage 2 of i ended with exit code 7" in failed.reason
     assert "first line | second" in failed.reason
     assert not failed.is_permanent
+    assert failed.ending == ProcessEnding(exit_code=7, is_hung=False, last_words="first line\nsecond")
 
 
 async def test_a_process_that_is_killed_is_told_with_the_signal() -> None:
     failed = await Watched("os.kill(os.getpid(), signal.SIGKILL)").failure()
     assert "was killed by SIGKILL" in failed.reason
+    assert failed.ending == ProcessEnding(exit_code=-signal.SIGKILL, is_hung=False, last_words="")
 
 
 async def test_its_own_reason_counts_more() -> None:
@@ -129,6 +138,7 @@ async def test_a_process_that_hangs_is_ended(script: str, said: str) -> None:
     watched = Watched(script)
     failed = await watched.failure()
     assert re.search(said, failed.reason), failed.reason
+    assert failed.ending is not None and failed.ending.is_hung
 
 
 async def test_a_process_that_never_says_a_word_is_ended() -> None:

@@ -8,8 +8,9 @@ import anyio
 
 from exo.cluster.errors import UnsendableError
 from exo.dataplane.identity import DataIdentity, DataTrust
+from exo.gpu.failures import Failure
 from exo.shared.types.events import Decision, InstanceDeleted, InstanceRestarted, LogEntry
-from exo.shared.types.ids import InstanceId, NodeId
+from exo.shared.types.ids import DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import StagePhase
 from exo.shared.types.nodes import HostPort
 from exo.worker.loop import Worker
@@ -18,13 +19,15 @@ from exo.worker.runner.messages import (
     FromChild,
     Heartbeat,
     LoadProgressed,
+    ProcessEnding,
     RunnerFailed,
     RunnerLoaded,
     RunnerReady,
     RunnerSpec,
 )
+from exo.worker.stage_devices import StageDevices
 from support.coordinator import MemoryCoordinator
-from support.states import card, cluster, fold, identity
+from support.states import GIB, card, cluster, fold, gpu, identity
 from support.stories import placed
 
 ADDRESS = HostPort("127.0.0.1", 9)
@@ -90,6 +93,7 @@ async def worker(
     folder: Path,
     *,
     with_model: bool = True,
+    devices: StageDevices | None = None,
     note_busy: Callable[[str, bool], None] = lambda name, is_busy: None,
 ) -> AsyncIterator[Story]:
     directory = folder / "toy"
@@ -97,7 +101,8 @@ async def worker(
     store = ModelStore([folder])
     if with_model:
         store._directories = {card().model_id: directory}  # pyright: ignore[reportPrivateUsage]
-    coordinator = MemoryCoordinator(NodeId("a"), placed(cluster(identity("a", models=[card()]))))
+    own = identity("a", models=[card()], devices=[gpu("a", GIB)] if devices is not None else None)
+    coordinator = MemoryCoordinator(NodeId("a"), placed(cluster(own)))
     story = Story(coordinator)
     work = Worker(
         coordinator=coordinator,
@@ -107,6 +112,7 @@ async def worker(
         make_runner=story.make,
         secret=b"secret",
         data_host="127.0.0.1",
+        devices=devices,
         note_busy=note_busy,
     )
     story.worker = work
@@ -274,3 +280,40 @@ async def test_whether_a_stage_has_requests_is_told_until_it_ends(tmp_path: Path
             while len(told) < 3:
                 await anyio.lowlevel.checkpoint()
         assert told[2] == ("i/0", False), "what died has no requests"
+
+
+async def test_a_stage_holds_its_gpu_and_its_crash_gives_it_back_and_is_told_of_it(tmp_path: Path) -> None:
+    seen: list[tuple[DeviceId, Failure]] = []
+    guard = StageDevices(
+        devices=lambda: [gpu("a", GIB)],
+        states=dict,
+        observe_failure=lambda device_id, failure: seen.append((device_id, failure)),
+    )
+    async with worker(tmp_path, devices=guard) as story:
+        runner = await story.runner(0)
+        assert guard.manager.owners() == {"i/0": [0]}
+        ending = ProcessEnding(exit_code=-11, is_hung=False, last_words="cuda: unspecified launch failure")
+        runner.say(RunnerFailed(reason="killed by signal 11", ending=ending))
+        runner.stopped.set()
+        await story.phase("failed")
+        assert [(device_id, failure.weight) for device_id, failure in seen] == [("a/cuda:0", "suspicious")]
+        with anyio.fail_after(5):
+            while guard.manager.owners():
+                await anyio.lowlevel.checkpoint()
+
+
+async def test_a_stage_whose_gpu_is_taken_is_not_started_and_says_by_whom(tmp_path: Path) -> None:
+    guard = StageDevices(
+        devices=lambda: [gpu("a", GIB)], states=dict, observe_failure=lambda device_id, failure: None
+    )
+    guard.manager.allocate(owner="a benchmark")
+    async with worker(tmp_path, devices=guard) as story:
+        await story.phase("failed")
+        reason = story.coordinator.state.instances[InstanceId("i")].stages[0].reason
+        assert reason is not None and "i/0 cannot use cuda:0: a benchmark has it for itself" in reason
+        assert not story.runners[0].started.is_set()
+        guard.manager.release(owner="a benchmark")
+        restart = InstanceRestarted(instance_id=InstanceId("i"), generation=2, reason="again")
+        await story.coordinator.propose([restart], cause_id="test")
+        await (await story.runner(1)).started.wait()
+        assert guard.manager.owners() == {"i/0": [0]}

@@ -78,11 +78,24 @@ class RunnerReady(_Message, frozen=True, kw_only=True):
     """Child: connected to its neighbours; requests may come."""
 
 
+class ProcessEnding(msgspec.Struct, frozen=True, kw_only=True):
+    """How a stage's process ended that did not say why."""
+
+    exit_code: int | None
+    """As `subprocess` gives it: minus the signal's number where one ended it; None: not known."""
+    is_hung: bool
+    """It was ended from outside because it had stopped to answer."""
+    last_words: str
+    """The end of what it wrote to its standard error."""
+
+
 class RunnerFailed(_Message, frozen=True, kw_only=True):
     """Child, last message before it exits; also made by the parent when the child dies, hangs or is killed."""
 
     reason: str
     is_permanent: bool = False
+    ending: ProcessEnding | None = None
+    """Only where the parent made this."""
 
 
 class Heartbeat(_Message, frozen=True, kw_only=True):

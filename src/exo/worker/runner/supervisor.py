@@ -21,6 +21,7 @@ from exo.worker.runner.messages import (
     Heartbeat,
     LinkPeers,
     LoadProgressed,
+    ProcessEnding,
     RunnerFailed,
     RunnerLoaded,
     RunnerSpec,
@@ -105,7 +106,9 @@ class StageRunner:
             finally:
                 self._has_ended.set()
         if not self._is_stopping.is_set():
-            on_message(self._failure or RunnerFailed(reason=self._why_it_ended()))
+            on_message(
+                self._failure or RunnerFailed(reason=self._why_it_ended(), ending=self._how_it_ended())
+            )
 
     async def _run(self, on_message: Callable[[FromChild], None]) -> None:
         environment = stage_environment(
@@ -291,6 +294,13 @@ class StageRunner:
                 self._kill(f"its process has not been heard of for {silent_s:.1f} s")
             elif not self._is_loaded and now - self._progressed_at > limits.load_s:
                 self._kill(f"loading has not got on for {limits.load_s:g} s")
+
+    def _how_it_ended(self) -> ProcessEnding:
+        return ProcessEnding(
+            exit_code=None if self._process is None else self._process.returncode,
+            is_hung=self._killed_because is not None,
+            last_words="\n".join(self._stderr_lines),
+        )
 
     def _why_it_ended(self) -> str:
         if self._killed_because is not None:
