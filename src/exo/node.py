@@ -341,7 +341,9 @@ def _announce_devices(
     for device in devices:
         kind = "Processor" if device.backend == "cpu" else "GPU detected"
         logger.info("{}: {} ({:.1f} GiB)", kind, device.name, device.memory_total_bytes / 2**30)
-    found = {device.backend for device in devices if device.backend != "cpu" and not device.is_simulated}
+    found: set[Backend] = {
+        device.backend for device in devices if device.backend != "cpu" and not device.is_simulated
+    }
     for engine, usable in engine_backends.items():
         for backend in sorted(found.intersection(usable)):
             logger.info("Using {} {} backend", engine.upper(), backend.upper())
