@@ -21,6 +21,9 @@ from exo.gpu.reading import DeviceReading
 from exo.shared.types.devices import GPUDevice, Health
 from exo.shared.types.ids import DeviceId
 
+REMEMBERED_MAX = 64
+"""Of devices that are gone, so many of those that were not trusted are known when they come back."""
+
 
 class HealthChange(NamedTuple):
     """A device is otherwise than before."""
@@ -31,10 +34,10 @@ class HealthChange(NamedTuple):
 
 
 class _Watched:
-    def __init__(self, backend: GPUBackend, device: GPUDevice) -> None:
+    def __init__(self, backend: GPUBackend, device: GPUDevice, condition: DeviceCondition) -> None:
         self.backend = backend
         self.device = device
-        self.condition = DeviceCondition()
+        self.condition = condition
         self.told: tuple[Health, str | None] = ("healthy", None)
         self.stirred = anyio.Event()
         self.scope = anyio.CancelScope()
@@ -66,6 +69,8 @@ class HealthWatch:
         self._clock = clock
         self._source = source or random.Random()
         self._watched: dict[DeviceId, _Watched] = {}
+        self._gone: dict[DeviceId, DeviceCondition] = {}
+        """What is held against devices that are gone, the latest last: going away is no way to be trusted again."""
         self._tasks: TaskGroup | None = None
 
     # --- what others observe --------------------------------------------------------------------------------------
@@ -105,16 +110,26 @@ class HealthWatch:
     # --- the loop -------------------------------------------------------------------------------------------------
 
     def set_devices(self, devices: Sequence[tuple[GPUBackend, GPUDevice]]) -> None:
-        """Watch these devices from now on. What is known of those that were there before is kept."""
+        """Watch these devices from now on. What is known of those that were there before is kept.
+
+        What is held against a device that goes is known again when it comes back.
+        """
         wanted = {device.device_id: (backend, device) for backend, device in devices}
-        for device_id in self._watched.keys() - wanted.keys():
-            self._watched.pop(device_id).scope.cancel()
+        for device_id in sorted(self._watched.keys() - wanted.keys()):
+            gone = self._watched.pop(device_id)
+            gone.scope.cancel()
+            if gone.condition.health != "healthy" or gone.condition.quarantine.trips:
+                self._gone[device_id] = gone.condition
+        while len(self._gone) > REMEMBERED_MAX:
+            del self._gone[next(iter(self._gone))]
         for device_id, (backend, device) in wanted.items():
             before = self._watched.get(device_id)
             if before is not None:
                 before.backend, before.device = backend, device
                 continue
-            self._watched[device_id] = watched = _Watched(backend, device)
+            known = self._gone.pop(device_id, DeviceCondition())
+            self._watched[device_id] = watched = _Watched(backend, device, known)
+            watched.told = self.health(device_id)
             if self._tasks is not None:
                 self._tasks.start_soon(self._watch, watched)
 

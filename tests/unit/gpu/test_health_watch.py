@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from exo.gpu import device_check
 from exo.gpu.backends.cpu import CPUDriver
@@ -20,7 +21,7 @@ from exo.gpu.device_check import SIDE, check_device, count_wrong_rows
 from exo.gpu.errors import DriverError, OutOfDeviceMemoryError
 from exo.gpu.failures import Failure
 from exo.gpu.health import CheckFailed, CheckPassed, HealthPolicy
-from exo.gpu.health_watch import HealthChange, HealthWatch
+from exo.gpu.health_watch import REMEMBERED_MAX, HealthChange, HealthWatch
 from exo.gpu.quarantine import QuarantinePolicy
 from exo.gpu.threaded import ThreadedBackend
 from exo.shared.types.ids import DeviceId, NodeId
@@ -308,6 +309,43 @@ def test_devices_come_and_go_while_it_runs() -> None:
             with pytest.raises(RuntimeError, match="already"):
                 await story.watch.run()
             tasks.cancel_scope.cancel()
+
+    virtual_time.run(main())
+
+
+def test_a_device_that_failed_is_not_trusted_because_it_went_and_came_back() -> None:
+    async def main() -> None:
+        story = Story(simulated(count=2))
+        first, second = story.backend.devices
+        fatal = Failure(kind="device_lost", message="it fell off the bus", weight="fatal")
+        for _ in range(3):
+            story.watch.observe_failure(first.device_id, fatal)
+            for there in ([second], [first, second]):
+                story.watch.set_devices([(story.backend, device) for device in there])
+        assert story.watch.health(first.device_id)[0] == "failed"
+        assert story.watch.condition(first.device_id).quarantine.trips == 1
+        assert story.watch.health(second.device_id) == ("healthy", None)
+        await story.play(POLICY.quarantine.first_s + 10)
+        assert story.watch.health(first.device_id) == ("healthy", None), "after its time it is tried again"
+        assert story.changes[-1][1:] == ("simulated:0", "healthy")
+
+    virtual_time.run(main())
+
+
+def test_no_more_devices_that_are_gone_are_remembered_than_a_machine_ever_had() -> None:
+    async def main() -> None:
+        story = Story(simulated(count=2))
+        fatal = Failure(kind="device_lost", message="it fell off the bus", weight="fatal")
+        ids = [DeviceId(f"n/simulated:{number}") for number in range(REMEMBERED_MAX + 1)]
+        for device_id in ids:
+            device = replace(story.backend.devices[0], device_id=device_id)
+            story.watch.set_devices([(story.backend, device)])
+            story.watch.observe_failure(device_id, fatal)
+        story.watch.set_devices([])
+        back = [replace(story.backend.devices[0], device_id=device_id) for device_id in ids]
+        story.watch.set_devices([(story.backend, device) for device in back])
+        healths = [story.watch.health(device_id)[0] for device_id in ids]
+        assert healths == ["healthy", *["failed"] * REMEMBERED_MAX]
 
     virtual_time.run(main())
 
