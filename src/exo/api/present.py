@@ -6,6 +6,7 @@ The results are dictionaries that hold msgspec structs wherever a shape has a st
 
 from typing import Any
 
+from exo.gpu.numbering import numbered
 from exo.shared.serving import instance_status
 from exo.shared.types.commands import Preview
 from exo.shared.types.devices import DeviceGPUState, GPUDevice, NodePerformanceProfile
@@ -172,9 +173,9 @@ def gpu_info(state: State) -> View:
     for node_id, node in sorted(state.nodes.items()):
         live = state.live.get(node_id)
         devices: list[View] = []
-        for device in node.identity.devices:
+        for gpu_id, device in enumerate(numbered(node.identity.devices)):
             now = live.devices.get(device.device_id) if live is not None else None
-            devices.append(_device_info(device, now, held.get(device.device_id, [])))
+            devices.append(_device_info(gpu_id, device, now, held.get(device.device_id, [])))
             heat = now.thermal_temperature_c if now is not None else None
             if heat is not None and (hottest is None or heat > hottest["temperature_c"]):
                 hottest = {"node_id": node_id, "device_id": device.device_id, "temperature_c": heat}
@@ -200,10 +201,11 @@ def _allocation(value: Instance, plan: StagePlan) -> View:
     }
 
 
-def _device_info(device: GPUDevice, now: DeviceGPUState | None, allocations: list[View]) -> View:
+def _device_info(gpu_id: int, device: GPUDevice, now: DeviceGPUState | None, allocations: list[View]) -> View:
     heat = now.thermal_temperature_c if now is not None else None
     limit = now.thermal_throttle_threshold_c if now is not None else None
     return {
+        "gpu_id": gpu_id,
         "device": device,
         "state": now,
         "health": now.health if now is not None else "unknown",

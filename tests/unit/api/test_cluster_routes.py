@@ -7,6 +7,7 @@ from exo.api.schemas.models import ModelList
 from exo.cluster.facts import PeerSeen
 from exo.shared.types.devices import DeviceGPUState, MemoryProfile, NodePerformanceProfile, SystemProfile
 from exo.shared.types.events import (
+    DeviceAppeared,
     DeviceGPUStateUpdated,
     InstanceRestarted,
     LinkMeasured,
@@ -18,7 +19,7 @@ from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.instances import StageProgress
 from exo.shared.types.nodes import HostPort
 from support.api_world import INSTANCE_ID, World, client_of, parse
-from support.states import GIB, fold
+from support.states import GIB, fold, gpu
 from support.stories import placed, stage
 
 
@@ -149,6 +150,13 @@ async def test_gpu_info_joins_devices_telemetry_and_allocation(world: World, htt
     assert info.hottest_device is not None
     assert info.hottest_device.device_id == "a/cpu:0"
     assert info.nodes[1].devices[0].allocations == []
+    for alias in ("cuda:10", "cuda:9"):
+        appeared = DeviceAppeared(node_id=NodeId("b"), device=gpu("b", GIB, alias))
+        world.coordinator.set_state(fold(world.coordinator.state, appeared))
+    info = parse(GpuInfoView, (await http.get("/gpu/info")).content)
+    numbers = [(one.gpu_id, one.device.local_alias) for one in info.nodes[1].devices]
+    assert numbers == [(0, "cuda:9"), (1, "cuda:10"), (2, "cpu:0")]
+    assert info.nodes[1].devices[0].thermal.temperature_c is None
 
 
 async def test_models_are_listed_once_with_all_their_nodes(http: httpx.AsyncClient) -> None:

@@ -1167,14 +1167,31 @@ export interface components {
             /** Message */
             message: string;
         };
-        /** DeviceInfoView */
+        /**
+         * DeviceInfoView
+         * @description One device: what it is, how it is, and who has it.
+         */
         DeviceInfoView: {
-            /** Allocations */
+            /**
+             * Allocations
+             * @description The stages that are placed on it.
+             */
             allocations: components["schemas"]["AllocationView"][];
             device: components["schemas"]["DeviceView"];
-            /** Health */
+            /**
+             * Gpu Id
+             * @description Its number within its node, as in the metrics: GPUs as their driver counts them, then the processor.
+             */
+            gpu_id: number;
+            /**
+             * Health
+             * @description `unknown` until its first telemetry; nothing is placed on a device that has failed.
+             */
             health: ("healthy" | "degraded" | "failed") | "unknown";
-            /** Health Reason */
+            /**
+             * Health Reason
+             * @description Why it is not healthy.
+             */
             health_reason: string | null;
             /** Memory Free Bytes */
             memory_free_bytes: number | null;
@@ -1362,6 +1379,7 @@ export interface components {
          * @description Every node's devices with telemetry, health, allocation and heat.
          */
         GpuInfoView: {
+            /** @description Null where no device tells its temperature. */
             hottest_device: components["schemas"]["HottestDeviceView"] | null;
             /** Index */
             index: number;
@@ -1385,7 +1403,10 @@ export interface components {
             /** Status */
             status: string;
         };
-        /** HottestDeviceView */
+        /**
+         * HottestDeviceView
+         * @description Where it is hottest in the cluster.
+         */
         HottestDeviceView: {
             /** Device Id */
             device_id: string;
@@ -1840,11 +1861,20 @@ export interface components {
             /** Vocabulary Size */
             vocabulary_size: number;
         };
-        /** NodeDevicesView */
+        /**
+         * NodeDevicesView
+         * @description The devices of one node.
+         */
         NodeDevicesView: {
-            /** Devices */
+            /**
+             * Devices
+             * @description By `gpu_id`.
+             */
             devices: components["schemas"]["DeviceInfoView"][];
-            /** Is Connected */
+            /**
+             * Is Connected
+             * @description Otherwise what is told of its devices is the last that was heard.
+             */
             is_connected: boolean;
             /** Name */
             name: string;
@@ -2383,18 +2413,27 @@ export interface components {
             /** Text */
             text: string;
         };
-        /** ThermalView */
+        /**
+         * ThermalView
+         * @description A device's heat; null where the device does not tell.
+         */
         ThermalView: {
             /**
              * Headroom C
-             * @description Degrees left below the throttle threshold.
+             * @description Degrees left below the throttle threshold; negative above it.
              */
             headroom_c: number | null;
-            /** Is Throttling */
+            /**
+             * Is Throttling
+             * @description Heat slows the device down now.
+             */
             is_throttling: boolean | null;
             /** Temperature C */
             temperature_c: number | null;
-            /** Throttle Threshold C */
+            /**
+             * Throttle Threshold C
+             * @description Above this the device slows itself down.
+             */
             throttle_threshold_c: number | null;
         };
         /**

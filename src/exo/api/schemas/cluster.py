@@ -245,32 +245,49 @@ class AllocationView(Shape):
 
 
 class ThermalView(Shape):
+    """A device's heat; null where the device does not tell."""
+
     temperature_c: float | None
     throttle_threshold_c: float | None
+    """Above this the device slows itself down."""
     headroom_c: float | None
-    """Degrees left below the throttle threshold."""
+    """Degrees left below the throttle threshold; negative above it."""
     is_throttling: bool | None
+    """Heat slows the device down now."""
 
 
 class DeviceInfoView(Shape):
+    """One device: what it is, how it is, and who has it."""
+
+    gpu_id: int
+    """Its number within its node, as in the metrics: GPUs as their driver counts them, then the processor."""
     device: DeviceView
     state: DeviceStateView | None
     """Null until its first telemetry."""
     health: Health | Literal["unknown"]
+    """`unknown` until its first telemetry; nothing is placed on a device that has failed."""
     health_reason: str | None
+    """Why it is not healthy."""
     memory_free_bytes: int | None
     allocations: list[AllocationView]
+    """The stages that are placed on it."""
     thermal: ThermalView
 
 
 class NodeDevicesView(Shape):
+    """The devices of one node."""
+
     node_id: str
     name: str
     is_connected: bool
+    """Otherwise what is told of its devices is the last that was heard."""
     devices: list[DeviceInfoView]
+    """By `gpu_id`."""
 
 
 class HottestDeviceView(Shape):
+    """Where it is hottest in the cluster."""
+
     node_id: str
     device_id: str
     temperature_c: float
@@ -282,6 +299,7 @@ class GpuInfoView(Shape):
     index: int
     nodes: list[NodeDevicesView]
     hottest_device: HottestDeviceView | None
+    """Null where no device tells its temperature."""
 
 
 class PeerView(Shape):
