@@ -109,10 +109,16 @@ def test_what_was_never_measured_comes_first_then_the_oldest() -> None:
     assert third is not None and third.way == B and third.at_s == 1005
 
 
-def test_devices_of_the_node_come_before_other_nodes() -> None:
-    way = DeviceWay(DeviceId("z/cuda:0"), DeviceId("z/cuda:1"))
-    found = choose([B, way], {}, last_s=None, pace=PACE)
-    assert found is not None and found.way == way
+def test_ways_between_devices_and_to_nodes_take_turns() -> None:
+    devices: list[Way] = [
+        DeviceWay(DeviceId(f"z/cuda:{one}"), DeviceId(f"z/cuda:{other}")) for one, other in ((0, 1), (1, 0))
+    ]
+    history: dict[Way, Tried] = {}
+    for number in range(4):
+        found = choose([B, C, *devices], history, last_s=None, pace=PACE)
+        assert found is not None
+        history[found.way] = Tried(at_s=number)
+    assert list(history) == [devices[0], B, devices[1], C]
 
 
 def test_a_way_that_fails_is_tried_less_and_less_often() -> None:

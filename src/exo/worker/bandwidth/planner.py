@@ -1,5 +1,6 @@
 """Which way to measure next, and when: seldom, one at a time, the one that nobody has looked at for longest. Pure."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
 import msgspec
@@ -73,7 +74,10 @@ def due_s(tried: Tried | None, pace: Pace) -> float:
 def choose(
     ways: Collection[Way], history: Mapping[Way, Tried], *, last_s: float | None, pace: Pace
 ) -> Next | None:
-    """Return the way that is due first; of those that never were measured, the first by name. None: there is none.
+    """Return the way that is due first; None: there is none.
+
+    Of those that never were measured it takes ways between devices and ways to nodes in turn, so that neither many
+    devices nor many nodes hold up the others.
 
     Args:
         ways: All there are.
@@ -83,7 +87,8 @@ def choose(
     """
     if not ways:
         return None
-    way = min(ways, key=lambda one: (due_s(history.get(one), pace), _name(one)))
+    tried = Counter(type(one) for one in history)
+    way = min(ways, key=lambda one: (due_s(history.get(one), pace), tried[type(one)], _name(one)))
     earliest_s = float("-inf") if last_s is None else last_s + pace.spacing_s
     return Next(way=way, at_s=max(due_s(history.get(way), pace), earliest_s))
 
@@ -102,5 +107,5 @@ def noted(before: Tried | None, *, at_s: float, has_failed: bool, random: Callab
 
 
 def _name(way: Way) -> tuple[str, ...]:
-    """Devices of this node come first: they cost others nothing."""
+    """Of equals devices of this node come first: they cost others nothing."""
     return ("0", way.source, way.dest) if isinstance(way, DeviceWay) else ("1", way.dest)
