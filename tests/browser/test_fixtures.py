@@ -5,6 +5,7 @@ import json
 import pytest
 from pydantic import BaseModel
 
+from browser.gpu_machines import state_with_gpus
 from browser.scripted_node import ScriptedNode, fixture, stage_of
 from exo.api.schemas.access import Decided, NodeList
 from exo.api.schemas.cluster import ClusterStateView
@@ -55,3 +56,9 @@ def test_the_scripted_decisions_on_nodes_have_the_shape_of_the_api(tmp_path) -> 
     node.remove_member(node.nodes["nodes"][1]["node_id"])
     assert NodeList.model_validate(node.nodes).model_dump(mode="json") == node.nodes
     assert ClusterStateView.model_validate(node.state).model_dump(mode="json") == node.state
+
+
+def test_the_machines_with_gpus_have_the_shape_of_the_api() -> None:
+    made_up = state_with_gpus()
+    shaped = ClusterStateView.model_validate_json(json.dumps(made_up))
+    assert shaped.model_dump(mode="json") == made_up

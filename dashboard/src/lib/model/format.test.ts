@@ -22,6 +22,7 @@ describe('format', () => {
       format.percent,
       format.celsius,
       format.watts,
+      format.megahertz,
       format.milliseconds,
       format.rate,
     ]) {

@@ -29,6 +29,10 @@ export function watts(value: number | null | undefined): string {
   return value === null || value === undefined ? UNKNOWN : `${Math.round(value)} W`;
 }
 
+export function megahertz(value: number | null | undefined): string {
+  return value === null || value === undefined ? UNKNOWN : `${Math.round(value)} MHz`;
+}
+
 /** A duration in milliseconds: `31 ms`, `1.4 s`. */
 export function milliseconds(value: number | null | undefined): string {
   if (value === null || value === undefined) return UNKNOWN;

@@ -1,25 +1,8 @@
 // What the page shows of a node and its devices, out of the cluster's state.
-import type { ClusterState, Device, DeviceState, Node, StagePhase } from '../types';
+import type { ClusterState, Device, Node, StagePhase } from '../types';
 import { standing, type Standing } from './agreement';
+import { deviceRow, troubles, type DeviceRow, type MemoryBar, type Condition } from './devices';
 import { bytes, count } from './format';
-
-export interface MemoryBar {
-  label: string;
-  usedBytes: number;
-  totalBytes: number;
-}
-
-export interface DeviceRow {
-  id: string;
-  name: string;
-  kind: 'CPU' | 'GPU';
-  backend: string;
-  utilizationPercent: number | null;
-  temperatureC: number | null;
-  isThrottling: boolean;
-  health: DeviceState['health'] | 'unknown';
-  healthReason: string | null;
-}
 
 export interface NodeCard {
   id: string;
@@ -39,9 +22,16 @@ export interface NodeCard {
   sharesMachineWith: string[];
   /** Null until the first telemetry, and while the node is away: what it was is not what it is. */
   memory: MemoryBar[] | null;
-  devices: DeviceRow[];
+  devices: NodeDevice[];
+  /** How many of them failed or are degraded. */
+  troubles: Condition[];
   /** What is placed here. */
   stages: PlacedStage[];
+}
+
+export interface NodeDevice extends DeviceRow {
+  /** The node's bars do not tell its memory apart, so it has a bar of its own. */
+  hasMemoryBar: boolean;
 }
 
 export interface PlacedStage {
@@ -80,12 +70,26 @@ export function nodeCards(state: ClusterState): NodeCard[] {
     sharesMachineWith: nodes
       .filter((other) => other.host_id === node.host_id && other.node_id !== node.node_id)
       .map((other) => nameOf.get(other.node_id) ?? other.node_id),
-    memory: node.is_connected ? memoryBars(node) : null,
-    devices: node.devices.map((device) =>
-      deviceRow(device, node.is_connected ? state.gpu_device_state[device.device_id] : undefined),
-    ),
+    memory: node.is_connected ? memoryBars(state, node) : null,
+    ...devicesOf(state, node),
     stages: placedStages(state, node.node_id),
   }));
+}
+
+function devicesOf(state: ClusterState, node: Node): Pick<NodeCard, 'devices' | 'troubles'> {
+  const devices = node.devices.map((device) => ({
+    ...deviceRow(device, node.is_connected ? state.gpu_device_state[device.device_id] : undefined),
+    hasMemoryBar: hasMemoryBar(node, device),
+  }));
+  return { devices, troubles: troubles(devices) };
+}
+
+/** Where a device has memory of its own, and the node's sum is not just that. */
+function hasMemoryBar(node: Node, device: Device): boolean {
+  if (device.memory_kind === 'unified') return device.is_simulated;
+  return (
+    device.memory_kind === 'vram' && node.devices.filter((other) => other.memory_kind === 'vram').length > 1
+  );
 }
 
 function placedStages(state: ClusterState, nodeId: string): PlacedStage[] {
@@ -118,30 +122,27 @@ function address({ host, port }: Node['api_address']): string {
   return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
-function memoryBars(node: Node): MemoryBar[] | null {
+/** RAM, and VRAM apart from it; memory that GPU and CPU share is one pool, and named so. */
+function memoryBars(state: ClusterState, node: Node): MemoryBar[] | null {
   const memory = node.node_profile?.memory;
   if (!memory) return null;
-  const bars = [
-    { label: 'RAM', usedBytes: memory.ram_total - memory.ram_available, totalBytes: memory.ram_total },
+  const isShared = node.devices.some((device) => device.memory_kind === 'unified' && !device.is_simulated);
+  const bars: MemoryBar[] = [
+    {
+      label: isShared ? 'Unified memory' : 'RAM',
+      usedBytes: memory.ram_total - memory.ram_available,
+      totalBytes: memory.ram_total,
+    },
   ];
   if (memory.gpu_vram_total > 0) {
-    bars.push({ label: 'VRAM', usedBytes: memory.gpu_vram_used, totalBytes: memory.gpu_vram_total });
+    // In the sum a device that does not tell counts as empty: what is not known is no bar.
+    const isTold = node.devices
+      .filter((device) => device.memory_kind === 'vram')
+      .every((device) => (state.gpu_device_state[device.device_id]?.memory_used_bytes ?? null) !== null);
+    const usedBytes = isTold ? memory.gpu_vram_used : null;
+    bars.push({ label: 'VRAM', usedBytes, totalBytes: memory.gpu_vram_total });
   }
   return bars;
-}
-
-function deviceRow(device: Device, state: DeviceState | undefined): DeviceRow {
-  return {
-    id: device.device_id,
-    name: device.name,
-    kind: device.backend === 'cpu' ? 'CPU' : 'GPU',
-    backend: device.backend,
-    utilizationPercent: state?.compute_utilization_percent ?? null,
-    temperatureC: state?.thermal_temperature_c ?? null,
-    isThrottling: state?.is_thermal_throttling ?? false,
-    health: state?.health ?? 'unknown',
-    healthReason: state?.health_reason ?? null,
-  };
 }
 
 /** The machines together, in a line. */

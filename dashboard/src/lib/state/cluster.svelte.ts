@@ -1,4 +1,5 @@
 // The cluster as this page last saw it. Raw state: answers replace it whole, so nothing needs deep tracking.
+import { recorded, type LoadHistories } from '../model/load';
 import { browserTimers } from '../services/timers';
 import { getModels, getNodes, getState } from '../services/cluster';
 import { openEvents } from '../services/events';
@@ -8,6 +9,8 @@ import type { ClusterState, Model, NodeList } from '../types';
 class Cluster {
   state = $state.raw<ClusterState | null>(null);
   connection = $state.raw<Connection>({ status: 'connecting' });
+  /** How busy each device was while this page looked. */
+  loads = $state.raw<LoadHistories>(new Map());
   models = $state.raw<Model[] | null>(null);
   nodeList = $state.raw<NodeList | null>(null);
   #detailsAt = '';
@@ -36,11 +39,13 @@ class Cluster {
   /** Another key is used from now on: what was seen with the one before is dropped. */
   restart(): void {
     this.state = this.models = this.nodeList = null;
+    this.loads = new Map();
     this.#detailsAt = '';
     this.#live?.restart();
   }
 
   #take(state: ClusterState): void {
+    this.loads = recorded(this.loads, state, browserTimers.now());
     this.state = state;
     // These change by decisions only, and a restarted node may count from the start again.
     const at = `${state.cluster_id} ${state.term} ${state.index}`;

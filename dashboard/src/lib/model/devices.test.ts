@@ -1,0 +1,191 @@
+// One device on the page: what is not known is a dash, and what is wrong is said in words.
+import { describe, expect, it } from 'vitest';
+import stateAnswer from '../../../../tests/browser/fixtures/state.json';
+import type { ClusterState, Device, DeviceState, Node } from '../types';
+import { deviceRow, troubles, type DeviceRow } from './devices';
+import { nodeCards } from './nodes';
+
+const state = stateAnswer as unknown as ClusterState;
+const GIB = 1024 ** 3;
+const oak = state.topology.nodes[0] as Node;
+const [cpu, gpu] = oak.devices as [Device, Device];
+const now = state.gpu_device_state[gpu.device_id] as DeviceState;
+
+function row(changes: Partial<DeviceState>, of: Partial<Device> = {}): DeviceRow {
+  return deviceRow({ ...gpu, ...of }, { ...now, ...changes });
+}
+
+function fact(device: DeviceRow, name: string): string | undefined {
+  return device.facts.find((one) => one.name === name)?.words;
+}
+
+describe('what a device is', () => {
+  it.each([
+    [{ backend: 'cuda', memory_kind: 'vram' }, 'GPU', 'VRAM'],
+    [{ backend: 'metal', memory_kind: 'unified' }, 'GPU', 'Unified memory'],
+    [{ backend: 'simulated', memory_kind: 'vram', is_simulated: true }, 'GPU', 'VRAM'],
+    [{ backend: 'simulated', memory_kind: 'ram', is_simulated: true }, 'CPU', 'RAM'],
+    [{ backend: 'cpu', memory_kind: 'ram' }, 'CPU', 'RAM'],
+  ] as const)('%o is a %s with %s', (changes, kind, label) => {
+    const device = row({}, changes);
+    expect(device.kind).toBe(kind);
+    expect(device.memory.label).toBe(label);
+    expect(device.isSimulated).toBe('is_simulated' in changes);
+  });
+});
+
+describe('what is not known', () => {
+  it('is a dash in every fact, and no number', () => {
+    const device = deviceRow(gpu, undefined);
+    expect(device).toMatchObject({
+      utilizationPercent: null,
+      temperatureC: null,
+      temperatureLimitC: null,
+      powerWatts: null,
+      powerLimitWatts: null,
+      health: 'unknown',
+      healthCondition: { tone: 'plain', words: 'health –' },
+      slowedCondition: null,
+      memory: { usedBytes: null, totalBytes: 12 * GIB },
+    });
+    expect(device.facts.map(({ name, words }) => `${name} ${words}`)).toEqual([
+      'Temperature –',
+      'Power –',
+      'Clock –',
+      'Slowed –',
+      'Known as cuda:0, NVIDIA',
+      'Driver 550.54',
+    ]);
+  });
+
+  it('is no zero: a zero is told as one', () => {
+    const device = row({ power_watts: 0, thermal_temperature_c: 0, compute_utilization_percent: 0 });
+    expect(device).toMatchObject({ powerWatts: 0, temperatureC: 0, utilizationPercent: 0 });
+    expect(fact(device, 'Power')).toBe('0 W');
+  });
+});
+
+describe('limits and clocks', () => {
+  it('stand beside what is measured, where they are told', () => {
+    const device = row({ power_limit_watts: 170, clock_mhz: 1777.4, clock_max_mhz: 2100 });
+    expect(fact(device, 'Temperature')).toBe('71 °C, limit 83 °C');
+    expect(fact(device, 'Power')).toBe('118 W, limit 170 W');
+    expect(fact(device, 'Clock')).toBe('1777 MHz, limit 2100 MHz');
+    expect(fact(row({}), 'Power')).toBe('118 W');
+  });
+});
+
+describe('what holds a device back', () => {
+  it.each([
+    [['thermal'], true, 'warn', 'slowed by heat'],
+    [['thermal', 'power'], true, 'warn', 'slowed by heat, its power limit'],
+    [['power'], false, 'plain', 'slowed by its power limit'],
+    [['power_brake'], null, 'warn', 'slowed by the power brake of its machine'],
+    [null, true, 'warn', 'slowed by heat'],
+    [['power'], true, 'warn', 'slowed by heat, its power limit'],
+  ] as const)('%j, hot: %s', (reasons, isHot, tone, words) => {
+    const changes = { throttle_reasons: reasons && [...reasons], is_thermal_throttling: isHot };
+    expect(row(changes).slowedCondition).toEqual({ tone, words });
+    expect(fact(row(changes), 'Slowed')).toBe(words.replace('slowed ', ''));
+  });
+
+  it('is told apart from what does not tell', () => {
+    const silent = row({ throttle_reasons: null, is_thermal_throttling: null });
+    expect([silent.slowedCondition, fact(silent, 'Slowed')]).toEqual([null, '–']);
+    const free = row({ throttle_reasons: [], is_thermal_throttling: null });
+    expect([free.slowedCondition, fact(free, 'Slowed')]).toEqual([null, 'no']);
+    const cool = row({ throttle_reasons: null, is_thermal_throttling: false });
+    expect([cool.slowedCondition, fact(cool, 'Slowed')]).toEqual([null, 'no']);
+  });
+});
+
+describe('health', () => {
+  it.each([
+    ['healthy', null, 'good', 'healthy'],
+    ['degraded', 'one wrong answer', 'warn', 'degraded: one wrong answer'],
+    ['failed', 'it fell off the bus', 'bad', 'failed: it fell off the bus'],
+    ['failed', null, 'bad', 'failed'],
+  ] as const)('%s because of %s', (health, reason, tone, words) => {
+    expect(row({ health, health_reason: reason }).healthCondition).toEqual({ tone, words });
+  });
+
+  it('is summed up for a node, worst first', () => {
+    const failed = row({ health: 'failed' });
+    const degraded = row({ health: 'degraded' });
+    expect(troubles([degraded, row({}), failed, failed])).toEqual([
+      { tone: 'bad', words: '2 GPUs failed' },
+      { tone: 'warn', words: '1 GPU degraded' },
+    ]);
+    expect(troubles([failed, deviceRow(cpu, { ...now, health: 'failed' })])).toEqual([
+      { tone: 'bad', words: '2 devices failed' },
+    ]);
+    expect(troubles([row({}), deviceRow(gpu, undefined)])).toEqual([]);
+  });
+});
+
+describe('what few devices have', () => {
+  it('is told where it is there', () => {
+    const device = row(
+      {
+        faults: [{ kind: 'xid', code: 79, message: 'Xid 79: GPU has fallen off the bus', is_fatal: true }],
+        ecc_corrected_count: 3,
+        battery_percent: 41.4,
+        is_plugged_in: true,
+        is_memory_pressed: true,
+        processes: [
+          { pid: 7, used_bytes: 2 * GIB },
+          { pid: 9, used_bytes: null },
+        ],
+      },
+      { support_level: 'monitoring' },
+    );
+    expect(fact(device, 'Faults')).toBe('Xid 79: GPU has fallen off the bus.');
+    expect(fact(device, 'Memory errors')).toBe('3 corrected, – not');
+    expect(fact(device, 'Battery')).toBe('41 %, plugged in');
+    expect(fact(device, 'Memory pressure')).toBe('the system is short of memory');
+    expect(fact(device, 'Held by')).toBe('process 7: 2 GiB, process 9: –');
+    expect(fact(device, 'Use')).toBe('only watched: nothing can run on it');
+    expect(fact(row({ battery_percent: 41.4 }), 'Battery')).toBe('41 %');
+  });
+});
+
+describe("a node's memory", () => {
+  function cardOf(devices: Device[], states: Partial<Record<string, Partial<DeviceState>>> = {}) {
+    const node = { ...oak, devices };
+    const told = Object.fromEntries(
+      devices.map(({ device_id }) => [device_id, { ...now, device_id, ...states[device_id] }]),
+    );
+    const [card] = nodeCards({
+      ...state,
+      gpu_device_state: told,
+      topology: { ...state.topology, nodes: [node] },
+    });
+    if (!card) throw new Error('there is no card');
+    return card;
+  }
+  const labels = (devices: Device[]) => cardOf(devices).memory?.map((bar) => bar.label);
+  const withBar = (devices: Device[]) => cardOf(devices).devices.map((device) => device.hasMemoryBar);
+  const second = { ...gpu, device_id: 'second' };
+  const shared: Device = { ...gpu, device_id: 'shared', memory_kind: 'unified' };
+
+  it('is one pool where GPU and CPU share it, and named so', () => {
+    expect(labels([cpu, shared])?.[0]).toBe('Unified memory');
+    expect(labels([cpu, gpu])).toEqual(['RAM', 'VRAM']);
+    // What is only played does not change what the machine has.
+    const played: Device = { ...shared, is_simulated: true };
+    expect(labels([cpu, played])?.[0]).toBe('RAM');
+    expect(withBar([cpu, played])).toEqual([false, true]);
+  });
+
+  it('is told for each GPU where there are several', () => {
+    expect(withBar([cpu, gpu])).toEqual([false, false]);
+    expect(withBar([cpu, gpu, second])).toEqual([false, true, true]);
+    expect(withBar([cpu, gpu, shared])).toEqual([false, false, false]);
+  });
+
+  it('is no sum where one of them does not tell', () => {
+    const bars = cardOf([cpu, gpu, second], { second: { memory_used_bytes: null } }).memory;
+    expect(bars?.[1]).toEqual({ label: 'VRAM', usedBytes: null, totalBytes: 12 * GIB });
+    expect(cardOf([cpu, gpu, second]).memory?.[1]?.usedBytes).toBe(4_724_464_026);
+  });
+});

@@ -1,0 +1,197 @@
+"""GPUs on the page in a real browser: memory, heat, power, load over time, health, and many on one node."""
+
+import re
+
+import pytest
+
+from browser.driver import Locator, Page, expect
+from browser.gpu_machines import DREAM, FAILED, FORGE, HOT, SPARK, state_with_gpus
+from browser.scripted_node import Json, ScriptedNode
+from browser.test_dashboard import CONTRAST_SCRIPT, live, node_card, scroll_overflow_px
+
+
+@pytest.fixture
+def gpu_node(node: ScriptedNode) -> ScriptedNode:
+    """A scripted node whose cluster has machines with many GPUs."""
+    node.state = state_with_gpus()
+    return node
+
+
+def device_line(within: Locator, device_id: str) -> Locator:
+    return within.locator(f'[data-device="{device_id}"]')
+
+
+def set_device(node: ScriptedNode, device_id: str, **fields: Json | float | str | None) -> None:
+    states = node.state["gpu_device_state"]
+    node.change(gpu_device_state=states | {device_id: states[device_id] | fields})
+
+
+def test_a_node_with_eight_gpus_shows_each_with_its_own_memory(gpu_node, open_page, screenshot) -> None:
+    page = open_page(gpu_node.url)
+    live(page)
+    forge = node_card(page, "forge")
+    expect(forge.get_by_text("GPU", exact=True)).to_have_count(8)
+    expect(forge.get_by_role("meter", name="RAM", exact=True)).to_have_attribute(
+        "aria-valuetext", "210 GiB of 1.5 TiB used"
+    )
+    # Seven tell: the node's sum is not known, and says so in words without a bar.
+    expect(forge.get_by_role("meter", name="VRAM", exact=True)).to_have_count(7)
+    expect(forge).to_contain_text("– of 640 GiB used")
+    first = device_line(forge, f"{FORGE}/cuda:0")
+    for words in ("cuda:0", "NVIDIA H100 80GB HBM3", "88 %", "58 °C", "limit 87 °C", "540 W", "limit 700 W"):
+        expect(first).to_contain_text(words)
+    expect(first.get_by_role("meter", name="VRAM")).to_have_attribute(
+        "aria-valuetext", "61.5 GiB of 80 GiB used"
+    )
+    expect(first).to_contain_text("healthy")
+    screenshot(page, "gpus-1440-light")
+
+
+def test_troubles_are_said_in_words_on_the_device_and_on_its_node(gpu_node, open_page) -> None:
+    page = open_page(gpu_node.url)
+    live(page)
+    forge = node_card(page, "forge")
+    header = forge.locator("header").first
+    expect(header).to_contain_text("1 GPU failed")
+    expect(header).to_contain_text("1 GPU degraded")
+
+    failed = device_line(forge, f"{FORGE}/cuda:{FAILED}")
+    expect(failed).to_contain_text("failed: GPU has fallen off the bus")
+    for name in ("load", "temp", "power"):
+        expect(failed).to_contain_text(re.compile(rf"{name}\s*–"))
+    expect(failed).to_contain_text("– of 80 GiB used")
+    expect(failed.get_by_role("meter")).to_have_count(0)
+
+    hot = device_line(forge, f"{FORGE}/cuda:{HOT}")
+    expect(hot).to_contain_text("slowed by heat, its power limit")
+    expect(hot).to_contain_text("88 °C")
+    expect(device_line(forge, f"{FORGE}/cuda:0")).not_to_contain_text("slowed")
+
+    # Healed: nothing is said any more.
+    for place in (5, 6):
+        set_device(gpu_node, f"{FORGE}/cuda:{place}", health="healthy", health_reason=None)
+    expect(header).not_to_contain_text("GPU")
+
+
+def test_what_is_simulated_and_what_is_unified_is_named(gpu_node, open_page) -> None:
+    page = open_page(gpu_node.url)
+    live(page)
+    dream = node_card(page, "dream")
+    expect(dream.get_by_text("simulated", exact=True)).to_have_count(1)
+    expect(page.get_by_text("simulated", exact=True)).to_have_count(1)
+    expect(device_line(dream, f"{DREAM}/simulated:0")).to_contain_text("simulated")
+
+    spark = node_card(page, "spark")
+    expect(spark.get_by_role("meter")).to_have_count(1)
+    expect(spark.get_by_role("meter", name="Unified memory")).to_have_attribute(
+        "aria-valuetext", "44 GiB of 128 GiB used"
+    )
+
+
+def test_load_over_time_is_kept_while_the_page_is_open(gpu_node, open_page, screenshot) -> None:
+    device_id = f"{SPARK}/cuda:0"
+    page = open_page(gpu_node.url)
+    page.clock.install()
+    page.reload()
+    live(page)
+    line = device_line(node_card(page, "spark"), device_id)
+    chart = line.get_by_role("img")
+    expect(chart).to_have_accessible_name(
+        re.compile(r"^Load (just now: 55 %|in the last \d s: 55 % throughout)$")
+    )
+
+    def pass_with(load: float | None, words: str) -> None:
+        page.clock.fast_forward(9_000)
+        set_device(gpu_node, device_id, compute_utilization_percent=load)
+        expect(line).to_contain_text(re.compile(rf"load\s*{words}"))
+
+    for load in (80, 12, 33, 71, 96, 98, 95, 64):
+        pass_with(load, f"{load} %")
+    name = re.compile(r"^Load in the last \d+ s: 12 % to 98 %, \d\d % on average$")
+    expect(chart).to_have_accessible_name(name)
+    expect(chart.locator(".line")).to_have_count(1)
+    # Unknown is a hole, no zero: the range stays.
+    pass_with(None, "–")
+    pass_with(40, "40 %")
+    pass_with(45, "45 %")
+    expect(chart.locator(".line")).to_have_count(2)
+    expect(chart).to_have_accessible_name(re.compile(r": 12 % to 98 %, "))
+    unknown = device_line(node_card(page, "reed"), "c4d81e6f02a74c95/metal:0").get_by_role("img")
+    expect(unknown).to_have_accessible_name("Load over time –")
+    line.scroll_into_view_if_needed()
+    screenshot(page, "gpus-load")
+    # Nothing older than the window is kept.
+    page.clock.fast_forward(301_000)
+    set_device(gpu_node, device_id, compute_utilization_percent=50.0)
+    expect(chart).to_have_accessible_name("Load just now: 50 %")
+    page.get_by_role("button", name="Details of spark").click()
+    pass_with(51, "51 %")
+    pass_with(49, "49 %")
+    screenshot(page, "gpus-load-detail")
+
+
+def open_detail(page: Page, name: str) -> Locator:
+    page.get_by_role("button", name=f"Details of {name}").click()
+    return page.get_by_role("dialog", name=name)
+
+
+def test_the_detail_tells_all_that_is_known_of_each_device(gpu_node, open_page, screenshot) -> None:
+    page = open_page(gpu_node.url)
+    live(page)
+    dialog = open_detail(page, "dream")
+    gpu = device_line(dialog, f"{DREAM}/simulated:0")
+    expect(gpu).to_contain_text("simulated")
+    expect(gpu).to_contain_text("412 W, limit 450 W")
+    expect(gpu).to_contain_text(re.compile(r"Slowed\s*–"))
+    expect(gpu).to_contain_text(re.compile(r"Driver\s*–"))
+    expect(gpu.get_by_role("meter", name="VRAM")).to_be_visible()
+    expect(device_line(dialog, f"{DREAM}/cpu:0")).to_contain_text("81 %, not plugged in")
+    screenshot(page, "gpus-detail")
+    page.keyboard.press("Escape")
+
+    # Eight are a list first; the keyboard opens one.
+    dialog = open_detail(page, "forge")
+    failed = device_line(dialog, f"{FORGE}/cuda:{FAILED}")
+    expect(failed).to_contain_text("failed: GPU has fallen off the bus")
+    fault = failed.get_by_text("Xid 79: GPU has fallen off the bus.")
+    expect(fault).to_be_hidden()
+    failed.locator("summary").focus()
+    page.keyboard.press("Enter")
+    expect(fault).to_be_visible()
+    screenshot(page, "gpus-detail-failed")
+    hot = device_line(dialog, f"{FORGE}/cuda:{HOT}")
+    hot.locator("summary").click()
+    expect(hot).to_contain_text("by heat, its power limit")
+    expect(hot).to_contain_text("1290 MHz, limit 1980 MHz")
+    # An opened one stays open while telemetry goes on.
+    set_device(gpu_node, f"{FORGE}/cuda:{HOT}", thermal_temperature_c=91.0)
+    expect(hot).to_contain_text("91 °C, limit 87 °C")
+    expect(fault).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1440])
+def test_gpus_fit_and_can_be_read(gpu_node, open_page, screenshot, width: int, scheme: str) -> None:
+    page = open_page(gpu_node.url, width=width, height=1200, color_scheme=scheme)
+    live(page)
+    forge = node_card(page, "forge")
+    expect(forge.locator("[data-device]")).to_have_count(9)
+    assert scroll_overflow_px(page) == 0
+    assert page.evaluate(CONTRAST_SCRIPT) == []
+    # Nothing of a device hangs out of its card, nor over its neighbour.
+    card = forge.bounding_box()
+    assert card is not None
+    for line in forge.locator("[data-device]").all():
+        assert line.evaluate("e => e.scrollWidth <= e.clientWidth")
+        box = line.bounding_box()
+        assert box is not None
+        assert box["x"] >= card["x"]
+        assert box["x"] + box["width"] <= card["x"] + card["width"]
+    forge.scroll_into_view_if_needed()
+    screenshot(page, f"gpus-{width}-{scheme}")
+    dialog = open_detail(page, "forge")
+    dialog.locator("details").nth(HOT + 1).locator("summary").click()
+    assert scroll_overflow_px(page) == 0
+    assert dialog.locator(".body").evaluate("e => e.scrollWidth <= e.clientWidth")
+    assert page.evaluate(CONTRAST_SCRIPT) == []
+    screenshot(page, f"gpus-detail-{width}-{scheme}")
