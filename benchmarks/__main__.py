@@ -13,6 +13,7 @@ BENCHMARKS = {
     "serve": "benchmarks.serve",
     "cluster": "benchmarks.cluster",
     "data_plane": "benchmarks.data_plane",
+    "telemetry": "benchmarks.telemetry",
 }
 """Name -> module with a `run(*, quick: bool) -> list[Result | NotMeasured]`. One of several parts names them in
 `PARTS`, and its `run` takes `parts` as well."""
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0 when every bar holds, 1 when one does not or a figure is missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=sorted(BENCHMARKS))
-    parser.add_argument("parts", nargs="*", help="of `cluster`: measure only these")
+    parser.add_argument("parts", nargs="*", help="of one of several parts, such as `cluster`: measure only these")
     parser.add_argument(
         "--json",
         nargs="?",

@@ -1,0 +1,17 @@
+"""What watching 16 devices at a node's interval costs the processor, in a process that does nothing else."""
+
+from benchmarks.cluster.measuring import Sheet
+from benchmarks.results import Result
+from benchmarks.telemetry import stub_driver, watching
+
+
+def run(*, quick: bool) -> list[Result]:
+    """Processor time, so that other programs hardly change it. What the stub itself uses is no cost of the collector."""
+    sheet = Sheet()
+    seconds = 6.0 if quick else 40.0
+    said = watching.ask("cost", seconds, timeout_s=60 + seconds)
+    name = f"watching {stub_driver.DEVICES} devices every 2 s"
+    sheet.add(f"{name}: the collector", said["percent"] - said["stub_percent"], "% of a core", at_most=1)
+    sheet.add(f"{name}: with the stub", said["percent"], "% of a core")
+    sheet.add(f"{name}: calls of the library", said["calls_per_s"], "1/s")
+    return sheet.results
