@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
+from exo.api.context import NodeActions
 from exo.api.openai.chunks import ChunkEncoder
 from exo.api.schemas import openai as shapes
 from exo.dataplane.errors import GenerationFailedError, GenerationRejected
@@ -140,6 +141,8 @@ def test_a_chunk_is_the_documented_shape_whatever_the_model_is_called() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_cancels_its_generation_at_once(world: World, stream: bool) -> None:
     world.client.acts = ("Hel", None)
+    busy: list[bool] = []
+    world.actions = NodeActions(note_busy=busy.append)
     async with served(world) as server:
         async with httpx.AsyncClient() as http, anyio.create_task_group() as group:
 
@@ -154,11 +157,13 @@ async def test_a_client_that_leaves_cancels_its_generation_at_once(world: World,
             await until(lambda: world.client.streams and world.client.streams[0].chunks_taken)
             assert not world.client.streams[0].is_cancelled
             assert server.context.requests_in_flight == {"i": 1}
+            assert busy == [True], "so that nobody measures bandwidth meanwhile"
             assert "exo_requests_active 1.0" in server.context.metrics.render().decode()
             group.cancel_scope.cancel()
         with anyio.fail_after(5):
             await world.client.streams[0].cancelled.wait()
         await until(lambda: not server.context.requests_in_flight)
+        assert busy == [True, False]
         metrics = server.context.metrics.render().decode()
     assert "exo_requests_active 0.0" in metrics
     assert 'exo_requests_total{route="/v1/chat/completions",status="499"} 1.0' in metrics
