@@ -94,6 +94,45 @@ def _stays_faulty(record: HealthRecord, evidence: Evidence) -> bool:
     )
 
 
+class Absence(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of a device while it is not there.
+
+    Attributes:
+        condition: As it was.
+        gone_at_s: Since when, monotonic.
+        is_counted: It had failed before it went, and its quarantine says so already.
+    """
+
+    condition: DeviceCondition
+    gone_at_s: float
+    is_counted: bool
+
+
+def left(condition: DeviceCondition, arrived: DeviceCondition, now_s: float) -> Absence:
+    """Return what to keep of a device that goes now; `arrived` is how it was when it was first there."""
+    quarantine = condition.quarantine
+    is_counted = (
+        circuit.phase(quarantine, now_s) == "open" and quarantine.until_s != arrived.quarantine.until_s
+    )
+    return Absence(condition=condition, gone_at_s=now_s, is_counted=is_counted)
+
+
+def came_back(absence: Absence, now_s: float, policy: ConditionPolicy = _POLICY) -> DeviceCondition:
+    """Return the condition of a device that is there again: it is kept out, and longer each time it goes.
+
+    A device whose failure made it go away has failed once, not twice.
+    """
+    condition = absence.condition
+    if absence.is_counted:
+        return condition
+    quarantine = circuit.returned(condition.quarantine, absence.gone_at_s, now_s, policy.quarantine)
+    if quarantine is condition.quarantine:
+        return condition
+    reason = f"it was gone for {max(0.0, now_s - absence.gone_at_s):.0f} s"
+    record = replace(condition.record, health="failed", reason=reason, good_in_a_row=0)
+    return replace(condition, record=record, quarantine=quarantine)
+
+
 def check_due_s(condition: DeviceCondition, policy: ConditionPolicy = _POLICY) -> float:
     """Return the time from which on the device should be checked: minus infinity is at once."""
     last_s = condition.checked_at_s

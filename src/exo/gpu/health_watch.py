@@ -13,7 +13,15 @@ from anyio.abc import TaskGroup
 from loguru import logger
 
 from exo.gpu.backend import GPUBackend
-from exo.gpu.condition import ConditionPolicy, DeviceCondition, check_due_s, observe
+from exo.gpu.condition import (
+    Absence,
+    ConditionPolicy,
+    DeviceCondition,
+    came_back,
+    check_due_s,
+    left,
+    observe,
+)
 from exo.gpu.device_check import check_device
 from exo.gpu.failures import Failure, of_exception
 from exo.gpu.health import Evidence, FailureSeen, ReadingTaken
@@ -21,8 +29,8 @@ from exo.gpu.reading import DeviceReading
 from exo.shared.types.devices import GPUDevice, Health
 from exo.shared.types.ids import DeviceId
 
-REMEMBERED_MAX = 64
-"""Of devices that are gone, so many of those that were not trusted are known when they come back."""
+REMEMBERED_MAX = 1024
+"""Of devices that are gone, the last so many are known when they come back."""
 
 
 class HealthChange(NamedTuple):
@@ -37,6 +45,7 @@ class _Watched:
     def __init__(self, backend: GPUBackend, device: GPUDevice, condition: DeviceCondition) -> None:
         self.backend = backend
         self.device = device
+        self.arrived = condition
         self.condition = condition
         self.told: tuple[Health, str | None] = ("healthy", None)
         self.stirred = anyio.Event()
@@ -69,8 +78,8 @@ class HealthWatch:
         self._clock = clock
         self._source = source or random.Random()
         self._watched: dict[DeviceId, _Watched] = {}
-        self._gone: dict[DeviceId, DeviceCondition] = {}
-        """What is held against devices that are gone, the latest last: going away is no way to be trusted again."""
+        self._gone: dict[DeviceId, Absence] = {}
+        """Devices that are gone, the latest last: going away is no way to be trusted again."""
         self._tasks: TaskGroup | None = None
 
     # --- what others observe --------------------------------------------------------------------------------------
@@ -112,14 +121,14 @@ class HealthWatch:
     def set_devices(self, devices: Sequence[tuple[GPUBackend, GPUDevice]]) -> None:
         """Watch these devices from now on. What is known of those that were there before is kept.
 
-        What is held against a device that goes is known again when it comes back.
+        A device that was there, went and is back is not trusted at once, and the less the more often it does so.
         """
+        now_s = self._clock()
         wanted = {device.device_id: (backend, device) for backend, device in devices}
         for device_id in sorted(self._watched.keys() - wanted.keys()):
             gone = self._watched.pop(device_id)
             gone.scope.cancel()
-            if gone.condition.health != "healthy" or gone.condition.quarantine.trips:
-                self._gone[device_id] = gone.condition
+            self._gone[device_id] = left(gone.condition, gone.arrived, now_s)
         while len(self._gone) > REMEMBERED_MAX:
             del self._gone[next(iter(self._gone))]
         for device_id, (backend, device) in wanted.items():
@@ -127,9 +136,10 @@ class HealthWatch:
             if before is not None:
                 before.backend, before.device = backend, device
                 continue
-            known = self._gone.pop(device_id, DeviceCondition())
+            absence = self._gone.pop(device_id, None)
+            known = DeviceCondition() if absence is None else came_back(absence, now_s, self._policy)
             self._watched[device_id] = watched = _Watched(backend, device, known)
-            watched.told = self.health(device_id)
+            self._tell(watched)
             if self._tasks is not None:
                 self._tasks.start_soon(self._watch, watched)
 
@@ -175,6 +185,10 @@ class HealthWatch:
     def _take(self, watched: _Watched, evidence: Evidence) -> None:
         watched.condition = observe(watched.condition, evidence, self._clock(), self._policy)
         watched.stirred.set()
+        self._tell(watched)
+
+    def _tell(self, watched: _Watched) -> None:
+        """Log and pass on how a device is, where that is another thing than was told last."""
         told = watched.condition.health, watched.condition.reason(self._policy)
         if told == watched.told:
             return

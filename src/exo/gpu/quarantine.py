@@ -64,6 +64,21 @@ def tripped(quarantine: Quarantine, now_s: float, policy: QuarantinePolicy = _PO
     return Quarantine(trips=trips, until_s=now_s + length_s(trips, policy))
 
 
+def returned(
+    quarantine: Quarantine, gone_at_s: float, now_s: float, policy: QuarantinePolicy = _POLICY
+) -> Quarantine:
+    """Return it after the device was away from `gone_at_s` to `now_s` without having failed before.
+
+    Going away is failing. Unlike a failure it counts while the device is kept out as well: it is what flapping is.
+    Whoever was away for so long that a failure would be forgotten does not flap.
+    """
+    if now_s - gone_at_s > policy.forgiven_after_s:
+        return quarantine
+    is_closed = phase(quarantine, gone_at_s) == "closed"
+    trips = (remembered(quarantine, gone_at_s, policy) if is_closed else quarantine.trips) + 1
+    return Quarantine(trips=trips, until_s=now_s + length_s(trips, policy))
+
+
 def trusted(quarantine: Quarantine, now_s: float) -> Quarantine:
     """Return it after the device has passed its trial. Its failures are not forgotten yet."""
     if phase(quarantine, now_s) != "half_open":

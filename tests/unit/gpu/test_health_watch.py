@@ -24,6 +24,7 @@ from exo.gpu.health import CheckFailed, CheckPassed, HealthPolicy
 from exo.gpu.health_watch import REMEMBERED_MAX, HealthChange, HealthWatch
 from exo.gpu.quarantine import QuarantinePolicy
 from exo.gpu.threaded import ThreadedBackend
+from exo.shared.types.devices import GPUDevice
 from exo.shared.types.ids import DeviceId, NodeId
 from support import virtual_time
 from support.inline_backend import InlineBackend
@@ -186,6 +187,12 @@ class Story:
                     self.watch.observe_reading(device.device_id, reading)
             await anyio.sleep(2)
 
+    def come_and_go(self, device: GPUDevice) -> None:
+        """Have one device go, and be there again at once."""
+        others = [one for one in self.backend.devices if one is not device]
+        for there in (others, self.backend.devices):
+            self.watch.set_devices([(self.backend, one) for one in there])
+
     async def play(self, seconds: float) -> None:
         with anyio.move_on_after(seconds):
             async with anyio.create_task_group() as tasks:
@@ -236,6 +243,17 @@ def test_wrong_answers_degrade_then_fail_and_right_ones_heal_after_the_quarantin
     assert times["degraded"] == 120 and times["failed"] == 130
     # On trial after 30 s, wrong again; then out for 60 s, and two right answers in a row.
     assert times["healthy"] == pytest.approx(130 + 30 + 60 + 5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(1, 200))
+def test_failure_detection_whenever_a_device_begins_to_compute_wrongly(at_s: float) -> None:
+    """It has failed at the third check behind that, which are one interval and two short ones at most."""
+    story = play(simulated(m.WrongAnswers(at_s=at_s)), 300)
+    assert healths(story.changes)[:2] == ["degraded", "failed"]
+    failed_at_s = next(moment_s for moment_s, _, health in story.changes if health == "failed")
+    shortest_s = 2 * POLICY.recheck_interval_s
+    assert at_s + shortest_s <= failed_at_s <= at_s + shortest_s + POLICY.check_interval_s
 
 
 def test_a_lost_device_fails_at_the_next_reading_and_comes_back_on_trial() -> None:
@@ -301,7 +319,7 @@ def test_devices_come_and_go_while_it_runs() -> None:
             assert story.changes == []
             story.watch.set_devices([(story.backend, first), (story.backend, second)])
             await anyio.sleep(20)
-            assert healths(story.changes) == ["degraded", "failed"]
+            assert healths(story.changes) == ["failed"], "it was gone before anybody checked it"
             story.watch.set_devices([(story.backend, second)])
             count = len(story.changes)
             await anyio.sleep(600)
@@ -313,17 +331,17 @@ def test_devices_come_and_go_while_it_runs() -> None:
     virtual_time.run(main())
 
 
-def test_a_device_that_failed_is_not_trusted_because_it_went_and_came_back() -> None:
+FATAL = Failure(kind="device_lost", message="it fell off the bus", weight="fatal")
+
+
+def test_a_device_that_failed_and_went_is_kept_out_for_the_one_failure_when_it_is_back() -> None:
     async def main() -> None:
         story = Story(simulated(count=2))
         first, second = story.backend.devices
-        fatal = Failure(kind="device_lost", message="it fell off the bus", weight="fatal")
-        for _ in range(3):
-            story.watch.observe_failure(first.device_id, fatal)
-            for there in ([second], [first, second]):
-                story.watch.set_devices([(story.backend, device) for device in there])
-        assert story.watch.health(first.device_id)[0] == "failed"
-        assert story.watch.condition(first.device_id).quarantine.trips == 1
+        story.watch.observe_failure(first.device_id, FATAL)
+        story.come_and_go(first)
+        health, reason = story.watch.health(first.device_id)
+        assert health == "failed" and reason == "it fell off the bus; kept out for 30 s, then tried again"
         assert story.watch.health(second.device_id) == ("healthy", None)
         await story.play(POLICY.quarantine.first_s + 10)
         assert story.watch.health(first.device_id) == ("healthy", None), "after its time it is tried again"
@@ -332,15 +350,89 @@ def test_a_device_that_failed_is_not_trusted_because_it_went_and_came_back() -> 
     virtual_time.run(main())
 
 
+def test_a_device_that_comes_and_goes_is_kept_out_longer_each_time_and_is_told_so() -> None:
+    async def main() -> None:
+        story = Story(simulated(count=2))
+        first, second = story.backend.devices
+        for times in range(1, 5):
+            story.come_and_go(first)
+            condition = story.watch.condition(first.device_id)
+            assert condition.quarantine.trips == times and not condition.is_usable
+            assert condition.quarantine.until_s == 30 * 2 ** (times - 1)
+        health, reason = story.watch.health(first.device_id)
+        assert health == "failed"
+        assert reason == "it was gone for 0 s; kept out for 240 s, for the 4th time, then tried again"
+        assert [change[1:] for change in story.changes] == [("simulated:0", "failed")] * 4
+        await story.play(240)
+        assert story.watch.health(first.device_id)[0] == "failed"
+        await story.play(10)
+        assert story.watch.health(first.device_id) == ("healthy", None)
+        assert story.watch.health(second.device_id) == ("healthy", None)
+        # It was trusted again, and goes once more: nothing is forgotten so soon.
+        story.come_and_go(first)
+        assert story.watch.condition(first.device_id).quarantine.trips == 5
+
+    virtual_time.run(main())
+
+
+def test_a_device_that_was_away_for_long_is_taken_as_it_was() -> None:
+    async def main() -> None:
+        story = Story(simulated(count=2))
+        first, second = story.backend.devices
+        story.watch.observe_failure(second.device_id, FATAL)
+        story.watch.set_devices([])
+        await anyio.sleep(POLICY.quarantine.forgiven_after_s + 1)
+        story.watch.set_devices([(story.backend, first), (story.backend, second)])
+        assert story.watch.health(first.device_id) == ("healthy", None)
+        assert story.watch.health(second.device_id)[0] == "failed", "it is on trial"
+
+    virtual_time.run(main())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 200), st.floats(0, 200), st.sampled_from(("goes", "fails and goes"))),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_however_a_device_comes_and_goes_it_is_out_when_it_is_back(
+    visits: list[tuple[float, float, str]],
+) -> None:
+    """Without anybody who tries it: the more often it went, the longer it is out, and never for less than before."""
+
+    async def main() -> None:
+        story = Story(simulated())
+        (device,) = story.backend.devices
+        clock = asyncio.get_running_loop().time
+        trips, until_s = 0, 0.0
+        for there_s, away_s, what in visits:
+            await anyio.sleep(there_s)
+            if what == "fails and goes":
+                story.watch.observe_failure(device.device_id, FATAL)
+            story.watch.set_devices([])
+            await anyio.sleep(away_s)
+            story.watch.set_devices([(story.backend, device)])
+            quarantine = story.watch.condition(device.device_id).quarantine
+            assert story.watch.health(device.device_id)[0] == "failed"
+            assert quarantine.trips > trips, "every time counts"
+            assert quarantine.until_s is not None and quarantine.until_s >= until_s
+            assert quarantine.until_s <= clock() + POLICY.quarantine.longest_s
+            trips, until_s = quarantine.trips, quarantine.until_s
+        assert trips <= 2 * len(visits)
+
+    virtual_time.run(main())
+
+
 def test_no_more_devices_that_are_gone_are_remembered_than_a_machine_ever_had() -> None:
     async def main() -> None:
         story = Story(simulated(count=2))
-        fatal = Failure(kind="device_lost", message="it fell off the bus", weight="fatal")
         ids = [DeviceId(f"n/simulated:{number}") for number in range(REMEMBERED_MAX + 1)]
         for device_id in ids:
             device = replace(story.backend.devices[0], device_id=device_id)
             story.watch.set_devices([(story.backend, device)])
-            story.watch.observe_failure(device_id, fatal)
+            story.watch.observe_failure(device_id, FATAL)
         story.watch.set_devices([])
         back = [replace(story.backend.devices[0], device_id=device_id) for device_id in ids]
         story.watch.set_devices([(story.backend, device) for device in back])

@@ -144,3 +144,43 @@ def test_in_every_story_quarantine_and_health_agree(steps: list[tuple[float, Evi
             assert condition.record.health == "failed" and condition.reason(POLICY)
         assert condition.is_usable == (condition.health != "failed")
         assert (condition.reason(POLICY) is None) == (condition.health == "healthy")
+
+
+XID = DeviceFault(kind="xid", code=13, message="an exception of a program", is_fatal=False)
+UNKNOWN = FailureSeen(Failure(kind="unknown", message="the process was killed", weight="suspicious"))
+MEMORY = CheckFailed(Failure(kind="out_of_memory", message="out of memory", weight="none"))
+BAD: tuple[Evidence, ...] = (
+    WRONG,
+    FailureSeen(Failure(kind="hang", message="it hung", weight="bad")),
+    CheckFailed(Failure(kind="unknown", message="the check ended oddly", weight="suspicious")),
+)
+NEUTRAL: tuple[Evidence, ...] = (UNKNOWN, MEMORY, ReadingTaken(DeviceReading()))
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.floats(0.0, 40.0), st.sampled_from((*BAD, *NEUTRAL, GOOD))), max_size=40),
+    st.integers(1, 5),
+    st.sampled_from(BAD),
+)
+def test_failure_detection_takes_so_many_in_a_row_and_never_fewer(
+    story: list[tuple[float, Evidence]], bad_max: int, last: Evidence
+) -> None:
+    """As long as it was trusted, it fails with the N-th failure in a row, exactly then, whatever came before."""
+    policy = ConditionPolicy(health=HealthPolicy(bad_in_a_row_max=bad_max), quarantine=TIMES)
+    condition, now_s, in_a_row = DeviceCondition(), 0.0, 0
+    for wait_s, evidence in story:
+        now_s += wait_s
+        was_usable = condition.is_usable
+        condition = observe(condition, evidence, now_s, policy)
+        in_a_row = in_a_row + 1 if evidence in BAD else 0 if evidence is GOOD else in_a_row
+        if was_usable:
+            assert (condition.health == "failed") == (in_a_row >= bad_max)
+    for _ in range(bad_max):
+        condition = observe(condition, last, now_s, policy)
+    assert condition.health == "failed" and not condition.is_usable
+
+
+def test_one_fatal_failure_is_enough_and_programs_errors_are_none() -> None:
+    assert after((0.0, LOST)).health == "failed"
+    assert after(*[(0.0, ReadingTaken(DeviceReading(faults=(XID,))))] * 9).health != "failed"
