@@ -8,6 +8,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from exo.gpu.allocation import (
     ROOM_STEP_BYTES,
@@ -18,7 +19,7 @@ from exo.gpu.allocation import (
     candidates_of,
     choose,
 )
-from exo.gpu.errors import NotEnoughGPUsError
+from exo.gpu.errors import GPUTakenError, NotEnoughGPUsError
 from exo.gpu.manager import GPUManager
 from exo.gpu.numbering import numbered
 from exo.gpu.recovery import Needs
@@ -313,6 +314,26 @@ def test_allocate_hold_and_release() -> None:
     assert guard.release(owner="chat") == []
     assert guard.release() == [0, 2, 3]
     assert guard.get_allocated_gpus() == [] and guard.owners() == {}
+
+
+def test_certain_gpus_are_taken_in_parts_by_several_who_name_them() -> None:
+    devices = [replace(gpu(index, 8), memory_total_bytes=8 * GIB) for index in range(3)]
+    guard = manager(*devices)
+    guard.take([0, 2], owner="i/0", memory_bytes=5 * GIB)
+    guard.take([2], owner="j/0", memory_bytes=3 * GIB)
+    assert guard.owners() == {"i/0": [0, 2], "j/0": [2]}
+    assert guard.allocate(owner="chat") == [[1]]
+    for gpus, reason in (
+        ([0, 1], "cuda:1: chat has it for itself"),
+        ([0, 2], "i/0, j/0 may take"),
+        ([7], "GPU 7"),
+    ):
+        with pytest.raises(GPUTakenError, match=reason):
+            guard.take(gpus, owner="k/0", memory_bytes=GIB)
+    with pytest.raises(ValueError, match="i/0 holds GPUs already"):
+        guard.take([1], owner="i/0", memory_bytes=0)
+    assert guard.release_all_but({"j/0", "chat"}) == [0, 2]
+    assert guard.owners() == {"j/0": [2], "chat": [1]}
 
 
 def test_memory_is_shared_out_over_the_devices() -> None:
