@@ -153,7 +153,7 @@ def forge(base: Json) -> tuple[Json, list[Json]]:
 def dream(base: Json) -> tuple[Json, list[Json]]:
     """Return a machine whose GPU is played."""
     cpu = device(DREAM, "cpu:0", "Intel Core i7-1260P", "ram", 16, vendor="Intel")
-    gpu = device(DREAM, "simulated:0", "NVIDIA GeForce RTX 4090", "vram", 24, is_simulated=True)
+    gpu = device(DREAM, "simulated:0", "NVIDIA GeForce RTX 4090 (simulated)", "vram", 24, is_simulated=True)
     states = [
         told(cpu, 9.5, 21.0, thermal_temperature_c=64.0, battery_percent=81.0, is_plugged_in=False),
         told(gpu, 20.25, 97.0, thermal_temperature_c=74.0, power_watts=412.0, power_limit_watts=450.0),

@@ -79,7 +79,9 @@ def test_what_is_simulated_and_what_is_unified_is_named(gpu_node, open_page) -> 
     dream = node_card(page, "dream")
     expect(dream.get_by_text("simulated", exact=True)).to_have_count(1)
     expect(page.get_by_text("simulated", exact=True)).to_have_count(1)
-    expect(device_line(dream, f"{DREAM}/simulated:0")).to_contain_text("simulated")
+    expect(device_line(dream, f"{DREAM}/simulated:0").locator(".what")).to_have_text(
+        re.compile(r"^\s*GPU\s*NVIDIA GeForce RTX 4090\s*simulated\s*$")
+    )
 
     spark = node_card(page, "spark")
     expect(spark.get_by_role("meter")).to_have_count(1)

@@ -13,6 +13,7 @@ from browser.driver import Page, expect
 pytestmark = pytest.mark.slow
 
 MODEL = "exo-tiny"
+MACHINES = Path(__file__).parents[1] / "hardware"
 READY_TIMEOUT_MS = 60_000
 
 
@@ -105,3 +106,29 @@ def test_a_killed_node_is_said_to_be_gone_and_its_own_page_says_so_too(
     )
     expect(seen_from_other.get_by_role("banner")).to_contain_text("2 of 3 nodes")
     screenshot(seen_from_other, "real-away")
+
+
+def test_simulated_gpus_of_a_real_node_are_shown_and_named_so(
+    dashboard: Path, tmp_path: Path, open_page, screenshot
+) -> None:
+    played = {"EXO_GPU_BACKEND": f"simulated:{MACHINES / 'pc-mixed-failing.toml'}"}
+    with NodeProcess(tmp_path / "played", "--no-discovery", environment=played) as node:
+        page = open_page(node.url, may_log="Failed to load resource")
+        live(page, 1)
+        lines = page.locator("[data-node] [data-device]")
+        expect(lines).to_have_count(4)
+        # The processor is real, the cards are not.
+        expect(page.get_by_text("simulated", exact=True)).to_have_count(3)
+        card = lines.filter(has_text="NVIDIA GeForce RTX 4090")
+        for words in ("60 %", "limit 90 °C", "limit 450 W", "simulated:0", "healthy"):
+            expect(card).to_contain_text(words)
+        expect(card).to_contain_text(re.compile(r"temp\s*\d+ °C"))
+        expect(card).to_contain_text(re.compile(r"power\s*\d+ W"))
+        expect(card.get_by_role("meter", name="VRAM")).to_have_attribute(
+            "aria-valuetext", "7.5 GiB of 24 GiB used"
+        )
+        # Telemetry goes on, and so does the picture.
+        expect(card.get_by_role("img")).to_have_accessible_name(
+            re.compile(r"^Load in the last \d+ s: 60 % throughout$")
+        )
+        screenshot(page, "real-simulated")

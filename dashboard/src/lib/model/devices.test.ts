@@ -34,6 +34,14 @@ describe('what a device is', () => {
   });
 });
 
+describe('the name of what is simulated', () => {
+  it('says it once: a badge does', () => {
+    const name = 'NVIDIA GeForce RTX 4090 (simulated)';
+    expect(row({}, { name, is_simulated: true }).name).toBe('NVIDIA GeForce RTX 4090');
+    expect(row({}, { name }).name).toBe(name);
+  });
+});
+
 describe('what is not known', () => {
   it('is a dash in every fact, and no number', () => {
     const device = deviceRow(gpu, undefined);
@@ -181,6 +189,16 @@ describe("a node's memory", () => {
     expect(withBar([cpu, gpu])).toEqual([false, false]);
     expect(withBar([cpu, gpu, second])).toEqual([false, true, true]);
     expect(withBar([cpu, gpu, shared])).toEqual([false, false, false]);
+  });
+
+  it('comes before its devices, in the order of their numbers', () => {
+    const numbered = [10, 2, 0].map((number) => ({
+      ...gpu,
+      device_id: `gpu ${number}`,
+      local_alias: `cuda:${number}`,
+    }));
+    const aliases = cardOf([...numbered, cpu]).devices.map((device) => device.alias);
+    expect(aliases).toEqual(['cpu:0', 'cuda:0', 'cuda:2', 'cuda:10']);
   });
 
   it('is no sum where one of them does not tell', () => {

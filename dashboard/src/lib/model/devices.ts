@@ -72,7 +72,8 @@ export function deviceRow(device: Device, state: DeviceState | undefined): Devic
   return {
     id: device.device_id,
     alias: device.local_alias,
-    name: device.name,
+    // A badge says it.
+    name: device.is_simulated ? device.name.replace(/ \(simulated\)$/, '') : device.name,
     kind: isGpu(device) ? 'GPU' : 'CPU',
     backend: device.backend,
     isSimulated: device.is_simulated,

@@ -81,6 +81,8 @@ function devicesOf(state: ClusterState, node: Node): Pick<NodeCard, 'devices' | 
     ...deviceRow(device, node.is_connected ? state.gpu_device_state[device.device_id] : undefined),
     hasMemoryBar: hasMemoryBar(node, device),
   }));
+  // The cluster lists them by their ids: people count.
+  devices.sort((one, other) => one.alias.localeCompare(other.alias, 'en', { numeric: true }));
   return { devices, troubles: troubles(devices) };
 }
 
