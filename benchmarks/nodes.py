@@ -21,6 +21,9 @@ class NodeFailedError(Exception):
 class NodeProcess:
     """One `exo` process with a data directory of its own and any free ports. Use in `with`."""
 
+    module = "exo"
+    """What Python runs; another one ends up running `exo` with the same arguments."""
+
     def __init__(
         self,
         home: Path,
@@ -65,7 +68,7 @@ class NodeProcess:
         command: Sequence[str] = (
             sys.executable,
             "-m",
-            "exo",
+            self.module,
             "--port=0",
             "--cluster-port=0",
             "--data-port=0",

@@ -73,4 +73,4 @@ def _node_mb(folder: Path, count: int, *, quick: bool) -> float:
 
 
 def _told(node: NodeProcess) -> int:
-    return sum("/simulated" in key for key in node.get("/state")["gpu_states"])
+    return sum("/simulated" in key for key in node.get("/state")["gpu_device_state"])

@@ -6,7 +6,7 @@ from benchmarks.telemetry import stub_driver, watching
 
 
 def run(*, quick: bool) -> list[Result]:
-    """Processor time, so that other programs hardly change it. What the stub itself uses is no cost of the collector."""
+    """Processor time: other programs hardly change it. What the stub itself uses is no cost of the collector."""
     sheet = Sheet()
     seconds = 6.0 if quick else 40.0
     said = watching.ask("cost", seconds, timeout_s=60 + seconds)

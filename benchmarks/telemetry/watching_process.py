@@ -72,7 +72,6 @@ class Watched:
         return next(one.device_id for one in self.inventory.devices if one.local_alias == alias)
 
 
-
 @asynccontextmanager
 async def watching() -> AsyncIterator[Watched]:
     """Find the stub's devices."""
