@@ -151,6 +151,7 @@ _STEPS: dict[PeerStatus, str] = {
     "other_version": _SAME_RELEASE,
     "both_have_instances": "delete the instances of one of them: exo delete ID; it then joins the other",
     "no_master": "start the node that was its master again, or see there: exo status",
+    "removed": "to join it again: exo token create on one of its nodes, then here: exo join TOKEN",
     "same_node_id": "delete the file node_id in the data directory that is the copy, and start that node again",
     "two_masters": "stop the node whose data directory is the copy",
     "malformed": "another program uses the discovery port; choose another with --discovery-port on all nodes",

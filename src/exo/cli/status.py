@@ -24,7 +24,10 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
         f"namespace {plain(state['namespace'])}, master {plain(leader)}, term {state['term']}, "
         f"index {state['index']}"
     )
-    console.print(plain(agreement(state, names)))
+    peers = client.get("/peers")["peers"]
+    removal = next((peer["detail"] for peer in peers if peer["status"] == "removed"), None)
+    # Who was put out waits for nobody: a master would not let it in.
+    console.print(plain(removal if removal and not master else agreement(state, names)))
     console.print(plain(state["topology"]["metrics"]["summary"]))
     console.print()
     console.print(_nodes(state))
@@ -33,7 +36,7 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
         console.print(_instances(state, names))
     else:
         console.print("nothing is placed; place a model with: exo place MODEL (exo models lists them)")
-    for peer in client.get("/peers")["peers"]:
+    for peer in peers:
         if peer["status"] not in ("member", "joining"):
             name = peer["name"] or (
                 f"{peer['address']['host']}:{peer['address']['port']}" if peer["address"] else "?"

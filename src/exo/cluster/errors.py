@@ -27,11 +27,19 @@ class DialError(ExoError):
 class HandshakeError(DialError):
     """Raised when one side could not prove to the other that it belongs there, or speaks another protocol.
 
-    `code` is one of `transport.refusals.CODES`, for programs.
+    `code` is one of `transport.refusals.CODES`, for programs. `is_told`: the other side says so of this one.
     """
 
-    def __init__(self, message: str, *, is_secret_wrong: bool = False, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        is_secret_wrong: bool = False,
+        code: str | None = None,
+        is_told: bool = False,
+    ) -> None:
         super().__init__(message)
+        self.is_told = is_told
         self.is_secret_wrong = is_secret_wrong
         self.code = code or ("other_secret" if is_secret_wrong else "other_protocol")
 

@@ -31,13 +31,13 @@ class ClusterFacts(msgspec.Struct, frozen=True, kw_only=True):
     member_count: int
     instance_count: int
     is_established: bool = False
-    """The cluster has an authority or keys: somebody made it more than a node that has just started."""
+    """The cluster has an authority or keys, or removed a node: somebody made it more than one that has just started."""
     is_voteless: bool = False
     """The node has lost its log: it may not vote before it was removed from the voters and added again."""
 
     @property
     def has_something_to_lose(self) -> bool:
-        """The cluster has instances, an authority or keys: it never gives itself up to join another."""
+        """The cluster has instances or is established: it never gives itself up to join another."""
         return self.instance_count > 0 or self.is_established
 
     @property
@@ -67,6 +67,15 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     """How: `multicast`, `static`, `greeting`, ..."""
 
 
+class Removal(msgspec.Struct, frozen=True, kw_only=True):
+    """This node was put out of its cluster."""
+
+    cluster_id: ClusterId
+    authority_pem: str | None
+    """Of that cluster."""
+    reason: str
+
+
 PeerStatus = Literal[
     "member",
     "joining",
@@ -78,6 +87,7 @@ PeerStatus = Literal[
     "no_master",
     "same_node_id",
     "two_masters",
+    "removed",
     "unreachable",
     "malformed",
 ]

@@ -101,6 +101,9 @@ class Following:
             )
             answer = await self._receive(connection)
             if isinstance(answer, NotNow):
+                if answer.code == "removed":
+                    self._scout.removed(address)
+                    self._kernel.told_of_removal(answer.facts)
                 self._scout.report(Sighting(address=address, facts=answer.facts, via="greeting"))
                 return False, "that was all"
             if not isinstance(answer, Welcome):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CROWD = 64
 CROWD_PAUSE_S = 25e-6
 """For each observer: sending takes a third of that or so, and the lag of 1,000 stays below 50 ms."""
+PARTING_S = 0.5
+"""How long a node that was removed stays connected, to hear of it."""
 LEVEL_ENTRIES = 256
 """A node whose disk is no further behind than this has the log, for the purpose of voting."""
 
@@ -145,6 +147,14 @@ class Hosting:
             last_seq=kernel.core.admission.last_seq(session.node_id),
         )
 
+    def removed(self, node_id: NodeId) -> None:
+        """A node is no member any more: it hears of that, and then no more."""
+        loop = asyncio.get_running_loop()
+        for session in self.sessions.values():
+            if session.node_id == node_id:
+                session.is_removed = True
+                loop.call_later(PARTING_S, session.connection.close, "this node was removed from the cluster")
+
     def lost(self, session: Session, reason: str) -> None:
         if self.sessions.get(session.number) is not session:
             return
@@ -163,7 +173,7 @@ class Hosting:
             self._evict()
 
     def proposal_received(self, session: Session, message: ProposeMessage) -> None:
-        if self.sessions.get(session.number) is not session:
+        if self.sessions.get(session.number) is not session or session.is_removed:
             return
         fault = proposal_fault(self._kernel.state, session.node_id, message.events)
         if fault is not None:

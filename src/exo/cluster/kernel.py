@@ -12,7 +12,7 @@ from loguru import logger
 from exo.cluster.board import Board
 from exo.cluster.boot import Boot, decode_state
 from exo.cluster.coordinator import Leadership
-from exo.cluster.facts import ClusterFacts
+from exo.cluster.facts import ClusterFacts, Removal
 from exo.cluster.hosting import Hosting
 from exo.cluster.lane import Lane
 from exo.cluster.options import CoordinatorOptions
@@ -52,6 +52,7 @@ from exo.cluster.transport.base import Connection
 from exo.cluster.uplink import Uplink
 from exo.cluster.wire import KeepAuthority, encode_state
 from exo.shared.errors import NoMasterError
+from exo.shared.types.access import Access
 from exo.shared.types.events import (
     ClusterDissolved,
     ClusterFormed,
@@ -119,6 +120,8 @@ class Kernel:
         """This node is about to stop."""
         self.farewell: Farewell | None = None
         """The cluster that this node was part of is no more, or not for it."""
+        self.removed_from: Removal | None = None
+        """The cluster that has put this node out, until another one, or the same, takes it in."""
         self.redirected_to: HostPort | None = None
         self.authority: KeepAuthority | None = None
         """The key of the cluster's authority, if this node has it; voters get it from the master."""
@@ -214,13 +217,12 @@ class Kernel:
 
     @property
     def _is_established(self) -> bool:
-        return self.state.access.authority_pem is not None or bool(self.state.access.keys)
+        return _is_decided(self.state.access)
 
     @property
     def has_something_to_lose(self) -> bool:
-        """As far as this node knows, its cluster has instances, an authority or keys."""
-        access = self.last_known.access
-        return bool(self.last_known.instances or access.authority_pem is not None or access.keys)
+        """As far as this node knows, its cluster has instances, or it was decided who belongs to it."""
+        return bool(self.last_known.instances) or _is_decided(self.last_known.access)
 
     def facts(self) -> ClusterFacts:
         master_node_id = self.leadership.master_node_id
@@ -326,6 +328,7 @@ class Kernel:
     def taken_in(self, facts: ClusterFacts) -> None:
         """A master takes this node in."""
         self.redirected_to = None
+        self.removed_from = None
         self._may_be_spare = False
         if self.cluster_id != facts.cluster_id:
             # With an empty log it may have forgotten a vote, or what it acknowledged: it does not vote before it has
@@ -531,8 +534,9 @@ class Kernel:
             if isinstance(entry.event, ClusterDissolved):
                 self.redirected_to = entry.event.address
             elif isinstance(entry.event, NodeRemoved) and entry.event.node_id == self.node_id:
-                logger.warning("this node was removed from the cluster: {}", entry.event.reason)
-                self.farewell = "removed"
+                self._removed(entry.event.reason)
+            elif isinstance(entry.event, NodeRemoved):
+                self.hosting.removed(entry.event.node_id)
             if entry.origin == self.node_id:
                 self.proposals.committed(self.cluster_id, entry.seq, entry.index, entry.event_id)
         node = self.state.nodes.get(self.node_id)
@@ -551,6 +555,30 @@ class Kernel:
         if fresh and self.is_leaving:
             self.hosting.manage()
         self.board.announce()
+
+    def _removed(self, reason: str) -> None:
+        assert self.cluster_id is not None
+        logger.warning(
+            "this node was removed from its cluster: {}; to join it again: exo token create on one of its nodes, "
+            "then here: exo join TOKEN",
+            reason,
+        )
+        self.farewell = "removed"
+        self.removed_from = Removal(
+            cluster_id=self.cluster_id, authority_pem=self.last_known.access.authority_pem, reason=reason
+        )
+
+    def told_of_removal(self, facts: ClusterFacts) -> None:
+        """A master says that this node is no member: it counts if it is this cluster's, and knows no less."""
+        if facts.cluster_id != self.cluster_id or not facts.is_master or self.core.leading is not None:
+            return
+        own = self.facts()
+        is_new = facts.incarnation > own.incarnation or (
+            facts.incarnation == own.incarnation and facts.term >= own.term and facts.index >= own.index
+        )
+        if is_new and self.farewell is None:
+            self._removed("while it was away")
+            self.board.announce()
 
     def _note_voters(self) -> None:
         voters = self.state.voters
@@ -691,6 +719,11 @@ class Kernel:
         if is_leading and self.lane.ring.has_gathered:
             self.lane.ring.close_tick(self.core.term, self.state.index)
             self.hosting.wake_all()
+
+
+def _is_decided(access: Access) -> bool:
+    """Somebody has decided who may come in. One who put a node out does not want to be part of that node's cluster."""
+    return access.authority_pem is not None or bool(access.keys or access.removed)
 
 
 def _fail(future: asyncio.Future[int], message: str) -> None:

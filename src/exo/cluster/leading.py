@@ -65,6 +65,8 @@ def refusal(kernel: Kernel, own: ClusterFacts, hello: Hello) -> NotNowCode | Non
         return None if is_known or not kernel.state.nodes else "not_member"
     if not own.is_master:
         return "not_master"
+    if theirs.node_id in kernel.state.access.removed:
+        return "removed"
     if kernel.is_joining:
         # Two clusters that take each other in at the same time would both be gone.
         return "busy"
@@ -173,6 +175,8 @@ class Reception:
                 return error.reason
             except msgspec.DecodeError as error:
                 return f"it speaks another release of exo ({error})"
+            if session.is_removed:
+                continue
             match message:
                 case Propose() if len(data) > PROPOSAL_BYTES_MAX + _NUMBERS_BYTES_MAX:
                     return (

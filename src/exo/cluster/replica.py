@@ -19,7 +19,7 @@ from exo.cluster.commanding import Commanding
 from exo.cluster.coordinator import CommandHandler, Coordinator, Leadership
 from exo.cluster.discovery.base import Discovery
 from exo.cluster.errors import LogWriteError
-from exo.cluster.facts import ClusterFacts, PeerSeen
+from exo.cluster.facts import ClusterFacts, PeerSeen, Removal
 from exo.cluster.following import Following
 from exo.cluster.kernel import Kernel
 from exo.cluster.leading import Reception
@@ -179,6 +179,11 @@ class EmbeddedCoordinator(Coordinator):
     def peers_seen(self) -> tuple[PeerSeen, ...]:
         """Everybody who was noticed, and why they are or are not part of this cluster."""
         return self._scout.peers_seen
+
+    @property
+    def removed_from(self) -> Removal | None:
+        """Which cluster has put this node out, until one takes it in again."""
+        return self._kernel.removed_from
 
     async def propose(self, events: Sequence[Decision], *, cause_id: str) -> int:
         """See Coordinator.
@@ -367,8 +372,10 @@ class EmbeddedCoordinator(Coordinator):
             self._kernel.stop("the node is stopping")
             self._kernel.proposals.close()
             self._kernel.board.feeds.end_all()
-            await self._listener.close()
-            self._store.close()
+            try:
+                await self._listener.close()
+            finally:
+                self._store.close()
 
     async def _start(self, tasks: TaskGroup) -> None:
         boot = await self._read()
@@ -476,8 +483,12 @@ class EmbeddedCoordinator(Coordinator):
         homeless_since_s: float | None = None
         while True:
             if kernel.farewell is not None and not self._is_yielding:
+                was_removed = kernel.farewell == "removed"
                 kernel.forsake()
                 await self._writer.reset()
+                if was_removed:
+                    await self._begin_anew()
+                    continue
             if kernel.core.may_vote and self._is_voteless:
                 self._is_voteless = False
                 await self._run_blocking(self._vote_regained)
@@ -499,6 +510,15 @@ class EmbeddedCoordinator(Coordinator):
                 homeless_since_s = None
             with anyio.move_on_after(wait_s):
                 await board.changed.wait()
+
+    async def _begin_anew(self) -> None:
+        """Form a cluster after this node was removed: nobody counts on it, and there is nobody to wait for."""
+        kernel = self._kernel
+        if self._is_voteless:
+            self._is_voteless = False
+            await self._run_blocking(self._vote_regained)
+        if kernel.cluster_id is None and not kernel.core.voters.voters and kernel.standing == "orphan":
+            kernel.found()
 
 
 async def _chain(

@@ -38,9 +38,18 @@ class _Noticed(msgspec.Struct):
     told_s: float
 
 
+REMOVED = (
+    "this node was removed from the cluster there: {}; to join it again: exo token create on one of its nodes, then "
+    "here: exo join TOKEN"
+)
+UNWELCOME_S = 5.0
+"""After how long a node that was removed asks again whether it is let in."""
+
+
 class _Attempts(msgspec.Struct):
     pause_s: float = 0.0
     due_s: float = 0.0
+    unwelcome_until_s: float = 0.0
     failed_count: int = 0
 
 
@@ -130,9 +139,24 @@ class Scout:
                 self._warned.add(warning)
                 logger.warning("not joining the node at {}: {}", seen.address, seen.detail)
 
+    def removed(self, address: HostPort) -> None:
+        """The master there says that this node was removed."""
+        self._note_removal(address, "its master does not let it in")
+        attempts = self._attempts.setdefault(address, _Attempts())
+        attempts.unwelcome_until_s = self._clock() + UNWELCOME_S
+
+    def _note_removal(self, address: HostPort | None, reason: str) -> None:
+        seen = PeerSeen(
+            address=address, via="dial", status="removed", detail=REMOVED.format(reason), age_s=0.0
+        )
+        self._note(f"removed {address}", None, seen)
+
     def unusable(self, address: HostPort, via: str, error: DialError) -> None:
         """Dialling failed."""
         status: PeerStatus = "unreachable"
+        if isinstance(error, HandshakeError) and error.is_told and error.code == "revoked_certificate":
+            self._note_removal(address, "its certificate was revoked")
+            return
         if isinstance(error, HandshakeError):
             status = "other_secret" if error.is_secret_wrong else "other_version"
         self._note(
@@ -148,11 +172,27 @@ class Scout:
     def peers_seen(self) -> tuple[PeerSeen, ...]:
         """Everybody noticed, newest last, with what became of it as of now."""
         own, now = self._kernel.facts(), self._clock()
+        removal = self._kernel.removed_from
+        if removal is not None:
+            detail = REMOVED.format(removal.reason)
+            own_end = PeerSeen(
+                address=None,
+                cluster_id=removal.cluster_id,
+                via="decision",
+                status="removed",
+                detail=detail,
+                age_s=0.0,
+            )
+            return (*self._all_seen(own, now), own_end)
+        return self._all_seen(own, now)
+
+    def _all_seen(self, own: ClusterFacts, now: float) -> tuple[PeerSeen, ...]:
         return tuple(
             msgspec.structs.replace(
                 noticed.seen, age_s=round(now - noticed.last_s, 3), **self._judged(own, noticed.facts)
             )
             for noticed in self._noticed.values()
+            if noticed.seen.status != "removed" or self._kernel.standing != "follower"
         )
 
     def _judged(self, own: ClusterFacts, facts: ClusterFacts | None) -> dict[str, str]:
@@ -190,6 +230,7 @@ class Scout:
         if succeeded:
             attempts.pause_s = 0.0
             self._noticed.pop(str(address), None)
+            self._noticed.pop(f"removed {address}", None)
         attempts.pause_s = min(max(options.redial_s, 2 * attempts.pause_s), options.redial_max_s)
         attempts.due_s = self._clock() + attempts.pause_s
         if len(self._attempts) > self._kernel.options.sightings_max:
@@ -199,7 +240,7 @@ class Scout:
 
     def _due_s(self, address: HostPort) -> float:
         attempts = self._attempts.get(address)
-        return attempts.due_s if attempts is not None else 0.0
+        return max(attempts.due_s, attempts.unwelcome_until_s) if attempts is not None else 0.0
 
     def _wanted(self, now: float) -> list[HostPort]:
         """Return the addresses worth joining, best first."""

@@ -29,6 +29,8 @@ class Session:
         """It was sent the key of the cluster's authority."""
         self.is_leaving = False
         """It said that it is about to stop."""
+        self.is_removed = False
+        """The node is no member any more: it is told so, and nothing that it says counts."""
         self._answers: deque[bytes] = deque()
 
     def answer(self, answer: Answer) -> None:

@@ -106,6 +106,7 @@ NotNowCode = Literal[
     "both_have_instances",
     "other_cluster",
     "not_member",
+    "removed",
 ]
 
 

@@ -73,7 +73,7 @@ def decide_removal(state: State, command: RemoveNode) -> Decided:
         return refusal(
             409,
             "node_leads",
-            f"{node_id} leads the cluster; stop it first, so that another node takes over, then remove it there",
+            f"{node_id} leads the cluster; {_hand_over(state, node_id)}",
         )
     needed = _needed_vote(state, node_id)
     if needed is not None:
@@ -103,6 +103,17 @@ def _needed_vote(state: State, node_id: NodeId) -> Refusal | None:
         "vote_needed",
         f"without {node_id} nothing could be decided: {here} of the other {len(rest.voters)} voters would be there, "
         f"{rest.majority - here} too few; start {' or '.join(away)} first, or remove those that will not be back",
+    )
+
+
+def _hand_over(state: State, master: NodeId) -> str:
+    """Return how a master can be removed after all."""
+    others = [node_id for node_id, node in state.nodes.items() if node.is_connected and node_id != master]
+    if not others:
+        return "start another node first, which takes over when this one is stopped; then remove it there"
+    return (
+        "stop it first: another node takes over at once; then ask that one, such as "
+        f"{clean_text(state.nodes[others[0]].identity.name)}: exo node remove {master}"
     )
 
 

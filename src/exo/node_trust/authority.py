@@ -99,6 +99,11 @@ class Heirloom:
         message = KeepAuthority(certificate_pem=authority.certificate_pem, key_pem=authority.key_pem)
         self._coordinator.share_authority(message, self._receive)
 
+    def forget(self) -> None:
+        """This node does not belong to the key's cluster any more."""
+        self._received = None
+        self._coordinator.share_authority(None, self._receive)
+
     def _receive(self, message: KeepAuthority) -> None:
         self._received = message
 

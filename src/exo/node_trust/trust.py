@@ -26,6 +26,7 @@ from exo.node_trust.certificate import OwnCertificate
 from exo.node_trust.joining import Joining
 from exo.shared.addresses import ANY_HOSTS
 from exo.shared.errors import ConfigurationError, ExoError
+from exo.shared.types.access import Access
 from exo.shared.types.commands import Refusal
 from exo.shared.types.events import NodeJoined
 from exo.shared.types.ids import NodeId
@@ -34,6 +35,8 @@ from exo.shared.types.state import State
 from exo.worker.loop import Worker
 
 RETRY_S = 5.0
+PARTING_S = 0.2
+"""How long a node that was removed may go on to listen."""
 
 
 class NodeTrust:
@@ -136,6 +139,8 @@ class NodeTrust:
         """Follow what the cluster decides, until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._shut_out, coordinator)
+            if isinstance(coordinator, EmbeddedCoordinator):
+                tasks.start_soon(self._leave_behind, coordinator)
             tasks.start_soon(self._follow, coordinator, listener)
             tasks.start_soon(self.own.run, coordinator)
             tasks.start_soon(self._joining.run, coordinator, namespace, name)
@@ -144,16 +149,31 @@ class NodeTrust:
 
     async def _shut_out(self, coordinator: Coordinator) -> None:
         """Let in no more whom the cluster has removed. Apart from everything that may have to wait for a master."""
-        seen = None
+        seen: Access | None = None
         async for state in coordinator.changes():
             access = state.access
             if access is seen:
                 continue
+            if access.removed != (seen.removed if seen is not None else {}):
+                # Who was removed is to hear of it: by then it has no say any more.
+                await anyio.sleep(PARTING_S)
             seen = access
             node_ids, serials = frozenset(access.removed), frozenset(access.revoked)
             for part in (self._transport, self._client, self._worker):
                 if part is not None:
                     part.set_revoked(node_ids=node_ids, serials=serials)
+
+    async def _leave_behind(self, coordinator: EmbeddedCoordinator) -> None:
+        """Keep nothing of a cluster that this node was removed from, neither its certificate nor its key."""
+        removal = None
+        async for _ in coordinator.changes():
+            before, removal = removal, coordinator.removed_from
+            if removal is None or removal is before or self.identity is None:
+                continue
+            if self.identity.authority_pem == removal.authority_pem:
+                await self.own.forget()
+                if self._heirloom is not None:
+                    self._heirloom.forget()
 
     async def _follow(self, coordinator: Coordinator, listener: Listener) -> None:
         """Get a certificate where the cluster has an authority, then listen for others and tell them where."""

@@ -105,7 +105,7 @@ def test_nodes_are_listed_approved_declined_and_removed(ruled: RunningWorld, run
     assert (removed.code, removed.out) == (0, "removed b\n")
     assert ruled.world.coordinator.state.access.removed == {"b": "it burnt & more"}
     leads = run("node", "remove", "a")
-    assert leads.code == 1 and "stop it first" in leads.err
+    assert leads.code == 1 and "start another node first" in leads.err
     assert run("node", "remove", "nobody").code == 1
     assert "WANTS TO JOIN" not in run("node", "list").out
 

@@ -9,6 +9,7 @@ import pytest
 from exo.cli.output import size
 from exo.cli.place import find_device, find_instance, find_node
 from exo.cli.status import device_line
+from exo.cluster.facts import PeerSeen
 from exo.shared.errors import ConfigurationError
 from exo.shared.types import events
 from exo.shared.types.commands import (
@@ -24,6 +25,7 @@ from exo.shared.types.commands import (
     Reply,
 )
 from exo.shared.types.ids import NodeId
+from exo.shared.types.voters import Voters
 from support.api_world import INSTANCE_ID, STAGE_ADDRESS, World
 from support.cli_run import Run, RunningWorld
 from support.states import GIB, fold
@@ -74,6 +76,20 @@ def test_status_shows_nodes_devices_and_instances(ready: RunningWorld, run: Run)
         "ready",
     ):
         assert words in outcome.out
+
+
+def test_a_node_that_was_removed_waits_for_nobody(unplaced: RunningWorld, run: Run) -> None:
+    coordinator = unplaced.world.coordinator
+    changed = events.VotersChanged(voters=Voters(voters=(NodeId("b"),)), reason="test")
+    coordinator.set_state(fold(coordinator.state, changed))
+    detail = "this node was removed from the cluster there: sold; to join it again: exo join TOKEN"
+    coordinator.peers = (PeerSeen(address=None, via="decision", status="removed", detail=detail, age_s=0.0),)
+    assert "decides" in run("status").out and detail in run("status").out
+    coordinator.has_master = False
+    told = " ".join(run("status").out.split())
+    assert detail in told and "decisions wait" not in told
+    coordinator.peers = ()
+    assert "decisions wait for" in " ".join(run("status").out.split())
 
 
 def test_status_as_json_is_the_state(ready: RunningWorld, run: Run) -> None:

@@ -268,7 +268,7 @@ def test_a_full_disk_keeps_what_was_acknowledged_and_takes_no_more() -> None:
         log.append(entries(4, 6))
     assert full.value.errno == errno.ENOSPC
     files.room_bytes = None
-    for action in (lambda: log.append(entries(4, 6)), log.sync, log.reset):
+    for action in (lambda: log.append(entries(4, 6)), log.sync, lambda: log.restart_at(0)):
         with pytest.raises(OSError) as later:
             action()
         assert later.value.errno == errno.ENOSPC, "room again or not: what the disk holds is not known"

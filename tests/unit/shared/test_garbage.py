@@ -12,7 +12,9 @@ from exo.shared.garbage import settle_garbage_collector
 @pytest.fixture
 def thresholds() -> Iterator[tuple[int, int, int]]:
     before = gc.get_threshold()
-    yield before
+    # Another test in this process may have settled it already.
+    gc.set_threshold(700, 10, 10)
+    yield gc.get_threshold()
     gc.unfreeze()
     gc.set_threshold(*before)
 

@@ -57,7 +57,8 @@ def transport_fault(url: str, error: Exception) -> EtcdError:
     hint = ""
     if url.startswith("https:"):
         hint = ", or give ?cert=PATH&key=PATH if it wants certificates"
-    elif isinstance(error, httpx.RemoteProtocolError):
+    elif isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)):
+        # A server of TLS answers in bytes that are no HTTP, and hangs up; which of the two is seen is chance.
         hint = ", or use etcds:// if it wants TLS"
     return EtcdUnreachableError(f"etcd at {url} ended the connection ({reason}); see whether it runs{hint}")
 

@@ -75,4 +75,5 @@ def read_refusal(payload: bytes, peer: str) -> HandshakeError:
         f"{peer} refused: {sentence if is_known else text}",
         is_secret_wrong=code == "other_secret",
         code=code if is_known else None,
+        is_told=True,
     )
