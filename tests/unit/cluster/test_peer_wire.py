@@ -57,9 +57,15 @@ KINDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         "entries": st.lists(log_entries, max_size=4).map(tuple),
         "commit_index": numbers,
     },
-    AppendAnswer: {"is_accepted": flags, "index": numbers, "hint_index": numbers, "hint_term": numbers},
+    AppendAnswer: {
+        "is_accepted": flags,
+        "index": numbers,
+        "hint_index": numbers,
+        "hint_term": numbers,
+        "is_level": flags,
+    },
     Heartbeat: {"commit_index": numbers, "read_id": numbers},
-    HeartbeatAnswer: {"read_id": numbers},
+    HeartbeatAnswer: {"read_id": numbers, "is_level": flags},
     InstallSnapshot: {"snapshot": snapshots},
     StandNow: {},
 }
