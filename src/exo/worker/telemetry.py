@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import anyio
@@ -17,7 +17,13 @@ from exo.gpu.host_memory import read_host_memory
 from exo.gpu.inventory import UsedDevice
 from exo.gpu.reading import DeviceReading
 from exo.shared.errors import ExoError
-from exo.shared.types.devices import DeviceGPUState, GPUDevice, Health, NodePerformanceProfile
+from exo.shared.types.devices import (
+    DeviceGPUState,
+    GPUDevice,
+    Health,
+    NodePerformanceProfile,
+    ThermalStatus,
+)
 from exo.shared.types.events import DeviceGPUStateUpdated, NodeProfileUpdated, Telemetry
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.worker.device_states import (
@@ -68,6 +74,26 @@ class HealthJudge(Protocol):
         ...
 
 
+class HeatJudge(Protocol):
+    """What the collector needs of those who govern heat (`worker.heat_watch.HeatWatch`)."""
+
+    def observe_reading(self, device: GPUDevice, reading: DeviceReading) -> None:
+        """Take in what a device said."""
+        ...
+
+    def look(self) -> None:
+        """Take in that time has passed."""
+        ...
+
+    def status(self, device_id: DeviceId) -> ThermalStatus | None:
+        """Return how its heat is governed; None where it is not."""
+        ...
+
+    def forget_all_but(self, there: Collection[DeviceId]) -> None:
+        """Take in which devices there are."""
+        ...
+
+
 class GPUTelemetryCollector:
     """Reads all devices at once. Each has a thread of its own, so that none holds up the others or the event loop.
 
@@ -75,6 +101,7 @@ class GPUTelemetryCollector:
         node_id: This node.
         devices: Gives the devices as they are now.
         health: Judges them by what they say.
+        heat: Governs their heat; None: nobody does.
         publish: Takes the events.
         config: How often, and what.
         clock: Monotonic seconds.
@@ -93,10 +120,12 @@ class GPUTelemetryCollector:
         clock: Callable[[], float],
         now: Callable[[], str],
         on_lost: Callable[[], None] = lambda: None,
+        heat: HeatJudge | None = None,
     ) -> None:
         self._node_id = node_id
         self._devices = devices
         self._health = health
+        self._heat = heat
         self._publish = publish
         self._config = config
         self._clock = clock
@@ -116,21 +145,27 @@ class GPUTelemetryCollector:
         try:
             reading = await backend.read_device(device.device_id)
             self._health.observe_reading(device.device_id, reading)
+            if self._heat is not None:
+                self._heat.observe_reading(device, reading)
         except ExoError as error:
             self._health.observe_error(device.device_id, error)
             if isinstance(error, DeviceLostError) and not isinstance(error, DeviceHangError):
                 self._on_lost()
         health = self._health.health(device.device_id)
-        return state_of(device, self._node_id, reading, health=health, now=self._now())
+        thermal = self._heat.status(device.device_id) if self._heat is not None else None
+        return state_of(device, self._node_id, reading, health=health, now=self._now(), thermal=thermal)
 
     async def collect(self) -> list[Telemetry]:
         """Read everything once; return events for what changed enough, or was not told for long."""
         used = self._devices() if self._config.is_enabled else ()
+        late = set(self._reads)
         for one in used:
-            if one.device.device_id not in self._reads:
+            if one.device.device_id not in late:
                 self._reads[one.device.device_id] = asyncio.create_task(self._read(one))
-        if self._reads:
-            await asyncio.wait(list(self._reads.values()), timeout=self._config.patience_s)
+        # Who did not answer in time before is not waited for again: the others are told the sooner.
+        begun = [read for device_id, read in self._reads.items() if device_id not in late]
+        if begun:
+            await asyncio.wait(begun, timeout=self._config.patience_s)
         host = await anyio.to_thread.run_sync(read_host)
         at_s = self._clock()
         events: list[Telemetry] = []
@@ -141,6 +176,8 @@ class GPUTelemetryCollector:
                 events.append(DeviceGPUStateUpdated(state=state))
         self._fresh.clear()
         self._forget_all_but({one.device.device_id for one in used})
+        if self._heat is not None:
+            self._heat.look()
         known = [
             (one.device, self._states[one.device.device_id])
             for one in used
@@ -201,6 +238,8 @@ class GPUTelemetryCollector:
         for device_id in self._states.keys() - there:
             del self._states[device_id]
             self._told.pop(device_id, None)
+        if self._heat is not None:
+            self._heat.forget_all_but(there)
 
 
 def read_host() -> HostReading:

@@ -148,6 +148,21 @@ async def test_a_slow_device_holds_up_no_collection_and_is_told_with_a_later_one
     assert bench.health.health(FIRST) == ("healthy", None)
 
 
+async def test_a_device_that_was_late_is_not_waited_for_again(bench: Bench) -> None:
+    telemetry = bench.collector(GPUTelemetryConfig(patience_s=60))
+    gate = bench.driver.hanging[0] = threading.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(telemetry.collect)
+        assert await asyncio.to_thread(bench.driver.blocked.acquire, timeout=20)
+        tasks.cancel_scope.cancel()
+    with anyio.fail_after(20):
+        assert states(await telemetry.collect()).keys() == {SECOND}
+    gate.set()
+    with anyio.fail_after(20):
+        while FIRST not in states(await telemetry.collect()):
+            pass
+
+
 async def test_a_device_that_hangs_is_asked_once_at_a_time_and_fails_while_the_others_go_on() -> None:
     bench = Bench(ScriptedDriver(found(0), found(1)), CallLimits(read_s=0.05, close_s=0.2))
     await bench.start()
