@@ -37,6 +37,7 @@ from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.factory import GPUBackendFactory
 from exo.gpu.health_watch import HealthWatch
 from exo.gpu.registry import REGISTRY_FILE, DeviceRegistry
+from exo.gpu.thermal.settings import ThermalSettings
 from exo.master.loop import Master
 from exo.master.solver import Solver
 from exo.node_store import Opened, note_members, open_node_store, regain_vote
@@ -50,6 +51,7 @@ from exo.shared.types.state import NodeTelemetry, State
 from exo.worker.bandwidth.busy import Busy
 from exo.worker.bandwidth.meter import BandwidthMeter
 from exo.worker.device_watch import DeviceWatch
+from exo.worker.heat_watch import HeatWatch
 from exo.worker.loop import Worker
 from exo.worker.models.store import ModelStore
 from exo.worker.runner.supervisor import StageRunner
@@ -122,6 +124,7 @@ async def _run_with(
 ) -> None:
     boot_id = uuid4().hex
     secret = load_host_secret(secret_file())
+    thermal = ThermalSettings.from_environment(os.environ, settings.telemetry_interval_s)
     discovery = GPUDiscoveryService(
         GPUBackendFactory.for_this_platform(node_id),
         registry=DeviceRegistry(settings.home / REGISTRY_FILE, version("exo")),
@@ -180,6 +183,7 @@ async def _run_with(
         tasks.start_soon(master.run)
         tasks.start_soon(note_members, settings.home, coordinator)
         health = HealthWatch(is_busy=lambda device_id: _is_placed_on(coordinator.state, device_id))
+        heat = HeatWatch(thermal, clock=time.monotonic)
         busy = Busy()
         meter = BandwidthMeter(
             node_id=node_id,
@@ -204,6 +208,7 @@ async def _run_with(
             clock=time.monotonic,
             now=_utc_now,
             on_lost=watch.look_soon,
+            heat=heat,
         )
         tasks.start_soon(health.run)
         tasks.start_soon(watch.run)
@@ -225,6 +230,7 @@ async def _run_with(
                     states=lambda: coordinator.state.live.get(node_id, NodeTelemetry()).devices,
                     observe_failure=health.observe_failure,
                 ),
+                heat=heat,
                 note_busy=busy.note,
             )
             tasks.start_soon(worker.run)

@@ -11,8 +11,9 @@ from exo.gpu.reading import DeviceReading
 from exo.gpu.thermal.advice import ThermalAdvice
 from exo.gpu.thermal.advising import advise
 from exo.gpu.thermal.device_class import PRIORS, DeviceClass
+from exo.gpu.thermal.observing import observe
 from exo.gpu.thermal.policy import ThermalPolicy
-from exo.gpu.thermal.record import new_record, observe
+from exo.gpu.thermal.record import new_record
 
 STEP_S = 0.25
 """Of the integration (Euler): an eighth of the shortest time constant that is drawn."""

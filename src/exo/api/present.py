@@ -204,6 +204,7 @@ def _allocation(value: Instance, plan: StagePlan) -> View:
 def _device_info(gpu_id: int, device: GPUDevice, now: DeviceGPUState | None, allocations: list[View]) -> View:
     heat = now.thermal_temperature_c if now is not None else None
     limit = now.thermal_throttle_threshold_c if now is not None else None
+    governed = now.thermal if now is not None else None
     return {
         "gpu_id": gpu_id,
         "device": device,
@@ -217,5 +218,6 @@ def _device_info(gpu_id: int, device: GPUDevice, now: DeviceGPUState | None, all
             "throttle_threshold_c": limit,
             "headroom_c": limit - heat if limit is not None and heat is not None else None,
             "is_throttling": now.is_thermal_throttling if now is not None else None,
+            "governed": governed,
         },
     }

@@ -151,6 +151,11 @@ class Stage(ABC):
         return PREFILL_TOKENS_MAX
 
     @property
+    def can_shorten_prefill(self) -> bool:
+        """Whether a step of a prompt may have fewer positions than that whenever this is wanted."""
+        return True
+
+    @property
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, on the first and the last stage."""
@@ -190,7 +195,7 @@ class Stage(ABC):
         Args:
             sequence_id: An open one.
             token_ids: The end of the prompt; after that, always the one token returned last.
-            has_more: The token after the returned one will be asked for as well, so the engine may begin with it
+            has_more: The token after the returned one will be asked for at once, so the engine may begin with it
                 before it returns this one.
         """
         token_id = self.forward(sequence_id, token_ids, wants_token=True)

@@ -12,6 +12,7 @@ from exo.shared.types.devices import (
     MemoryProfile,
     NodePerformanceProfile,
     SystemProfile,
+    ThermalStatus,
 )
 from exo.shared.types.ids import NodeId
 
@@ -23,6 +24,10 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
     utilization_change_percent: float = 5.0
     temperature_change_c: float = 1.0
     power_change_watts: float = 5.0
+    work_change: float = 0.05
+    """Of full work."""
+    prediction_change_c: float = 2.0
+    prediction_error_change_c: float = 0.5
 
 
 class HostReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +46,7 @@ def state_of(
     *,
     health: tuple[Health, str | None],
     now: str,
+    thermal: ThermalStatus | None = None,
 ) -> DeviceGPUState:
     """Return a device's telemetry.
 
@@ -50,6 +56,7 @@ def state_of(
         reading: What it said; None: it did not answer.
         health: How it is, and why not better.
         now: ISO 8601 UTC time.
+        thermal: How its heat is governed.
     """
     said = reading if reading is not None else DeviceReading()
     total_bytes = said.memory_total_bytes
@@ -77,6 +84,7 @@ def state_of(
         faults=said.faults,
         processes=said.processes,
         is_memory_pressed=said.is_memory_pressed,
+        thermal=thermal,
     )
 
 
@@ -95,9 +103,33 @@ def has_changed(before: DeviceGPUState, after: DeviceGPUState, thresholds: Thres
     )
     if any(_differs(old, new, step) for old, new, step in steps):
         return True
-    return _plain_part(before) != _plain_part(after) or _processes_changed(
+    if _plain_part(before) != _plain_part(after):
+        return True
+    return _thermal_changed(before.thermal, after.thermal, thresholds) or _processes_changed(
         before.processes, after.processes, thresholds.memory_change_bytes
     )
+
+
+def _thermal_changed(
+    before: ThermalStatus | None, after: ThermalStatus | None, thresholds: Thresholds
+) -> bool:
+    """Say so for the numbers; the reason is words for them."""
+    if before is None or after is None:
+        return before is not after
+    if (before.state, before.limit_c, before.is_calibrated, before.power_source) != (
+        after.state,
+        after.limit_c,
+        after.is_calibrated,
+        after.power_source,
+    ):
+        return True
+    steps = (
+        (before.work_fraction, after.work_fraction, thresholds.work_change),
+        (before.sustained_fraction, after.sustained_fraction, thresholds.work_change),
+        (before.predicted_temperature_c, after.predicted_temperature_c, thresholds.prediction_change_c),
+        (before.prediction_error_c, after.prediction_error_c, thresholds.prediction_error_change_c),
+    )
+    return any(_differs(old, new, step) for old, new, step in steps)
 
 
 def _plain_part(state: DeviceGPUState) -> tuple[object, ...]:

@@ -21,6 +21,7 @@ from exo.shared.types.ids import DeviceId, ModelId, NodeId
 from exo.shared.types.instances import StagePhase, StagePlan, StageProgress
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import HostPort
+from exo.worker.heat_watch import HeatWatch
 from exo.worker.models.store import ModelStore
 from exo.worker.plan import (
     Instruction,
@@ -62,6 +63,10 @@ class Runner(Protocol):
         """Tell it what to show to other hosts from now on, and who is not let in."""
         ...
 
+    def set_work(self, fraction: float) -> None:
+        """Tell it how much of the time to work from now on, 0 to 1."""
+        ...
+
     async def stop(self) -> None:
         """End it; returns when it is gone."""
         ...
@@ -89,6 +94,7 @@ class Worker:
         data_ports: First and last port for stages; None: any free ones.
         verbosity: Of their logs.
         devices: Guards this node's GPUs; None: nobody does.
+        heat: Says how much stages may work; None: as much as they can.
         note_busy: Told of each stage whether it has requests, by name; again and again as long as it runs.
     """
 
@@ -106,6 +112,7 @@ class Worker:
         data_ports: tuple[int, int] | None = None,
         verbosity: int = 0,
         devices: StageDevices | None = None,
+        heat: HeatWatch | None = None,
         note_busy: Callable[[str, bool], None] = lambda name, is_busy: None,
     ) -> None:
         self._coordinator = coordinator
@@ -120,6 +127,7 @@ class Worker:
         self._trust = DataTrust()
         self._verbosity = verbosity
         self._devices = devices
+        self._heat = heat
         self._note_busy = note_busy
         self._runners: dict[RunnerKey, _Running] = {}
         self._changed = anyio.Event()
@@ -268,10 +276,14 @@ class Worker:
             if running.phase != "ended" and self._runners.get(key) is running:
                 self._heard(key, running, message)
 
+        if self._heat is not None:
+            self._heat.begin(_name(key), running.stage.device_ids, running.runner.set_work)
         try:
             await running.runner.run(on_message)
         finally:
             self._note_busy(_name(key), False)
+            if self._heat is not None:
+                self._heat.end(_name(key))
             if self._devices is not None:
                 self._devices.release(_name(key))
         on_message(RunnerFailed(reason="the stage's process ended without a word"))
@@ -324,6 +336,8 @@ class Worker:
                 self._propose_stage(key, "failed", reason=message.reason, is_permanent=message.is_permanent)
             case Heartbeat():
                 self._note_busy(_name(key), message.requests_active > 0)
+                if self._heat is not None:
+                    self._heat.note_work(_name(key), message.busy_s)
                 return
         self._changed.set()
 

@@ -1278,6 +1278,8 @@ export interface components {
              * @description Those that hold most of its memory, largest first.
              */
             processes: components["schemas"]["ProcessMemoryView"][] | null;
+            /** @description How its heat is governed; null where nothing does (`EXO_THERMAL=0`). */
+            thermal: components["schemas"]["ThermalStatusView"] | null;
             /** Thermal Temperature C */
             thermal_temperature_c: number | null;
             /** Thermal Throttle Threshold C */
@@ -2414,10 +2416,62 @@ export interface components {
             text: string;
         };
         /**
+         * ThermalStatusView
+         * @description How a device's heat is governed; null where that is not known, or not calibrated yet.
+         */
+        ThermalStatusView: {
+            /** Is Calibrated */
+            is_calibrated: boolean;
+            /**
+             * Is Limit Assumed
+             * @description The device does not tell its limit: it is the one of its class.
+             */
+            is_limit_assumed: boolean;
+            /** Limit C */
+            limit_c: number | null;
+            /**
+             * Power Source
+             * @description `estimated`: from the utilization and the power limit.
+             * @enum {string}
+             */
+            power_source: "measured" | "estimated" | "none";
+            /**
+             * Predicted Temperature C
+             * @description In 30 seconds, at this much work.
+             */
+            predicted_temperature_c: number | null;
+            /**
+             * Prediction Error C
+             * @description Root mean square of how far such predictions were off lately.
+             */
+            prediction_error_c: number | null;
+            /** Reason */
+            reason: string;
+            /**
+             * State
+             * @description `warm`: full work, but close to where it is slowed down. `slowed`, `paused`: exo itself holds its work back, for
+             *     heat or for the battery. `unknown`: full work; the device tells no temperature.
+             * @enum {string}
+             */
+            state: "cool" | "warm" | "slowed" | "paused" | "unknown";
+            /**
+             * Sustained Fraction
+             * @description How much of full work it is predicted to hold for good, 0 to 1.
+             */
+            sustained_fraction: number | null;
+            /**
+             * Work Fraction
+             * @description How much of the time exo works on it, 0 to 1.
+             */
+            work_fraction: number;
+        };
+        /**
          * ThermalView
          * @description A device's heat; null where the device does not tell.
          */
         ThermalView: {
+            /** @description How exo keeps it below the threshold; null before its first telemetry, and where nothing does. */
+            governed: components["schemas"]["ThermalStatusView"] | null;
             /**
              * Headroom C
              * @description Degrees left below the throttle threshold; negative above it.

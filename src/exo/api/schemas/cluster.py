@@ -5,7 +5,15 @@ from typing import Literal
 from exo.api.schemas.base import Shape
 from exo.api.schemas.instances import InstanceView
 from exo.cluster.facts import PeerStatus
-from exo.shared.types.devices import Backend, Health, MemoryKind, SupportLevel, ThrottleReason
+from exo.shared.types.devices import (
+    Backend,
+    Health,
+    MemoryKind,
+    PowerSource,
+    SupportLevel,
+    ThermalState,
+    ThrottleReason,
+)
 from exo.shared.types.nodes import LinkType
 
 
@@ -55,6 +63,29 @@ class DeviceFaultView(Shape):
     """The device cannot be used until it is reset or replaced."""
 
 
+class ThermalStatusView(Shape):
+    """How a device's heat is governed; null where that is not known, or not calibrated yet."""
+
+    state: ThermalState
+    """`warm`: full work, but close to where it is slowed down. `slowed`, `paused`: exo itself holds its work back, for
+    heat or for the battery. `unknown`: full work; the device tells no temperature."""
+    reason: str
+    work_fraction: float
+    """How much of the time exo works on it, 0 to 1."""
+    limit_c: float | None
+    is_limit_assumed: bool
+    """The device does not tell its limit: it is the one of its class."""
+    predicted_temperature_c: float | None
+    """In 30 seconds, at this much work."""
+    prediction_error_c: float | None
+    """Root mean square of how far such predictions were off lately."""
+    sustained_fraction: float | None
+    """How much of full work it is predicted to hold for good, 0 to 1."""
+    is_calibrated: bool
+    power_source: PowerSource
+    """`estimated`: from the utilization and the power limit."""
+
+
 class DeviceStateView(Shape):
     """How a device is: its latest telemetry. Percent 0 to 100, Celsius, watts."""
 
@@ -85,6 +116,8 @@ class DeviceStateView(Shape):
     """Those that hold most of its memory, largest first."""
     is_memory_pressed: bool | None
     """The system says that it is short of memory."""
+    thermal: ThermalStatusView | None
+    """How its heat is governed; null where nothing does (`EXO_THERMAL=0`)."""
 
 
 class MemoryProfileView(Shape):
@@ -254,6 +287,8 @@ class ThermalView(Shape):
     """Degrees left below the throttle threshold; negative above it."""
     is_throttling: bool | None
     """Heat slows the device down now."""
+    governed: ThermalStatusView | None
+    """How exo keeps it below the threshold; null before its first telemetry, and where nothing does."""
 
 
 class DeviceInfoView(Shape):

@@ -4,10 +4,11 @@ from math import exp, floor
 
 import msgspec
 
-from exo.gpu.thermal.advice import ThermalAdvice, ThermalState, ThermalStatus
+from exo.gpu.thermal.advice import ThermalAdvice
 from exo.gpu.thermal.controller import most_work, sustained_fraction
 from exo.gpu.thermal.reactive import first_fraction, next_fraction, room_c
 from exo.gpu.thermal.record import ThermalRecord
+from exo.shared.types.devices import ThermalState, ThermalStatus
 
 UNUSED_BELOW = 0.4
 """Share of the advised work that is really done: with less than this, cool readings prove nothing."""
@@ -48,22 +49,22 @@ def status_of(record: ThermalRecord, now_s: float) -> ThermalStatus:
     advice = _advice(record, _caps(record, now_s))
     outlook = record.outlook
     has_temperature = record.read_s is not None
-    is_measured = record.power_source == "measured"
+    predicted_c = error_c = sustained = None
+    if outlook is not None:
+        predicted_c = round(outlook.predicted_c(record.fraction or 0.0, record.policy.shown_s), 1)
+        sustained = round(sustained_fraction(outlook, record.target_c), 2)
+        error_c = record.predictions.far.rms_c
     return ThermalStatus(
         state=advice.state,
         reason=advice.reason,
         work_fraction=advice.work_fraction,
-        is_calibrated=outlook is not None,
-        power_source=record.power_source,
-        temperature_c=record.die_c if has_temperature else None,
         limit_c=record.limit_c if has_temperature else None,
         is_limit_assumed=has_temperature and record.told_limit_c is None,
-        predicted_30s_c=None
-        if outlook is None
-        else outlook.predicted_c(record.fraction or 0.0, record.policy.shown_s),
-        prediction_error_c=None if outlook is None else record.predictions.far.rms_c,
-        sustained_fraction=None if outlook is None else sustained_fraction(outlook, record.target_c),
-        model=outlook.model if outlook is not None and is_measured else None,
+        predicted_temperature_c=predicted_c,
+        prediction_error_c=None if error_c is None else round(error_c, 2),
+        sustained_fraction=sustained,
+        is_calibrated=outlook is not None,
+        power_source=record.power_source,
     )
 
 

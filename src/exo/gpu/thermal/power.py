@@ -1,13 +1,11 @@
 """What work costs in watts, from power readings that are noisy and taken at odd moments."""
 
 from math import exp
-from typing import Literal
 
 import msgspec
 
 from exo.gpu.reading import DeviceReading
-
-PowerSource = Literal["measured", "estimated", "none"]
+from exo.shared.types.devices import PowerSource
 
 LONG_S = 40.0
 """Over which power is put down to work: work comes in batches, and a single reading meets one or misses it."""
@@ -80,9 +78,7 @@ class PowerLine(msgspec.Struct, frozen=True, kw_only=True):
         if not self.watts_per_work:
             return self
         share = (power_watts - (self.idle_watts or 0.0)) / self.watts_per_work
-        return msgspec.structs.replace(
-            self, recent_watts=power_watts, recent_share=min(1.0, max(0.0, share))
-        )
+        return msgspec.structs.replace(self, recent_watts=power_watts, recent_share=min(1.0, max(0.0, share)))
 
     def watts_at(self, work_fraction: float) -> float:
         """Return the power to be expected at a share of work, going out from what it is now."""

@@ -12,6 +12,11 @@ MemoryKind = Literal["vram", "ram", "unified"]
 SupportLevel = Literal["full", "monitoring"]
 """`full`: computes, and was seen to compute right; `monitoring`: its driver here only tells how it is."""
 ThrottleReason = Literal["thermal", "power", "power_brake", "hardware", "software", "other"]
+ThermalState = Literal["cool", "warm", "slowed", "paused", "unknown"]
+"""`warm`: full work, but close to where work is slowed down. `slowed` and `paused`: exo itself holds its work back, for
+heat or for the battery. `unknown`: full work; the device tells no temperature."""
+PowerSource = Literal["measured", "estimated", "none"]
+"""`estimated`: from the utilization and the power limit, where the device does not tell its power."""
 
 
 class ProcessMemory(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -59,6 +64,27 @@ class GPUDevice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     support_level: SupportLevel | None = None
 
 
+class ThermalStatus(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """How a device's heat is governed. What is not known, or not calibrated yet, is None."""
+
+    state: ThermalState
+    reason: str
+    """For a person."""
+    work_fraction: float
+    """How much of the time exo works on it, 0 to 1."""
+    limit_c: float | None = None
+    is_limit_assumed: bool = False
+    """The device does not tell its limit: it is the one of its class."""
+    predicted_temperature_c: float | None = None
+    """In 30 seconds, at this much work."""
+    prediction_error_c: float | None = None
+    """Root mean square of how far such predictions were off lately, the sensor's noise included."""
+    sustained_fraction: float | None = None
+    """How much of full work it is predicted to hold for good, 0 to 1."""
+    is_calibrated: bool = False
+    power_source: PowerSource = "none"
+
+
 class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A device's telemetry at one moment."""
 
@@ -89,6 +115,8 @@ class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Those that hold most of its memory, largest first."""
     is_memory_pressed: bool | None = None
     """The system says that it is short of memory; None where it does not tell."""
+    thermal: ThermalStatus | None = None
+    """None: nothing governs its heat, as with `EXO_THERMAL=0`."""
 
     @property
     def memory_free_bytes(self) -> int | None:

@@ -39,6 +39,7 @@ class Control(threading.Thread):
         """How long the main thread has, after an order to stop, to come out of the engine and take its leave."""
         self.requests_active = 0
         self.tokens_total = 0
+        self.busy_s = 0.0
         self._orders_fd = orders_fd
         self._reports_fd = reports_fd
         self._interval_s = heartbeat_interval_s
@@ -111,6 +112,7 @@ class Control(threading.Thread):
                 step_running_s=0.0 if began_at is None else max(0.0, now - began_at),
                 requests_active=self.requests_active,
                 tokens_total=self.tokens_total,
+                busy_s=self.busy_s,
             )
         )
 

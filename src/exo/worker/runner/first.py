@@ -52,6 +52,7 @@ class FirstStage(Role):
         self._failures = StepFailures()
         self._clock = clock
         self._pace = PrefillPace(stage.prefill_tokens_max)
+        self._may_run_ahead = True
         self.is_ready = False
         """Whether the stages behind are linked; until then requests are turned away."""
 
@@ -61,6 +62,11 @@ class FirstStage(Role):
 
     def linked(self) -> None:
         """The first word is the next stage's."""
+
+    def slow_down(self, *, may_run_ahead: bool, prefill_share: float) -> None:
+        self._may_run_ahead = may_run_ahead
+        if self._stage.can_shorten_prefill:
+            self._pace.shorten(prefill_share)
 
     @property
     def active_count(self) -> int:
@@ -205,7 +211,7 @@ class FirstStage(Role):
 
     def _run_model(self, request: Request, inputs: list[int]) -> None:
         request_id = request.frame.request_id
-        has_more = request.produced + 1 < request.max_tokens
+        has_more = self._may_run_ahead and request.produced + 1 < request.max_tokens
         token_id = self._stage.generate(request_id, inputs, has_more=has_more)
         request.position += 1
         request.next_token_id = token_id

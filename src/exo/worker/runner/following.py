@@ -57,6 +57,10 @@ class FollowingStage(Role):
         self._is_linked = True
         self._tell_pace()
 
+    def slow_down(self, *, may_run_ahead: bool, prefill_share: float) -> None:
+        if self._stage.can_shorten_prefill and self._pace.shorten(prefill_share):
+            self._tell_pace()
+
     def _tell_pace(self) -> None:
         if self._is_linked and self._knows_pace_before:
             self._outbox.to_next(Pace(prefill_tokens_max=self._pace.tokens_max))

@@ -57,6 +57,13 @@ class TrustChanged(_Message, frozen=True, kw_only=True):
     trust: DataTrust
 
 
+class WorkAdvised(_Message, frozen=True, kw_only=True):
+    """Parent, whenever it changes: heat or the battery allow so much work."""
+
+    fraction: float
+    """Of the time, 0 to 1; 0: pause."""
+
+
 class StopRunner(_Message, frozen=True, kw_only=True):
     """Parent: finish and exit."""
 
@@ -104,7 +111,9 @@ class Heartbeat(_Message, frozen=True, kw_only=True):
     step_running_s: float
     requests_active: int
     tokens_total: int
+    busy_s: float = 0.0
+    """How long the engine has been running, since the stage serves."""
 
 
-ToChild = RunnerSpec | LinkPeers | TrustChanged | StopRunner
+ToChild = RunnerSpec | LinkPeers | TrustChanged | WorkAdvised | StopRunner
 FromChild = LoadProgressed | RunnerLoaded | RunnerReady | RunnerFailed | Heartbeat

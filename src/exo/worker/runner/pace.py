@@ -16,11 +16,22 @@ class PrefillPace:
     def __init__(self, tokens_max: int) -> None:
         self._own = tokens_max
         self._told: int | None = None
+        self._share = 1.0
 
     @property
     def tokens_max(self) -> int:
         """Positions per step of a prompt."""
-        return self._own if self._told is None else min(self._own, self._told)
+        own = max(PREFILL_TOKENS_MIN, int(self._own * self._share))
+        return own if self._told is None else min(own, self._told)
+
+    def shorten(self, share: float) -> bool:
+        """Take smaller pieces for a while, to heat more evenly; say whether `tokens_max` has changed by it.
+
+        Meanwhile equal prompts may be cut into other chunks than before.
+        """
+        before = self.tokens_max
+        self._share = share
+        return self.tokens_max != before
 
     @property
     def is_told(self) -> bool:

@@ -62,6 +62,15 @@ class Role(ABC):
     def linked(self) -> None:
         """Take notice that the neighbours are there: frames can be sent."""
 
+    @abstractmethod
+    def slow_down(self, *, may_run_ahead: bool, prefill_share: float) -> None:
+        """Take notice of whether steps may follow on each other at once.
+
+        Args:
+            may_run_ahead: Whether the engine may begin with a step before it is asked to: not while rests count.
+            prefill_share: How much of the usual number of positions a step of a prompt may have.
+        """
+
     @property
     @abstractmethod
     def has_work(self) -> bool:

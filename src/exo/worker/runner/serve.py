@@ -1,7 +1,7 @@
 """Serves requests with a loaded stage: links it to its neighbours, then turns between sockets and engine steps."""
 
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from loguru import logger
 
@@ -14,9 +14,17 @@ from exo.shared.types.ids import NodeId
 from exo.worker.runner.control import Control
 from exo.worker.runner.first import FirstStage
 from exo.worker.runner.following import FollowingStage
-from exo.worker.runner.messages import LinkPeers, RunnerReady, RunnerSpec, StopRunner, TrustChanged
+from exo.worker.runner.messages import (
+    LinkPeers,
+    RunnerReady,
+    RunnerSpec,
+    StopRunner,
+    TrustChanged,
+    WorkAdvised,
+)
 from exo.worker.runner.network import Connection, Network
 from exo.worker.runner.role import Role, StageBrokenError
+from exo.worker.runner.tempo import Tempo, prefill_share
 
 LINK_TIMEOUT_S = 60.0
 """From the order to link to all neighbours being there: nodes hear of it at different times."""
@@ -33,10 +41,21 @@ class StageServer:
         stage: Loaded layers.
         network: Listening.
         control: The line to the parent.
+        clock: Monotonic seconds, for how long steps and rests take.
     """
 
-    def __init__(self, spec: RunnerSpec, stage: Stage, network: Network, control: Control) -> None:
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        stage: Stage,
+        network: Network,
+        control: Control,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._spec = spec
+        self._clock = clock
+        self._tempo = Tempo()
         self._network = network
         self._control = control
         self._role: Role = (
@@ -65,8 +84,8 @@ class StageServer:
             StageBrokenError: A neighbour is lost, or the engine cannot go on; all requests have been told.
         """
         try:
-            while self._follow_orders():
-                self._turn()
+            while self.turn():
+                pass
         except StageBrokenError as error:
             self._role.fail_all("stage_failed", error.message)
             self._network.flush(FLUSH_TIMEOUT_S)
@@ -74,18 +93,39 @@ class StageServer:
         self._role.fail_all("stopped", "the model is being stopped or moved; try again")
         self._network.flush(FLUSH_TIMEOUT_S)
 
+    def turn(self) -> bool:
+        """Follow orders, let the sockets have their turn, then the engine: one step. Return False when told to stop.
+
+        Raises:
+            StageBrokenError: As `run`.
+        """
+        if not self._follow_orders():
+            return False
+        self._turn()
+        return True
+
     def _turn(self) -> None:
-        """Let the sockets have their turn, then the engine: one step."""
-        role, control = self._role, self._control
-        self._network.poll(0 if role.has_work else self._idle_timeout())
-        if role.has_work:
-            control.step_began_at = time.monotonic()
+        role, control, tempo = self._role, self._control, self._tempo
+        self._network.poll(self._until_next_step())
+        # Whoever rests is alive: the sockets are served, and no step is under way that could take too long.
+        if role.has_work and tempo.rest_s(began_at := self._clock()) == 0:
+            control.step_began_at = began_at
             role.step()
             control.step_began_at = None
+            tempo.worked(began_at, self._clock())
+            control.busy_s = tempo.busy_s
         control.requests_active = role.active_count
         control.tokens_total = role.tokens_total
         if self._link_deadline is not None and time.monotonic() >= self._link_deadline:
             raise StageBrokenError(self._who_is_missing())
+
+    def _until_next_step(self) -> float | None:
+        """Return how long the sockets may take: an order ends the wait in any case."""
+        idle_s = self._idle_timeout()
+        rest_s = self._tempo.rest_s(self._clock()) if self._role.has_work else None
+        if rest_s is None or idle_s is None:
+            return idle_s if rest_s is None else rest_s
+        return min(rest_s, idle_s)
 
     def _idle_timeout(self) -> float | None:
         return None if self._link_deadline is None else max(0.0, self._link_deadline - time.monotonic())
@@ -99,6 +139,11 @@ class StageServer:
                 self._link(order)
             if isinstance(order, TrustChanged):
                 self._network.set_trust(order.trust)
+            if isinstance(order, WorkAdvised):
+                self._tempo.advise(order.fraction, self._clock())
+                self._role.slow_down(
+                    may_run_ahead=not self._tempo.is_slowed, prefill_share=prefill_share(order.fraction)
+                )
         return True
 
     # Neighbours.

@@ -28,6 +28,7 @@ from exo.worker.runner.messages import (
     StopRunner,
     ToChild,
     TrustChanged,
+    WorkAdvised,
 )
 from exo.worker.runner.pipes import MessageDecoder, PipeError, encode_message
 
@@ -80,6 +81,7 @@ class StageRunner:
         self._stderr_lines: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
         self._links: LinkPeers | None = None
         self._trust: TrustChanged | None = None
+        self._work: WorkAdvised | None = None
         self._heard_at = 0.0
         self._progressed_at = 0.0
         self._has_beaten = False
@@ -134,6 +136,8 @@ class StageRunner:
         self._send(self._spec)
         if self._trust is not None:
             self._send(self._trust)
+        if self._work is not None:
+            self._send(self._work)
         if self._links is not None:
             self._send(self._links)
         if self._is_stopping.is_set():
@@ -160,6 +164,11 @@ class StageRunner:
         """Tell it what to show to other hosts from now on, and who is not let in."""
         self._trust = TrustChanged(trust=trust)
         self._send(self._trust)
+
+    def set_work(self, fraction: float) -> None:
+        """Tell it how much of the time to work from now on: 1 is all of it, 0 a pause. It stays alive all the same."""
+        self._work = WorkAdvised(fraction=fraction)
+        self._send(self._work)
 
     async def stop(self) -> None:
         """End the process: ask, then SIGTERM, then SIGKILL. Returns when it is gone; `run` has ended then too."""

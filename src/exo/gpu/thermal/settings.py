@@ -1,0 +1,64 @@
+"""What of the governing of heat a user can set, by the environment; the defaults just work."""
+
+from collections.abc import Mapping
+from math import isfinite
+
+import msgspec
+
+from exo.gpu.thermal.policy import BatteryPolicy, ThermalPolicy
+from exo.shared.errors import ConfigurationError
+
+STALE_INTERVALS = 3.0
+"""Where devices are read seldom: so many readings may be missing before work fades."""
+BLIND_INTERVALS = 10.0
+
+
+class ThermalSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether work is held back for heat and battery, and how close to the limits it may come."""
+
+    is_enabled: bool = True
+    policy: ThermalPolicy = ThermalPolicy()
+    battery: BatteryPolicy = BatteryPolicy()
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str], interval_s: float) -> "ThermalSettings":
+        """Read `EXO_THERMAL*` and `EXO_BATTERY*`.
+
+        Args:
+            environment: Usually `os.environ`.
+            interval_s: Between two readings of a device.
+
+        Raises:
+            ConfigurationError: A value is no number, or none that makes sense; the message names it.
+        """
+        usual, battery = ThermalPolicy(), BatteryPolicy()
+        slow_below = _number(environment, "EXO_BATTERY_SLOW_BELOW", battery.slow_below_percent, 0, 100)
+        pause_below = _number(environment, "EXO_BATTERY_PAUSE_BELOW", battery.pause_below_percent, 0, 100)
+        return ThermalSettings(
+            is_enabled=environment.get("EXO_THERMAL", "1") not in {"0", "false", "no"},
+            policy=msgspec.structs.replace(
+                usual,
+                margin_c=_number(environment, "EXO_THERMAL_MARGIN", usual.margin_c, 1, 40),
+                hysteresis_c=_number(environment, "EXO_THERMAL_HYSTERESIS", usual.hysteresis_c, 1, 40),
+                stale_after_s=max(usual.stale_after_s, STALE_INTERVALS * interval_s),
+                blind_after_s=max(usual.blind_after_s, BLIND_INTERVALS * interval_s),
+            ),
+            battery=msgspec.structs.replace(
+                battery, slow_below_percent=slow_below, pause_below_percent=pause_below
+            ),
+        )
+
+
+def _number(environment: Mapping[str, str], name: str, usual: float, least: float, most: float) -> float:
+    text = environment.get(name, "")
+    if not text:
+        return usual
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not (isfinite(value) and least <= value <= most):
+        raise ConfigurationError(
+            f"{name} is {text!r}; set it to a number from {least:g} to {most:g}, or unset it for {usual:g}"
+        )
+    return value
