@@ -3,14 +3,15 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from browser.scripted_node import ScriptedNode
 
 if TYPE_CHECKING:
-    from browser.driver import Browser, BrowserContext, ConsoleMessage, Page
+    from browser.driver import Browser, Page
+    from browser.pages import Pages
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "src" / "exo" / "api" / "dashboard"
@@ -60,6 +61,14 @@ def browser() -> "Iterator[Browser]":
         started.close()
 
 
+@pytest.fixture(scope="module")
+def pages(browser: "Browser") -> "Pages":
+    """Return the browser's pages."""
+    from browser.pages import Pages
+
+    return Pages(browser, EXPECT_TIMEOUT_MS)
+
+
 @pytest.fixture
 def node(dashboard: Path) -> Iterator[ScriptedNode]:
     """Run a scripted node on a free port."""
@@ -73,35 +82,43 @@ OpenPage = Callable[..., "Page"]
 
 
 @pytest.fixture
-def open_page(browser: "Browser") -> "Iterator[OpenPage]":
-    """Return what opens a page in a browser context of its own; afterwards its console must hold no error.
+def open_page(pages: "Pages") -> "Iterator[OpenPage]":
+    """Return what opens a page; at the end of the test its console must hold no error.
 
     `may_log` names a text that an expected error contains, such as the browser's word for a lost connection.
+    `is_touched` makes it a phone's. A page that `has_own_time` is used by no other test.
     """
-    contexts: list[BrowserContext] = []
-    errors: list[str] = []
+    from browser.pages import ConsoleErrors
 
-    def opened(
-        url: str, *, width: int = 1440, height: int = 900, may_log: str | None = None, **options: Any
+    opened: list[tuple[Page, ConsoleErrors, dict[str, bool]]] = []
+
+    def open_one(
+        url: str,
+        *,
+        width: int = 1440,
+        height: int = 900,
+        color_scheme: str | None = None,
+        may_log: str | None = None,
+        is_touched: bool = False,
+        has_own_time: bool = False,
     ) -> "Page":
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(EXPECT_TIMEOUT_MS)
-        contexts.append(context)
-        page = context.new_page()
-
-        def on_console(message: "ConsoleMessage") -> None:
-            is_expected = may_log is not None and may_log in message.text
-            if message.type in ("error", "warning") and not is_expected:
-                errors.append(f"{message.type}: {message.text} ({message.location.get('url')})")
-
-        page.on("console", on_console)
-        page.on("pageerror", lambda error: errors.append(f"exception: {error}"))
+        options = {"has_touch": True, "is_mobile": True} if is_touched else {}
+        page = pages.take(width, height, color_scheme, **options)
+        opened.append((page, ConsoleErrors(page, may_log), options))
+        if has_own_time:
+            page.clock.install()
+            own.add(page)
         page.goto(url)
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
+    own: set[Page] = set()
+    yield open_one
+    errors = [error for _, listener, _ in opened for error in listener.stop()]
+    for page, _, options in opened:
+        if page in own:
+            page.context.close()
+        else:
+            pages.give_back(page, **options)
     assert not errors, "\n".join(errors)
 
 

@@ -1,4 +1,4 @@
-"""Machines with GPUs for the page: eight of them with troubles, one that is played, and two of unified memory."""
+"""Machines with GPUs for the page: eight with troubles, one that is played, one of unified memory, and two hundred."""
 
 import copy
 from typing import Any
@@ -9,7 +9,8 @@ GIB = 1 << 30
 FORGE = "8f4be1d2c06a4711"
 DREAM = "d2ea3b5c91f04e88"
 SPARK = "51ab77f0e3c24d90"
-HOT, FAILED, DEGRADED, BUSY = 2, 5, 6, 3
+RACK = "77c02f1e5ad84b63"
+HOT, FAILED, DEGRADED, BUSY, WARM = 2, 5, 6, 3, 7
 """Places of forge's GPUs that are not as the others."""
 
 FACTS: Json = {
@@ -137,7 +138,7 @@ def forge(base: Json) -> tuple[Json, list[Json]]:
         None,
         None,
         health="failed",
-        health_reason=lost,
+        health_reason=f"{lost}; kept out for 120 s, for the second time, then tried again",
         faults=[{"kind": "xid", "code": 79, "message": f"Xid 79: {lost}", "is_fatal": True}],
     )
     states[DEGRADED] |= {
@@ -145,6 +146,7 @@ def forge(base: Json) -> tuple[Json, list[Json]]:
         "health_reason": "1 memory error that could not be corrected",
         "ecc_uncorrected_count": 1,
     }
+    states[WARM] |= {"thermal_temperature_c": 84.4}
     states[0] |= {"processes": [{"pid": 4711, "used_bytes": 60 * GIB}, {"pid": 4712, "used_bytes": None}]}
     states.insert(0, told(cpu, 210, 6.0, power_watts=141.0, is_memory_pressed=False))
     return machine(base, FORGE, "forge", [cpu, *gpus], states), states
@@ -172,14 +174,39 @@ def spark(base: Json) -> tuple[Json, list[Json]]:
     return machine(base, SPARK, "spark", [cpu, gpu], states), states
 
 
+def rack(base: Json) -> tuple[Json, list[Json]]:
+    """Return a machine with two hundred GPUs of a very long name, of which the 151st failed."""
+    name = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition (MIG 1g.24gb, engineering sample)"
+    cpu = device(RACK, "cpu:0", "AMD EPYC 9965 192-Core Processor", "ram", 3072, vendor="AMD")
+    gpus = [device(RACK, f"cuda:{place}", name, "vram", 24) for place in range(200)]
+    states = [
+        told(gpu, 3.5, float(place % 101), thermal_temperature_c=45.0) for place, gpu in enumerate(gpus)
+    ]
+    states[150] |= {"health": "failed", "health_reason": "it computes wrong products"}
+    states.insert(0, told(cpu, 800, 31.0))
+    return machine(base, RACK, "rack", [cpu, *gpus], states), states
+
+
 def state_with_gpus() -> Json:
-    """Return the recorded state with these machines added."""
+    """Return the recorded state with the first three machines added."""
     state = fixture("state")
     base = state["topology"]["nodes"][0]
-    for node, states in (forge(base), dream(base), spark(base)):
+    add(state, forge(base), dream(base), spark(base))
+    return state
+
+
+def state_with_rack() -> Json:
+    """Return the recorded state with the two hundred added."""
+    state = fixture("state")
+    add(state, rack(state["topology"]["nodes"][0]))
+    return state
+
+
+def add(state: Json, *machines: tuple[Json, list[Json]]) -> None:
+    """Add machines to a state."""
+    for node, states in machines:
         state["topology"]["nodes"].append(node)
         metrics = state["topology"]["metrics"]
         metrics["device_count"] += len(node["devices"])
         metrics["memory_total_bytes"] += sum(one["memory_total_bytes"] for one in node["devices"])
         state["gpu_device_state"] |= {one["device_id"]: one for one in states}
-    return state

@@ -341,7 +341,7 @@ def test_a_phone_shows_one_part_at_a_time_without_scrolling_sideways(
     node.set_stages("ready", ["ready"] * 3, [3, 2, 1])
     node.chat_tokens = ["The answer is ", "42", "."]
     node.chat_gate.release(3)
-    page = open_page(node.url, width=375, height=812, has_touch=True, is_mobile=True)
+    page = open_page(node.url, width=375, height=812, is_touched=True)
     live(page)
     expect(page.get_by_text("org/broken-7b", exact=True)).to_be_visible()
     assert scroll_overflow_px(page) == 0

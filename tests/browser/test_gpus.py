@@ -5,7 +5,18 @@ import re
 import pytest
 
 from browser.driver import Locator, Page, expect
-from browser.gpu_machines import DREAM, FAILED, FORGE, HOT, SPARK, state_with_gpus
+from browser.gpu_machines import (
+    DEGRADED,
+    DREAM,
+    FAILED,
+    FORGE,
+    HOT,
+    RACK,
+    SPARK,
+    WARM,
+    state_with_gpus,
+    state_with_rack,
+)
 from browser.scripted_node import Json, ScriptedNode
 from browser.test_dashboard import CONTRAST_SCRIPT, live, node_card, scroll_overflow_px
 
@@ -34,9 +45,11 @@ def test_a_node_with_eight_gpus_shows_each_with_its_own_memory(gpu_node, open_pa
     expect(forge.get_by_role("meter", name="RAM", exact=True)).to_have_attribute(
         "aria-valuetext", "210 GiB of 1.5 TiB used"
     )
-    # Seven tell: the node's sum is not known, and says so in words without a bar.
     expect(forge.get_by_role("meter", name="VRAM", exact=True)).to_have_count(7)
-    expect(forge).to_contain_text("– of 640 GiB used")
+    # Seven tell: the node's sum is theirs, and says so.
+    expect(forge.get_by_role("meter", name="VRAM of the 7 of 8 GPUs that tell")).to_have_attribute(
+        "aria-valuetext", "454 GiB of 560 GiB used"
+    )
     first = device_line(forge, f"{FORGE}/cuda:0")
     for words in ("cuda:0", "NVIDIA H100 80GB HBM3", "88 %", "58 °C", "limit 87 °C", "540 W", "limit 700 W"):
         expect(first).to_contain_text(words)
@@ -52,8 +65,8 @@ def test_troubles_are_said_in_words_on_the_device_and_on_its_node(gpu_node, open
     live(page)
     forge = node_card(page, "forge")
     header = forge.locator("header").first
-    expect(header).to_contain_text("1 GPU failed")
-    expect(header).to_contain_text("1 GPU degraded")
+    for words in ("1 GPU failed", "1 GPU degraded", "1 GPU slowed", "1 GPU hot"):
+        expect(header).to_contain_text(words)
 
     failed = device_line(forge, f"{FORGE}/cuda:{FAILED}")
     expect(failed).to_contain_text("failed: GPU has fallen off the bus")
@@ -65,12 +78,75 @@ def test_troubles_are_said_in_words_on_the_device_and_on_its_node(gpu_node, open
     hot = device_line(forge, f"{FORGE}/cuda:{HOT}")
     expect(hot).to_contain_text("slowed by heat, its power limit")
     expect(hot).to_contain_text("88 °C")
-    expect(device_line(forge, f"{FORGE}/cuda:0")).not_to_contain_text("slowed")
+    expect(device_line(forge, f"{FORGE}/cuda:{WARM}")).to_contain_text("hot: 3 °C below its limit")
+    expect(device_line(forge, f"{FORGE}/cuda:0")).not_to_contain_text(re.compile("slowed|hot:"))
 
-    # Healed: nothing is said any more.
-    for place in (5, 6):
-        set_device(gpu_node, f"{FORGE}/cuda:{place}", health="healthy", health_reason=None)
+
+def test_what_is_wrong_stands_before_all_nodes_until_it_is_mended(gpu_node, open_page) -> None:
+    page = open_page(gpu_node.url)
+    live(page)
+    said = page.get_by_role("status", name="What happened")
+    expect(said).to_have_text(
+        re.compile(r"^forge cuda:5 failed: GPU has fallen off .* forge cuda:6 degraded")
+    )
+    rows = page.locator("[data-concern]")
+    expect(page.get_by_role("heading", name="3 devices need a look")).to_be_visible()
+    expect(rows).to_have_text(
+        [
+            re.compile(r"^\s*forge cuda:5\s*failed: GPU has fallen off the bus; kept out for 120 s"),
+            re.compile(r"^\s*forge cuda:2\s*slowed by heat, its power limit"),
+            re.compile(r"^\s*forge cuda:6\s*degraded: 1 memory error that could not be corrected"),
+        ]
+    )
+    # With the keyboard from there to all that is known of it, and back.
+    button = page.get_by_role("button", name="Details of forge cuda:5")
+    button.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog", name="forge")
+    failed = device_line(dialog, f"{FORGE}/cuda:{FAILED}")
+    expect(failed.locator("summary")).to_be_focused()
+    expect(failed.get_by_text("Xid 79: GPU has fallen off the bus.")).to_be_in_viewport()
+    expect(dialog.locator("details[open]")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(button).to_be_focused()
+
+    set_device(gpu_node, f"{FORGE}/cuda:{FAILED}", health="healthy", health_reason=None)
+    expect(rows).to_have_count(2)
+    set_device(gpu_node, f"{FORGE}/cuda:0", health="failed", health_reason="it hangs")
+    expect(rows.first).to_contain_text("forge cuda:0")
+    expect(said).to_have_text("forge cuda:0 failed: it hangs.")
+    well = {"health": "healthy", "health_reason": None}
+    cool = {"is_thermal_throttling": False, "throttle_reasons": [], "thermal_temperature_c": 60.0}
+    for place in (0, HOT, DEGRADED, WARM):
+        set_device(gpu_node, f"{FORGE}/cuda:{place}", **well, **cool)
+    expect(rows).to_have_count(0)
+    header = node_card(page, "forge").locator("header").first
     expect(header).not_to_contain_text("GPU")
+
+
+@pytest.mark.parametrize("width", [375, 1440])
+def test_of_two_hundred_gpus_the_failed_one_is_seen_first(node, open_page, screenshot, width: int) -> None:
+    node.state = state_with_rack()
+    page = open_page(node.url, width=width, height=1200)
+    live(page)
+    rack = node_card(page, "rack")
+    expect(rack.locator("header").first).to_contain_text("1 GPU failed")
+    lines = rack.locator("[data-device]")
+    expect(lines).to_have_count(9)
+    expect(lines.last).to_contain_text("failed: it computes wrong products")
+    assert scroll_overflow_px(page) == 0
+    rack.scroll_into_view_if_needed()
+    screenshot(page, f"gpus-200-{width}")
+    rack.get_by_role("button", name="Show all devices of rack").click()
+    expect(lines).to_have_count(201)
+    assert scroll_overflow_px(page) == 0
+    # They are told apart, and what they tell goes on.
+    one = device_line(rack, f"{RACK}/cuda:199")
+    expect(one).to_contain_text("cuda:199")
+    set_device(node, f"{RACK}/cuda:199", thermal_temperature_c=52.0)
+    expect(one).to_contain_text("52 °C")
+    rack.get_by_role("button", name="Show fewer devices of rack").click()
+    expect(lines).to_have_count(9)
 
 
 def test_what_is_simulated_and_what_is_unified_is_named(gpu_node, open_page) -> None:
@@ -92,9 +168,7 @@ def test_what_is_simulated_and_what_is_unified_is_named(gpu_node, open_page) -> 
 
 def test_load_over_time_is_kept_while_the_page_is_open(gpu_node, open_page, screenshot) -> None:
     device_id = f"{SPARK}/cuda:0"
-    page = open_page(gpu_node.url)
-    page.clock.install()
-    page.reload()
+    page = open_page(gpu_node.url, has_own_time=True)
     live(page)
     line = device_line(node_card(page, "spark"), device_id)
     chart = line.get_by_role("img")
@@ -133,7 +207,7 @@ def test_load_over_time_is_kept_while_the_page_is_open(gpu_node, open_page, scre
 
 
 def open_detail(page: Page, name: str) -> Locator:
-    page.get_by_role("button", name=f"Details of {name}").click()
+    page.get_by_role("button", name=f"Details of {name}", exact=True).click()
     return page.get_by_role("dialog", name=name)
 
 

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest';
 import stateAnswer from '../../../../tests/browser/fixtures/state.json';
 import type { ClusterState, Device, DeviceState, Node } from '../types';
 import { deviceRow, troubles, type DeviceRow } from './devices';
-import { nodeCards } from './nodes';
+import { foldedDevices, nodeCards, type NodeDevice } from './nodes';
 
 const state = stateAnswer as unknown as ClusterState;
 const GIB = 1024 ** 3;
@@ -54,6 +54,8 @@ describe('what is not known', () => {
       health: 'unknown',
       healthCondition: { tone: 'plain', words: 'health –' },
       slowedCondition: null,
+      hotCondition: null,
+      worstTone: 'plain',
       memory: { usedBytes: null, totalBytes: 12 * GIB },
     });
     expect(device.facts.map(({ name, words }) => `${name} ${words}`)).toEqual([
@@ -107,6 +109,26 @@ describe('what holds a device back', () => {
   });
 });
 
+describe('heat', () => {
+  it.each([
+    [77.4, 83, null],
+    [77.6, 83, 'hot: 5 °C below its limit'],
+    [83, 83.4, 'hot: at its limit'],
+    [86, 83, 'hot: 3 °C above its limit'],
+    [99, null, null],
+    [null, 83, null],
+  ])('%s of %s °C: %s', (temperature, limit, words) => {
+    const device = row({ thermal_temperature_c: temperature, thermal_throttle_threshold_c: limit });
+    expect(device.hotCondition).toEqual(words && { tone: 'warn', words });
+    expect(device.worstTone).toBe(words ? 'warn' : 'plain');
+  });
+
+  it('is said once where it already slows the device', () => {
+    const device = row({ thermal_temperature_c: 83, is_thermal_throttling: true });
+    expect([device.hotCondition, device.slowedCondition?.words]).toEqual([null, 'slowed by heat']);
+  });
+});
+
 describe('health', () => {
   it.each([
     ['healthy', null, 'good', 'healthy'],
@@ -127,7 +149,15 @@ describe('health', () => {
     expect(troubles([failed, deviceRow(cpu, { ...now, health: 'failed' })])).toEqual([
       { tone: 'bad', words: '2 devices failed' },
     ]);
-    expect(troubles([row({}), deviceRow(gpu, undefined)])).toEqual([]);
+    expect(troubles([row({}), deviceRow(gpu, undefined), row({ throttle_reasons: ['power'] })])).toEqual([]);
+  });
+
+  it('counts each device once, by what is worst', () => {
+    const hot = { thermal_temperature_c: 82 };
+    const slowed = { is_thermal_throttling: true };
+    const found = [row(hot), row(slowed), row({ ...slowed, health: 'failed' }), row({ ...hot, ...slowed })];
+    expect(troubles(found).map(({ words }) => words)).toEqual(['1 GPU failed', '2 GPUs slowed', '1 GPU hot']);
+    expect(found.map(({ worstTone }) => worstTone)).toEqual(['warn', 'warn', 'bad', 'warn']);
   });
 });
 
@@ -148,7 +178,7 @@ describe('what few devices have', () => {
       { support_level: 'monitoring' },
     );
     expect(fact(device, 'Faults')).toBe('Xid 79: GPU has fallen off the bus.');
-    expect(fact(device, 'Memory errors')).toBe('3 corrected, – not');
+    expect(fact(device, 'Memory errors')).toBe('3 corrected, – that could not be');
     expect(fact(device, 'Battery')).toBe('41 %, plugged in');
     expect(fact(device, 'Memory pressure')).toBe('the system is short of memory');
     expect(fact(device, 'Held by')).toBe('process 7: 2 GiB, process 9: –');
@@ -201,9 +231,41 @@ describe("a node's memory", () => {
     expect(aliases).toEqual(['cpu:0', 'cuda:0', 'cuda:2', 'cuda:10']);
   });
 
-  it('is no sum where one of them does not tell', () => {
+  it('is the sum of those that tell, and says of how many', () => {
     const bars = cardOf([cpu, gpu, second], { second: { memory_used_bytes: null } }).memory;
+    expect(bars?.[1]).toEqual({
+      label: 'VRAM of the 1 of 2 GPUs that tell',
+      usedBytes: now.memory_used_bytes,
+      totalBytes: now.memory_total_bytes,
+    });
+    expect(cardOf([cpu, gpu, second]).memory?.[1]).toMatchObject({ label: 'VRAM', usedBytes: 4_724_464_026 });
+  });
+
+  it('is not known where none of them tells', () => {
+    const bars = cardOf([cpu, gpu], { [gpu.device_id]: { memory_used_bytes: null } }).memory;
     expect(bars?.[1]).toEqual({ label: 'VRAM', usedBytes: null, totalBytes: 12 * GIB });
-    expect(cardOf([cpu, gpu, second]).memory?.[1]?.usedBytes).toBe(4_724_464_026);
+  });
+});
+
+describe('many devices', () => {
+  const device = { ...row({}), hasMemoryBar: true };
+  const many = Array.from({ length: 200 }, (_, place) => ({ ...device, id: `${place}` }));
+  const ids = (devices: readonly NodeDevice[]) => foldedDevices(devices).map(({ id }) => id);
+
+  it('are folded, but not those of a usual server', () => {
+    expect(foldedDevices(many.slice(0, 18))).toHaveLength(18);
+    expect(ids(many)).toEqual(['0', '1', '2', '3', '4', '5', '6', '7', '8']);
+  });
+
+  it('show those that want someone to look, worst before bad, in their places', () => {
+    const some = many.map((one, place) =>
+      place === 150
+        ? { ...one, worstTone: 'bad' as const }
+        : place > 190
+          ? { ...one, worstTone: 'warn' as const }
+          : one,
+    );
+    expect(ids(some)).toEqual(['150', ...[191, 192, 193, 194, 195, 196, 197, 198].map(String)]);
+    expect(ids(some.slice(0, 193)).slice(-3)).toEqual(['150', '191', '192']);
   });
 });

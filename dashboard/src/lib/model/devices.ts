@@ -41,6 +41,10 @@ export interface DeviceRow {
   healthCondition: Condition;
   /** Null while nothing holds it back, and where it does not tell. */
   slowedCondition: Condition | null;
+  /** Null while it is cool, where it does not tell, and once heat slows it: then that is said. */
+  hotCondition: Condition | null;
+  /** Of all these; what is well or ordinary is `plain`. */
+  worstTone: 'bad' | 'warn' | 'plain';
   /** The rest, for those who look closer. */
   facts: Fact[];
 }
@@ -59,6 +63,9 @@ const REASON_WORDS: Record<ThrottleReason, string> = {
 /** These are met by every busy GPU or were asked for; the others want someone to look. */
 const ORDINARY_REASONS: readonly ThrottleReason[] = ['power', 'software', 'other'];
 
+/** So close to its limit a device is called hot. */
+const HOT_MARGIN_C = 5;
+
 const HEALTH_TONES = { healthy: 'good', degraded: 'warn', failed: 'bad', unknown: 'plain' } as const;
 
 const MEMORY_LABELS = { vram: 'VRAM', ram: 'RAM', unified: 'Unified memory' } as const;
@@ -69,6 +76,11 @@ export function isGpu(device: Device): boolean {
 
 /** `state` is undefined until the first telemetry, and while the device's node is away. */
 export function deviceRow(device: Device, state: DeviceState | undefined): DeviceRow {
+  const conditions = {
+    healthCondition: healthCondition(state),
+    slowedCondition: slowedCondition(state),
+    hotCondition: hotCondition(state),
+  };
   return {
     id: device.device_id,
     alias: device.local_alias,
@@ -77,20 +89,24 @@ export function deviceRow(device: Device, state: DeviceState | undefined): Devic
     kind: isGpu(device) ? 'GPU' : 'CPU',
     backend: device.backend,
     isSimulated: device.is_simulated,
-    memory: {
-      label: MEMORY_LABELS[device.memory_kind],
-      usedBytes: state?.memory_used_bytes ?? null,
-      totalBytes: state?.memory_total_bytes ?? device.memory_total_bytes,
-    },
+    memory: memoryOf(device, state),
     utilizationPercent: state?.compute_utilization_percent ?? null,
     temperatureC: state?.thermal_temperature_c ?? null,
     temperatureLimitC: state?.thermal_throttle_threshold_c ?? null,
     powerWatts: state?.power_watts ?? null,
     powerLimitWatts: state?.power_limit_watts ?? null,
     health: state?.health ?? 'unknown',
-    healthCondition: healthCondition(state),
-    slowedCondition: slowedCondition(state),
+    ...conditions,
+    worstTone: worstTone(Object.values(conditions)),
     facts: facts(device, state),
+  };
+}
+
+export function memoryOf(device: Device, state: DeviceState | undefined): MemoryBar {
+  return {
+    label: MEMORY_LABELS[device.memory_kind],
+    usedBytes: state?.memory_used_bytes ?? null,
+    totalBytes: state?.memory_total_bytes ?? device.memory_total_bytes,
   };
 }
 
@@ -108,6 +124,21 @@ function slowedCondition(state: DeviceState | undefined): Condition | null {
   if (!reasons?.length) return null;
   const isOrdinary = reasons.every((reason) => ORDINARY_REASONS.includes(reason));
   return { tone: isOrdinary ? 'plain' : 'warn', words: `slowed by ${reasonWords(reasons)}` };
+}
+
+function hotCondition(state: DeviceState | undefined): Condition | null {
+  const temperature = state?.thermal_temperature_c ?? null;
+  const limit = state?.thermal_throttle_threshold_c ?? null;
+  if (temperature === null || limit === null || reasonsOf(state)?.includes('thermal')) return null;
+  const marginC = Math.round(limit) - Math.round(temperature);
+  if (marginC > HOT_MARGIN_C) return null;
+  const where = marginC > 0 ? `${marginC} °C below` : marginC === 0 ? 'at' : `${-marginC} °C above`;
+  return { tone: 'warn', words: `hot: ${where} its limit` };
+}
+
+function worstTone(conditions: (Condition | null)[]): DeviceRow['worstTone'] {
+  const has = (tone: Tone) => conditions.some((condition) => condition?.tone === tone);
+  return has('bad') ? 'bad' : has('warn') ? 'warn' : 'plain';
 }
 
 /** Null where the device does not tell. */
@@ -159,7 +190,7 @@ function memoryErrors(state: DeviceState | undefined): string | null {
   const corrected = state?.ecc_corrected_count ?? null;
   const uncorrected = state?.ecc_uncorrected_count ?? null;
   if (corrected === null && uncorrected === null) return null;
-  return `${corrected ?? UNKNOWN} corrected, ${uncorrected ?? UNKNOWN} not`;
+  return `${corrected ?? UNKNOWN} corrected, ${uncorrected ?? UNKNOWN} that could not be`;
 }
 
 function battery(state: DeviceState | undefined): string | null {
@@ -175,14 +206,23 @@ function holders(state: DeviceState | undefined): string | null {
   return processes.map((process) => `process ${process.pid}: ${bytes(process.used_bytes)}`).join(', ');
 }
 
-/** The GPUs of a node that are not well, in a few words: `1 GPU failed`. */
+/** The devices of a node that want someone to look, in a few words: `1 GPU failed`. Each is counted once. */
 export function troubles(devices: readonly DeviceRow[]): Condition[] {
-  return (['failed', 'degraded'] as const).flatMap((health) => {
-    const found = devices.filter((device) => device.health === health);
+  const counted = new Set<DeviceRow>();
+  return TROUBLES.flatMap(({ tone, word, is }) => {
+    const found = devices.filter((device) => !counted.has(device) && is(device));
+    for (const device of found) counted.add(device);
     const [first] = found;
     if (!first) return [];
     const what = found.every((device) => device.kind === first.kind) ? first.kind : 'device';
-    const words = `${found.length} ${what}${found.length > 1 ? 's' : ''} ${health}`;
-    return [{ tone: HEALTH_TONES[health], words }];
+    return [{ tone, words: `${found.length} ${what}${found.length > 1 ? 's' : ''} ${word}` }];
   });
 }
+
+/** Worst first. */
+const TROUBLES: readonly { tone: Tone; word: string; is: (device: DeviceRow) => boolean }[] = [
+  { tone: 'bad', word: 'failed', is: (device) => device.health === 'failed' },
+  { tone: 'warn', word: 'degraded', is: (device) => device.health === 'degraded' },
+  { tone: 'warn', word: 'slowed', is: (device) => device.slowedCondition?.tone === 'warn' },
+  { tone: 'warn', word: 'hot', is: (device) => device.hotCondition !== null },
+];

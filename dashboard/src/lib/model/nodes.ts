@@ -1,7 +1,7 @@
 // What the page shows of a node and its devices, out of the cluster's state.
 import type { ClusterState, Device, Node, StagePhase } from '../types';
 import { standing, type Standing } from './agreement';
-import { deviceRow, troubles, type DeviceRow, type MemoryBar, type Condition } from './devices';
+import { deviceRow, memoryOf, troubles, type DeviceRow, type MemoryBar, type Condition } from './devices';
 import { bytes, count } from './format';
 
 export interface NodeCard {
@@ -23,7 +23,7 @@ export interface NodeCard {
   /** Null until the first telemetry, and while the node is away: what it was is not what it is. */
   memory: MemoryBar[] | null;
   devices: NodeDevice[];
-  /** How many of them failed or are degraded. */
+  /** How many of them failed, are degraded, slowed or hot. */
   troubles: Condition[];
   /** What is placed here. */
   stages: PlacedStage[];
@@ -124,6 +124,19 @@ function address({ host, port }: Node['api_address']): string {
   return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
+/** More devices than this are folded: a server's two processors and sixteen GPUs are not. */
+const UNFOLDED_COUNT = 18;
+const FOLDED_COUNT = 9;
+
+/** The devices of a card that is folded, in their order: of many, those that want someone to look before all others. */
+export function foldedDevices(devices: readonly NodeDevice[]): NodeDevice[] {
+  if (devices.length <= UNFOLDED_COUNT) return [...devices];
+  const rank = { bad: 0, warn: 1, plain: 2 };
+  const first = devices.toSorted((one, other) => rank[one.worstTone] - rank[other.worstTone]);
+  const shown = new Set(first.slice(0, FOLDED_COUNT));
+  return devices.filter((device) => shown.has(device));
+}
+
 /** RAM, and VRAM apart from it; memory that GPU and CPU share is one pool, and named so. */
 function memoryBars(state: ClusterState, node: Node): MemoryBar[] | null {
   const memory = node.node_profile?.memory;
@@ -136,15 +149,30 @@ function memoryBars(state: ClusterState, node: Node): MemoryBar[] | null {
       totalBytes: memory.ram_total,
     },
   ];
-  if (memory.gpu_vram_total > 0) {
-    // In the sum a device that does not tell counts as empty: what is not known is no bar.
-    const isTold = node.devices
-      .filter((device) => device.memory_kind === 'vram')
-      .every((device) => (state.gpu_device_state[device.device_id]?.memory_used_bytes ?? null) !== null);
-    const usedBytes = isTold ? memory.gpu_vram_used : null;
-    bars.push({ label: 'VRAM', usedBytes, totalBytes: memory.gpu_vram_total });
-  }
+  if (memory.gpu_vram_total > 0) bars.push(vramBar(state, node, memory));
   return bars;
+}
+
+/** The node's own sum counts a device that does not tell as empty: then only those that tell are summed, and it says so. */
+function vramBar(
+  state: ClusterState,
+  node: Node,
+  memory: NonNullable<Node['node_profile']>['memory'],
+): MemoryBar {
+  const holders = node.devices.filter((device) => device.memory_kind === 'vram');
+  const told = holders.flatMap((device) => {
+    const { usedBytes, totalBytes } = memoryOf(device, state.gpu_device_state[device.device_id]);
+    return usedBytes === null ? [] : [{ usedBytes, totalBytes }];
+  });
+  if (told.length === holders.length) {
+    return { label: 'VRAM', usedBytes: memory.gpu_vram_used, totalBytes: memory.gpu_vram_total };
+  }
+  if (told.length === 0) return { label: 'VRAM', usedBytes: null, totalBytes: memory.gpu_vram_total };
+  return {
+    label: `VRAM of the ${told.length} of ${holders.length} GPUs that tell`,
+    usedBytes: told.reduce((sum, one) => sum + one.usedBytes, 0),
+    totalBytes: told.reduce((sum, one) => sum + one.totalBytes, 0),
+  };
 }
 
 /** The machines together, in a line. */
