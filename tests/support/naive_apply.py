@@ -146,8 +146,34 @@ def instance_restarted(state: State, event: e.InstanceRestarted) -> State:
         generation=event.generation,
         failures_in_a_row=instance.failures_in_a_row + 1,
         stages=tuple(StageState() for _ in instance.stages),
+        stranded_reason=None,
     )
     return replace(state, instances={**state.instances, event.instance_id: restarted})
+
+
+def instance_moved(state: State, event: e.InstanceMoved) -> State:
+    """Begin a new generation where the new plan says."""
+    instance = state.instances.get(event.instance_id)
+    if instance is None or event.generation <= instance.generation:
+        return state
+    moved = replace(
+        instance,
+        plan=event.plan,
+        generation=event.generation,
+        failures_in_a_row=0,
+        stages=tuple(StageState() for _ in event.plan.stages),
+        moved_reason=event.reason,
+        stranded_reason=None,
+    )
+    return replace(state, instances={**state.instances, event.instance_id: moved})
+
+
+def instance_stranded(state: State, event: e.InstanceStranded) -> State:
+    instance = state.instances.get(event.instance_id)
+    if instance is None or event.generation != instance.generation:
+        return state
+    stranded = replace(instance, stranded_reason=event.reason)
+    return replace(state, instances={**state.instances, event.instance_id: stranded})
 
 
 def stage_changed(state: State, event: e.StageChanged) -> State:
@@ -256,6 +282,8 @@ DECISIONS: dict[type, Callable[[State, Any], State]] = {
     e.InstanceCreated: instance_created,
     e.InstanceDeleted: instance_deleted,
     e.InstanceRestarted: instance_restarted,
+    e.InstanceMoved: instance_moved,
+    e.InstanceStranded: instance_stranded,
     e.StageChanged: stage_changed,
 }
 

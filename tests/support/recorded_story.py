@@ -14,9 +14,24 @@ import msgspec
 
 from exo.cluster.membership import voters_wanted
 from exo.cluster.options import CoordinatorOptions
-from exo.shared.types.events import LogEntry
+from exo.master.decide import decide as decide_commit
+from exo.master.placement.place import place_instance
+from exo.master.recovery import Trouble, restarts, troubles
+from exo.master.recovery_ladder import attempts, decide_move, decide_stranding, without
+from exo.shared.types.commands import CommitPlan
+from exo.shared.types.events import (
+    Decision,
+    DeviceAppeared,
+    DeviceLost,
+    LogEntry,
+    NodeModelsChanged,
+    StageChanged,
+)
+from exo.shared.types.ids import CommandId, DeviceId, InstanceId, NodeId
+from exo.shared.types.instances import PlacementRequest, Plan, StagePhase
 from exo.shared.types.state import State
 from exo.shared.types.voters import Voters
+from support.device_stories import machine, model
 from support.simulated_cluster import SimulatedNode, Simulation, tagged
 from support.virtual_time import run
 from support.workload import whole_log
@@ -131,9 +146,90 @@ async def dissolved_cluster(seed: int) -> Recording:
     return recording
 
 
+async def moved_instance(seed: int) -> Recording:
+    """A model's GPU goes and it goes on on another one; that one goes, too, and comes back."""
+    simulation = Simulation(seed, "ab")
+    await simulation.start_all()
+    await simulation.until(simulation.is_one, timeout_s=8)
+    master = simulation.master.up
+    for node in simulation.running:
+        described = machine(node.host, "cuda:0", ram_mib=200)
+        found = [DeviceAppeared(node_id=described.node_id, device=one) for one in described.devices]
+        models = NodeModelsChanged(node_id=described.node_id, models=described.models)
+        await node.up.propose([*found, models], cause_id=node.host)
+
+    async def all_know() -> None:
+        await simulation.until(
+            lambda: len({node.up.state.index for node in simulation.running}) == 1, timeout_s=5
+        )
+
+    async def report(phase: StagePhase) -> None:
+        await all_know()
+        instance = master.state.instances[InstanceId("i")]
+        stage = instance.plan.stages[0]
+        changed = StageChanged(
+            instance_id=instance.instance_id, generation=instance.generation, rank=0, phase=phase
+        )
+        await simulation.nodes[stage.node_id].up.propose([changed], cause_id=instance.created_by)
+
+    async def lose(device_id: DeviceId) -> Trouble:
+        await all_know()
+        node_id = NodeId(device_id.partition("/")[0])
+        lost = DeviceLost(node_id=node_id, device_id=device_id, reason="its driver does not list it any more")
+        await simulation.nodes[node_id].up.propose([lost], cause_id="the driver")
+        await simulation.until(lambda: bool(troubles(master.state)), timeout_s=5)
+        return troubles(master.state)[0]
+
+    async def decide(event: Decision | None) -> None:
+        assert event is not None
+        await master.propose([event], cause_id="command-1")
+
+    await all_know()
+    request = PlacementRequest(model_id=model().model_id)
+    plan = place_instance(master.state, request, should_stop=lambda: False)
+    assert isinstance(plan, Plan), plan
+    created = decide_commit(
+        master.state,
+        CommitPlan(
+            command_id=CommandId("command-1"), instance_id=InstanceId("i"), request=request, plan=plan
+        ),
+    )
+    assert isinstance(created, list), created
+    await master.propose(created, cause_id="command-1")
+    await report("ready")
+    (first,) = plan.stages[0].device_ids
+
+    trouble = await lose(first)
+    (attempt, *_) = attempts(master.state, master.state.instances[InstanceId("i")])
+    answer = place_instance(
+        without(master.state, InstanceId("i")), attempt.request, should_stop=lambda: False
+    )
+    assert isinstance(answer, Plan), answer
+    await decide(decide_move(master.state, trouble, attempt, answer, []))
+    await report("ready")
+
+    (second,) = answer.stages[0].device_ids
+    trouble = await lose(second)
+    refused = ["no other healthy GPUs for one stage", "not on processors: no room"]
+    await decide(decide_stranding(master.state, trouble, refused))
+    await all_know()
+    node_id = NodeId(second.partition("/")[0])
+    back = next(one for one in machine(node_id, "cuda:0").devices if one.device_id == second)
+    appeared = DeviceAppeared(node_id=node_id, device=back)
+    await simulation.nodes[node_id].up.propose([appeared], cause_id="the driver")
+    await simulation.until(lambda: bool(restarts(master.state)), timeout_s=5)
+    await decide(restarts(master.state)[0])
+    await report("ready")
+    await all_know()
+    recording = Recording(whole_log(simulation.master), master.state.decided())
+    await simulation.stop_all()
+    return recording
+
+
 STORIES: dict[str, Callable[[int], Awaitable[Recording]]] = {
     "forced-history": forced_history,
     "dissolved-cluster": dissolved_cluster,
+    "moved-instance": moved_instance,
 }
 
 

@@ -4,16 +4,16 @@ from exo.master.decide import decide
 from exo.master.placement.place import place_instance
 from exo.shared.types.commands import CommitPlan
 from exo.shared.types.events import StageChanged
-from exo.shared.types.ids import CommandId, InstanceId, ModelId
+from exo.shared.types.ids import CommandId, InstanceId, ModelId, NodeId
 from exo.shared.types.instances import PlacementRequest, Plan, StagePhase
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
 from support.states import fold
 
 
-def placed(state: State, min_nodes: int = 1) -> State:
+def placed(state: State, min_nodes: int = 1, *, node_ids: tuple[NodeId, ...] = ()) -> State:
     """Place the model `toy` as the instance `i`."""
-    request = PlacementRequest(model_id=ModelId("toy"), min_nodes=min_nodes)
+    request = PlacementRequest(model_id=ModelId("toy"), min_nodes=min_nodes, node_ids=node_ids)
     plan = place_instance(state, request, should_stop=lambda: False)
     assert isinstance(plan, Plan), plan
     command = CommitPlan(command_id=CommandId("c"), instance_id=InstanceId("i"), request=request, plan=plan)

@@ -11,6 +11,7 @@ from exo.master.admission import Admission
 from exo.master.authority import Authority
 from exo.master.decide import PLAN_OUTDATED, decide, existing_instance
 from exo.master.recovery import restarts
+from exo.master.recovery_loop import Mover
 from exo.master.solver import Solver
 from exo.shared.errors import NoMasterError
 from exo.shared.types.commands import (
@@ -58,12 +59,14 @@ class Master:
         self._solver = solver
         self._new_id = new_id
         self._deciding = anyio.Lock()
+        self._mover = Mover(coordinator, solver, self._deciding)
         self._admission = Admission(coordinator, self._deciding, authority, now_s)
         coordinator.set_command_handler(self.handle)
 
     async def run(self) -> None:
-        """Restart broken instances while this node leads; never returns."""
+        """Restart or move broken instances while this node leads; never returns."""
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._mover.run)
             waiting: set[tuple[InstanceId, int]] = set()
             async for state in self._coordinator.changes():
                 if not self._coordinator.leadership.is_self:

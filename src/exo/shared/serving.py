@@ -21,11 +21,15 @@ def instance_status(state: State, instance: Instance) -> tuple[InstanceStatus, s
             return "failed", f"stage {stage.rank} is on {name}, which is not connected" + (
                 f" ({reason})" if reason else ""
             )
+    if instance.stranded_reason is not None:
+        return "failed", instance.stranded_reason
     return instance.status, instance.reason
 
 
 def may_restart(state: State, instance: Instance) -> bool:
     """Say whether starting all stages of a failed instance again may mend it: the master then does so."""
+    if instance.stranded_reason is not None:
+        return False
     if instance.failures_in_a_row >= FAILURES_IN_A_ROW_MAX:
         return False
     if any(stage.is_permanent for stage in instance.stages):

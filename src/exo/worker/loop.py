@@ -46,6 +46,8 @@ from exo.worker.runner.messages import (
 from exo.worker.stage_devices import StageDevices
 
 MODELS_SCAN_INTERVAL_S = 5.0
+ENDING_PATIENCE_S = 15.0
+"""A process that is stuck in a dying GPU's driver obeys no signal: stages on other devices do not wait for ever."""
 
 
 class Runner(Protocol):
@@ -96,6 +98,7 @@ class Worker:
         devices: Guards this node's GPUs; None: nobody does.
         heat: Says how much stages may work; None: as much as they can.
         note_busy: Told of each stage whether it has requests, by name; again and again as long as it runs.
+        ending_patience_s: How long a new stage waits for processes that are being ended.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Worker:
         devices: StageDevices | None = None,
         heat: HeatWatch | None = None,
         note_busy: Callable[[str, bool], None] = lambda name, is_busy: None,
+        ending_patience_s: float = ENDING_PATIENCE_S,
     ) -> None:
         self._coordinator = coordinator
         self._boot_id = boot_id
@@ -129,6 +133,7 @@ class Worker:
         self._devices = devices
         self._heat = heat
         self._note_busy = note_busy
+        self._ending_patience_s = ending_patience_s
         self._runners: dict[RunnerKey, _Running] = {}
         self._changed = anyio.Event()
         self._stopping: set[anyio.Event] = set()
@@ -261,9 +266,12 @@ class Worker:
         )
 
     async def _run_one(self, key: RunnerKey, running: _Running) -> None:
-        for gone in list(self._stopping):
-            # The memory of what ends is what this one was promised.
-            await gone.wait()
+        with anyio.move_on_after(self._ending_patience_s) as waiting:
+            for gone in list(self._stopping):
+                # The memory of what ends is what this one was promised.
+                await gone.wait()
+        if waiting.cancelled_caught:
+            logger.warning("a stage's process does not end; {} is started beside it", key.instance_id)
         if self._runners.get(key) is not running:
             return
         if not self._take_devices(key, running):
@@ -285,7 +293,7 @@ class Worker:
             if self._heat is not None:
                 self._heat.end(_name(key))
             if self._devices is not None:
-                self._devices.release(_name(key))
+                self._devices.release(_holder(key))
         on_message(RunnerFailed(reason="the stage's process ended without a word"))
 
     def _take_devices(self, key: RunnerKey, running: _Running) -> bool:
@@ -293,7 +301,7 @@ class Worker:
         if self._devices is None:
             return True
         try:
-            self._devices.take(_name(key), running.stage)
+            self._devices.take(_holder(key), running.stage)
         except GPUTakenError as error:
             running.phase = "ended"
             logger.warning("stage {} of {} is not started: {}", key.rank, key.instance_id, error.message)
@@ -401,3 +409,8 @@ class Worker:
 def _name(key: RunnerKey) -> str:
     """Return what a stage is called where it stands beside others of this node."""
     return f"{key.instance_id}/{key.rank}"
+
+
+def _holder(key: RunnerKey) -> str:
+    """Return who holds a stage's devices: one that does not end must not be taken for the one that follows it."""
+    return _name(key) if key.generation == 1 else f"{_name(key)} (generation {key.generation})"

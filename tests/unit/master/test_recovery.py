@@ -1,10 +1,11 @@
-"""Which instances start again, and which wait or stay failed."""
+"""Which instances start again, which wait or stay failed, and which ought to go on elsewhere."""
 
-from exo.master.recovery import restarts
-from exo.shared.serving import FAILURES_IN_A_ROW_MAX
-from exo.shared.types.events import NodeDisconnected, NodeJoined
+from exo.master.recovery import Patience, due_s, restarts, troubles, unusable_since
+from exo.shared.serving import FAILURES_IN_A_ROW_MAX, instance_status
+from exo.shared.types.events import InstanceStranded, NodeDisconnected, NodeJoined, NodeRemoved
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.state import State
+from support.device_stories import failed, gone, machine, on, told
 from support.states import card, cluster, fold, identity
 from support.stories import placed, stage
 
@@ -57,3 +58,66 @@ def test_it_gives_up_after_so_many_failures_in_a_row_and_counts_anew_once_ready(
     assert restarts(stage(state, 0, "failed", reason="again")) == []
     state = stage(stage(state, 0, "ready"), 1, "ready")
     assert len(restarts(stage(state, 0, "failed", reason="again"))) == 1
+
+
+def one_gpu() -> State:
+    return on(cluster(machine("a", "cuda:0", "cuda:1")), "a/cuda:0")
+
+
+def test_a_device_that_failed_or_is_gone_is_a_trouble_with_its_cause() -> None:
+    assert troubles(one_gpu()) == []
+    (trouble,) = troubles(failed(one_gpu(), "a/cuda:0"))
+    assert trouble.cause == "cuda:0 of host-a has failed: Xid 79" and trouble.generation == 1
+    (trouble,) = troubles(gone(one_gpu(), "a/cuda:0"))
+    assert trouble.cause == "cuda:0 of host-a is gone" and trouble.devices[0].is_gone
+
+
+def test_what_other_devices_do_and_what_is_degraded_is_no_trouble() -> None:
+    assert troubles(failed(one_gpu(), "a/cuda:1")) == []
+    assert troubles(gone(one_gpu(), "a/cuda:1")) == []
+    assert troubles(told(one_gpu(), "a/cuda:0", "degraded", "too hot")) == []
+
+
+def test_a_node_that_is_away_and_a_failure_of_the_models_own_are_no_trouble_of_devices() -> None:
+    state = failed(one_gpu(), "a/cuda:0")
+    assert troubles(fold(state, NodeDisconnected(node_id=NodeId("a"), reason="killed"))) == []
+    assert troubles(stage(state, 0, "failed", reason="truncated", is_permanent=True)) == []
+    assert troubles(fold(state, NodeRemoved(node_id=NodeId("a"), reason="stolen"))) == []
+
+
+def test_an_instance_with_a_failed_device_is_not_restarted_where_it_is() -> None:
+    state = stage(one_gpu(), 0, "failed", reason="killed by signal 11")
+    assert len(restarts(state)) == 1
+    assert restarts(failed(state, "a/cuda:0")) == []
+
+
+def test_a_stranded_instance_starts_again_once_its_devices_are_back_however_often_it_had_failed() -> None:
+    state = one_gpu()
+    for _ in range(FAILURES_IN_A_ROW_MAX):
+        state = fold(
+            stage(state, 0, "failed", reason="again"), *restarts(stage(state, 0, "failed", reason="x"))
+        )
+    why = InstanceStranded(
+        instance_id=InstanceId("i"), generation=FAILURES_IN_A_ROW_MAX + 1, reason="no room"
+    )
+    state = fold(failed(state, "a/cuda:0"), why)
+    assert instance_status(state, state.instances[InstanceId("i")]) == ("failed", "no room")
+    assert restarts(state) == []
+    (event,) = restarts(told(state, "a/cuda:0"))
+    assert event.reason == "its devices can be used again"
+    state = fold(told(state, "a/cuda:0"), event)
+    assert instance_status(state, state.instances[InstanceId("i")]) == ("pending", None)
+
+
+def test_patience_is_counted_from_when_a_device_was_out_without_a_break() -> None:
+    patience = Patience(failed_s=3, gone_s=20)
+    out = failed(one_gpu(), "a/cuda:0")
+    since = unusable_since({}, out, 10.0)
+    assert unusable_since(since, out, 12.0) == {"a/cuda:0": 10.0}
+    (trouble,) = troubles(out)
+    assert due_s(trouble, since, patience) == 13.0
+    assert unusable_since(since, told(out, "a/cuda:0"), 12.0) == {}
+    assert due_s(trouble, {}, patience) is None
+    # It came back as it went, and is on trial: that is one absence.
+    (trouble,) = troubles(gone(out, "a/cuda:0"))
+    assert due_s(trouble, unusable_since(since, gone(out, "a/cuda:0"), 12.0), patience) == 30.0

@@ -80,6 +80,31 @@ def test_reports_of_an_older_generation_do_not_count() -> None:
     assert state.instances[InstanceId("i")].failures_in_a_row == 0
 
 
+def test_a_move_begins_a_new_generation_elsewhere_and_ends_being_stranded() -> None:
+    state = placed(two_nodes(), 2)
+    instance = state.instances[InstanceId("i")]
+    alone = placed(two_nodes()).instances[InstanceId("i")].plan
+    stuck = e.InstanceStranded(instance_id=InstanceId("i"), generation=1, reason="no room")
+    late = e.InstanceStranded(instance_id=InstanceId("i"), generation=0, reason="an older one")
+    state = fold(state, stuck, late)
+    assert instance_status(state, state.instances[InstanceId("i")]) == ("failed", "no room")
+    moved = e.InstanceMoved(instance_id=InstanceId("i"), generation=2, plan=alone, reason="a GPU failed")
+    state = fold(state, moved)
+    after = state.instances[InstanceId("i")]
+    assert (after.plan, after.generation, len(after.stages)) == (alone, 2, 1)
+    assert (after.moved_reason, after.stranded_reason, after.request) == (
+        "a GPU failed",
+        None,
+        instance.request,
+    )
+    assert instance_status(state, after) == ("pending", None)
+    assert check(state) == []
+    again = fold(
+        state, moved, e.InstanceMoved(instance_id=InstanceId("x"), generation=2, plan=alone, reason="")
+    )
+    assert again.instances == state.instances
+
+
 def test_the_last_telemetry_wins_and_older_or_foreign_frames_change_nothing() -> None:
     state = with_free_memory(two_nodes(), {"a": 4 * GIB})
     state = with_free_memory(state, {"a": 5 * GIB})

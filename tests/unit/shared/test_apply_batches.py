@@ -114,6 +114,15 @@ decisions: st.SearchStrategy[e.Decision] = st.one_of(
     st.builds(e.InstanceDeleted, instance_id=instance_ids, reason=reasons),
     st.builds(e.InstanceRestarted, instance_id=instance_ids, generation=small, reason=reasons),
     st.builds(
+        lambda instance, generation, reason: e.InstanceMoved(
+            instance_id=instance.instance_id, generation=generation, plan=instance.plan, reason=reason
+        ),
+        instances,
+        small,
+        reasons,
+    ),
+    st.builds(e.InstanceStranded, instance_id=instance_ids, generation=st.integers(1, 2), reason=reasons),
+    st.builds(
         e.StageChanged,
         instance_id=instance_ids,
         generation=st.integers(1, 2),

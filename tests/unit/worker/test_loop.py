@@ -5,14 +5,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+from msgspec.structs import replace
 
 from exo.cluster.errors import UnsendableError
 from exo.dataplane.identity import DataIdentity, DataTrust
 from exo.gpu.failures import Failure
-from exo.shared.types.events import Decision, InstanceDeleted, InstanceRestarted, LogEntry
+from exo.shared.types.devices import GPUDevice
+from exo.shared.types.events import Decision, InstanceDeleted, InstanceMoved, InstanceRestarted, LogEntry
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import StagePhase
 from exo.shared.types.nodes import HostPort
+from exo.shared.types.state import State
 from exo.worker.loop import Worker
 from exo.worker.models.store import ModelStore
 from exo.worker.runner.messages import (
@@ -94,14 +97,16 @@ async def worker(
     *,
     with_model: bool = True,
     devices: StageDevices | None = None,
+    gpus: Sequence[GPUDevice] = (gpu("a", GIB),),
     note_busy: Callable[[str, bool], None] = lambda name, is_busy: None,
+    ending_patience_s: float = 5.0,
 ) -> AsyncIterator[Story]:
     directory = folder / "toy"
     directory.mkdir()
     store = ModelStore([folder])
     if with_model:
         store._directories = {card().model_id: directory}  # pyright: ignore[reportPrivateUsage]
-    own = identity("a", models=[card()], devices=[gpu("a", GIB)] if devices is not None else None)
+    own = identity("a", models=[card()], devices=gpus if devices is not None else None)
     coordinator = MemoryCoordinator(NodeId("a"), placed(cluster(own)))
     story = Story(coordinator)
     work = Worker(
@@ -114,12 +119,26 @@ async def worker(
         data_host="127.0.0.1",
         devices=devices,
         note_busy=note_busy,
+        ending_patience_s=ending_patience_s,
     )
     story.worker = work
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(work.run)
         yield story
         tasks.cancel_scope.cancel()
+
+
+def moved_to(story: Story, device_id: DeviceId) -> State:
+    """Return the state with the instance's only stage on another device."""
+    state = story.coordinator.state
+    instance = state.instances[InstanceId("i")]
+    (stage,) = instance.plan.stages
+    node_id = NodeId(device_id.partition("/")[0])
+    elsewhere = replace(stage, node_id=node_id, device_ids=(device_id,))
+    plan = replace(instance.plan, stages=(elsewhere,))
+    return fold(
+        state, InstanceMoved(instance_id=InstanceId("i"), generation=2, plan=plan, reason="cuda:0 has failed")
+    )
 
 
 async def test_a_placed_stage_starts_loads_links_and_is_ready(tmp_path: Path) -> None:
@@ -316,4 +335,39 @@ async def test_a_stage_whose_gpu_is_taken_is_not_started_and_says_by_whom(tmp_pa
         restart = InstanceRestarted(instance_id=InstanceId("i"), generation=2, reason="again")
         await story.coordinator.propose([restart], cause_id="test")
         await (await story.runner(1)).started.wait()
+        assert guard.manager.owners() == {"i/0 (generation 2)": [0]}
+
+
+async def test_a_stage_that_moved_away_is_ended_and_gives_its_gpu_back(tmp_path: Path) -> None:
+    guard = StageDevices(
+        devices=lambda: [gpu("a", GIB)], states=dict, observe_failure=lambda device_id, failure: None
+    )
+    async with worker(tmp_path, devices=guard) as story:
+        runner = await story.runner(0)
         assert guard.manager.owners() == {"i/0": [0]}
+        story.coordinator.set_state(moved_to(story, DeviceId("b/cuda:0")))
+        with anyio.fail_after(5):
+            await runner.stopped.wait()
+            while guard.manager.owners():
+                await anyio.lowlevel.checkpoint()
+        assert len(story.runners) == 1
+
+
+async def test_a_process_that_no_signal_ends_does_not_keep_its_stage_from_another_gpu(tmp_path: Path) -> None:
+    devices = [gpu("a", GIB), gpu("a", GIB, "cuda:1")]
+    guard = StageDevices(
+        devices=lambda: devices, states=dict, observe_failure=lambda device_id, failure: None
+    )
+    async with worker(tmp_path, devices=guard, gpus=devices, ending_patience_s=0.05) as story:
+        stuck = await story.runner(0)
+        assert guard.manager.owners() == {"i/0": [0]}
+        stuck.may_stop = anyio.Event()
+        story.coordinator.set_state(moved_to(story, DeviceId("a/cuda:1")))
+        again = await story.runner(1)
+        assert again.spec.device == "cuda:1"
+        assert guard.manager.owners() == {"i/0": [0], "i/0 (generation 2)": [1]}
+        stuck.may_stop.set()
+        with anyio.fail_after(5):
+            while len(guard.manager.owners()) > 1:
+                await anyio.lowlevel.checkpoint()
+        assert guard.manager.owners() == {"i/0 (generation 2)": [1]}

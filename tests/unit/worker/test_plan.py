@@ -1,6 +1,6 @@
 """What a worker does next, from the state and what runs on it."""
 
-from exo.shared.types.events import InstanceDeleted, InstanceRestarted, NodeJoined
+from exo.shared.types.events import InstanceDeleted, InstanceMoved, InstanceRestarted, NodeJoined
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
@@ -58,6 +58,30 @@ def test_what_is_deleted_or_of_an_older_generation_is_stopped_before_anything_st
     stop, start = plan(again, view({FIRST: "ended"}))
     assert stop == StopRunner(FIRST)
     assert isinstance(start, StartRunner) and start.key.generation == 2
+
+
+def test_an_instance_that_moved_has_its_old_stage_stopped_and_its_new_ones_started_and_linked() -> None:
+    nodes = cluster(*(identity(name, models=[card()]) for name in "abc"))
+    on_two = placed(nodes, 2)
+    was = on_two.instances[InstanceId("i")].plan
+    away = placed(nodes, 2, node_ids=(NodeId("b"), NodeId("c"))).instances[InstanceId("i")].plan
+    alone = placed(nodes, node_ids=(NodeId("a"),)).instances[InstanceId("i")].plan
+    assert {one.node_id for one in was.stages} == {"a", "b"}
+
+    moved = fold(on_two, InstanceMoved(instance_id=InstanceId("i"), generation=2, plan=away, reason="test"))
+    assert plan(moved, view({FIRST: "linked"})) == [StopRunner(FIRST)]
+    assert plan(moved, view()) == []
+    (start,) = plan(moved, LocalView(node_id=NodeId("c"), boot_id="boot-1", runners={}))
+    assert isinstance(start, StartRunner) and start.stage.node_id == "c" and start.key.generation == 2
+
+    fewer = fold(on_two, InstanceMoved(instance_id=InstanceId("i"), generation=2, plan=alone, reason="test"))
+    stop, start = plan(fewer, view({FIRST: "linked"}))
+    assert stop == StopRunner(FIRST)
+    assert isinstance(start, StartRunner) and (start.stage.start_layer, start.stage.end_layer) == (0, 6)
+    address = HostPort("127.0.0.1", 1)
+    loaded = stage(fewer, 0, "loaded", address=address)
+    assert plan(loaded, view({start.key: "loaded"})) == [LinkRunner(start.key, (address,))]
+    assert plan(loaded, LocalView(node_id=NodeId("b"), boot_id="boot-1", runners={})) == []
 
 
 def test_a_stage_that_should_run_here_and_does_not_is_reported() -> None:

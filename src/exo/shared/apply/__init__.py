@@ -39,6 +39,8 @@ _DECISIONS: dict[type, Callable[[Draft, Any], None]] = {
     e.InstanceCreated: instances.instance_created,
     e.InstanceDeleted: instances.instance_deleted,
     e.InstanceRestarted: instances.instance_restarted,
+    e.InstanceMoved: instances.instance_moved,
+    e.InstanceStranded: instances.instance_stranded,
     e.StageChanged: instances.stage_changed,
 }
 

@@ -26,8 +26,34 @@ def instance_restarted(draft: Draft, event: e.InstanceRestarted) -> None:
             generation=event.generation,
             failures_in_a_row=instance.failures_in_a_row + 1,
             stages=tuple(StageState() for _ in instance.stages),
+            stranded_reason=None,
         )
     )
+
+
+def instance_moved(draft: Draft, event: e.InstanceMoved) -> None:
+    """Begin a new generation elsewhere, where it has not failed yet."""
+    instance = draft.instances.get(event.instance_id)
+    if instance is None or event.generation <= instance.generation:
+        return
+    draft.put_instance(
+        replace(
+            instance,
+            plan=event.plan,
+            generation=event.generation,
+            failures_in_a_row=0,
+            stages=tuple(StageState() for _ in event.plan.stages),
+            moved_reason=event.reason,
+            stranded_reason=None,
+        )
+    )
+
+
+def instance_stranded(draft: Draft, event: e.InstanceStranded) -> None:
+    """Note that it cannot go on. Its stages stay as they are: their devices may come back as they were."""
+    instance = draft.instances.get(event.instance_id)
+    if instance is not None and event.generation == instance.generation:
+        draft.put_instance(replace(instance, stranded_reason=event.reason))
 
 
 def stage_changed(draft: Draft, event: e.StageChanged) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from exo.shared.types.access import KeyId, Scope, TokenId
 from exo.shared.types.devices import DeviceGPUState, GPUDevice, NodePerformanceProfile
 from exo.shared.types.ids import ClusterId, DeviceId, EventId, InstanceId, NodeId
-from exo.shared.types.instances import Instance, StagePhase, StageProgress
+from exo.shared.types.instances import Instance, Plan, StagePhase, StageProgress
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import HostPort, LinkType, NodeIdentity
 from exo.shared.types.voters import Voters
@@ -116,6 +116,23 @@ class InstanceDeleted(_Event, frozen=True, kw_only=True):
 
 class InstanceRestarted(_Event, frozen=True, kw_only=True):
     """All stages of an instance start again under a new generation."""
+
+    instance_id: InstanceId
+    generation: int
+    reason: str
+
+
+class InstanceMoved(_Event, frozen=True, kw_only=True):
+    """An instance goes on elsewhere under a new generation, since a device of it failed or is gone."""
+
+    instance_id: InstanceId
+    generation: int
+    plan: Plan
+    reason: str
+
+
+class InstanceStranded(_Event, frozen=True, kw_only=True):
+    """A device of an instance failed or is gone, and nothing can take its place. Ends with a move or a restart."""
 
     instance_id: InstanceId
     generation: int
@@ -241,6 +258,8 @@ Decision = (
     | InstanceCreated
     | InstanceDeleted
     | InstanceRestarted
+    | InstanceMoved
+    | InstanceStranded
     | StageChanged
     | AuthorityCreated
     | TokenCreated

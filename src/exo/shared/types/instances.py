@@ -110,6 +110,10 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     """Generations that failed since the instance was last ready."""
     stages: tuple[StageState, ...]
     created_by: CommandId
+    moved_reason: str | None = None
+    """Why it is no longer where it was placed: a device failed or was gone. Of several moves the last."""
+    stranded_reason: str | None = None
+    """Why it cannot go on, where a device of it failed or is gone and nothing can take its place."""
 
     @property
     def status(self) -> InstanceStatus:

@@ -1,0 +1,242 @@
+"""Where an instance goes on when a device of it failed: on other GPUs, on fewer, on processors. Pure.
+
+Every step is told as an event with its reason, so that people see why a model moved or has become slower.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from exo.master.placement.evaluate import violations
+from exo.master.placement.place import find_model
+from exo.master.placement.problem import build_problem, pool_of
+from exo.master.recovery import Trouble, trouble_of
+from exo.shared.types.commands import Refusal
+from exo.shared.types.events import InstanceMoved, InstanceStranded
+from exo.shared.types.ids import DeviceId, InstanceId, NodeId
+from exo.shared.types.instances import Instance, PlacementRequest, Plan, StagePlan
+from exo.shared.types.nodes import NodeIdentity
+from exo.shared.types.state import State
+
+_WHY_CHARACTERS_MAX = 400
+"""Of a refusal that becomes part of an event: one of a large cluster names every device."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to be solved."""
+
+    rung: Literal["moved", "reduced", "cpu"]
+    request: PlacementRequest
+    refused: str
+    """What is said where it has no answer."""
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a placement depends on, free memory aside: while it is the same, asking again is of little use."""
+
+    nodes: dict[NodeId, NodeIdentity]
+    failed: frozenset[DeviceId]
+    instances: frozenset[tuple[InstanceId, int]]
+
+
+def surroundings(state: State) -> Surroundings:
+    """Return what a placement depends on now."""
+    connected = {node_id: node for node_id, node in state.nodes.items() if node.is_connected}
+    return Surroundings(
+        nodes={node_id: node.identity for node_id, node in connected.items()},
+        failed=frozenset(
+            device_id
+            for node_id, live in state.live.items()
+            for device_id, reading in live.devices.items()
+            if node_id in connected and reading.health == "failed"
+        ),
+        instances=frozenset((key, one.generation) for key, one in state.instances.items()),
+    )
+
+
+def obstacle(state: State, instance: Instance) -> str | None:
+    """Say why nothing can be asked for at all; None where something can."""
+    known = _known(state)
+    asked = instance.request
+    if any(names and known.isdisjoint(names) for names in (asked.device_ids, asked.node_ids)):
+        return "it may only be on the devices or nodes that were asked for, and these are gone"
+    model = find_model(state, instance.model.model_id)
+    if isinstance(model, Refusal):
+        return _shortened(model.message)
+    if model.fingerprint != instance.model.fingerprint:
+        return "the copies of the model that the nodes have now are others"
+    return None
+
+
+def attempts(state: State, instance: Instance) -> list[Attempt]:
+    """Return what to ask for, best first: as many stages as before, fewer of them, processors.
+
+    What the person asked for holds on every rung: devices and nodes that were named, and those that were excluded.
+    Only how many nodes there are at least, and how the layers are split, is given up where it cannot be had. What
+    failed needs no mention: nothing is placed on it.
+    """
+    known, asked = _known(state), instance.request
+    base = replace(
+        asked,
+        device_ids=tuple(one for one in asked.device_ids if one in known),
+        node_ids=tuple(one for one in asked.node_ids if one in known),
+        exclude=tuple(one for one in asked.exclude if one in known),
+    )
+    devices = [one for node in state.nodes.values() for one in node.identity.devices]
+    processors = [one.device_id for one in devices if one.backend == "cpu"]
+    gpus = [one.device_id for one in devices if one.backend != "cpu"]
+    had = [_is_gpu(stage.node_id, one) for stage in instance.plan.stages for one in stage.device_ids]
+    alike = _excluding(base, processors) if all(had) else base
+    kind = "GPUs" if all(had) else "devices"
+
+    count = len(instance.plan.stages)
+    same = replace(alike, min_nodes=count)
+    found = [Attempt(rung="moved", request=same, refused=f"no other healthy {kind} for {_stages(count)}")]
+    # The solver answers with the fewest stages that hold the model, from those asked for upwards: three questions
+    # find an answer where there is one, and prefer more devices to fewer.
+    for least in dict.fromkeys((count - 1, count // 2, 1)):
+        if 0 < least < count:
+            fewer = replace(alike, min_nodes=least, layer_split=())
+            refused = f"no healthy {kind} with room for it in fewer stages"
+            found.append(Attempt(rung="reduced", request=fewer, refused=refused))
+    if any(had):
+        slow = replace(_excluding(base, gpus), prefer_gpu=False, min_nodes=1, layer_split=())
+        found.append(Attempt(rung="cpu", request=slow, refused="not on processors"))
+    return found
+
+
+def why_refused(attempt: Attempt, refusal: Refusal) -> str:
+    """Say in words why a rung was not to be had; for the last one, with what would help."""
+    return f"{attempt.refused}: {_shortened(refusal.message)}" if attempt.rung == "cpu" else attempt.refused
+
+
+def without(state: State, instance_id: InstanceId) -> State:
+    """Return the state as it is once the instance has ended: what its loaded stages take is free again.
+
+    A stage may take less than it was promised, so that this is at most too hopeful by what it never took.
+    """
+    instance = state.instances[instance_id]
+    pools = {
+        device.device_id: pool_of(node, device)
+        for node in state.nodes.values()
+        for device in node.identity.devices
+    }
+    freed_bytes: dict[str, int] = {}
+    for plan, stage in zip(instance.plan.stages, instance.stages, strict=True):
+        for device_id in plan.device_ids:
+            if device_id in pools and stage.phase in {"loaded", "ready"}:
+                share = plan.memory_bytes // len(plan.device_ids)
+                freed_bytes[pools[device_id]] = freed_bytes.get(pools[device_id], 0) + share
+    live = {
+        node_id: replace(
+            telemetry,
+            devices={
+                device_id: replace(
+                    reading,
+                    memory_used_bytes=max(
+                        0, reading.memory_used_bytes - freed_bytes.get(pools.get(device_id, ""), 0)
+                    ),
+                )
+                if reading.memory_used_bytes is not None
+                else reading
+                for device_id, reading in telemetry.devices.items()
+            },
+        )
+        for node_id, telemetry in state.live.items()
+    }
+    others = {key: one for key, one in state.instances.items() if key != instance_id}
+    return replace(state, instances=others, live=live)
+
+
+def decide_move(
+    state: State, trouble: Trouble, attempt: Attempt, plan: Plan, refused: Sequence[str]
+) -> InstanceMoved | None:
+    """Return the move to a plan, or None where it does not fit the newest state: then solve again.
+
+    Args:
+        state: The newest state.
+        trouble: As it is now.
+        attempt: What was asked for, on an earlier state.
+        plan: The answer.
+        refused: Why the rungs above were not to be had.
+    """
+    instance = state.instances[trouble.instance_id]
+    freed = without(state, trouble.instance_id)
+    if obstacle(freed, instance) is not None:
+        return None
+    problem = build_problem(freed, instance.model, attempt.request, plan.engine)
+    wrong = violations(
+        plan.stages,
+        model=instance.model,
+        context_length=plan.context_length,
+        concurrency=plan.concurrency,
+        pool_by_device=problem.pool_by_device,
+        free_bytes_by_pool=problem.free_bytes_by_pool,
+    )
+    if wrong:
+        return None
+    before, after = len(instance.plan.stages), len(plan.stages)
+    where = ", ".join(_name(state, stage) for stage in plan.stages)
+    how = f" in {_stages(after)} instead of {before}" if before != after else ""
+    slow = ", on processors, which is much slower" if attempt.rung == "cpu" else ""
+    tried = f"; not possible before that: {_each_once(refused)}" if refused else ""
+    return InstanceMoved(
+        instance_id=instance.instance_id,
+        generation=instance.generation + 1,
+        plan=plan,
+        reason=f"{trouble.cause}; it goes on{how} on {where}{slow}{tried}",
+    )
+
+
+def decide_stranding(state: State, trouble: Trouble, refused: Sequence[str]) -> InstanceStranded | None:
+    """Return the event that says why the instance cannot go on; None where that has been said already."""
+    instance = state.instances[trouble.instance_id]
+    if instance.stranded_reason is not None:
+        return None
+    return InstanceStranded(
+        instance_id=instance.instance_id,
+        generation=instance.generation,
+        reason=f"{trouble.cause}; it cannot go on elsewhere: {_each_once(refused)}. It goes on by itself once that "
+        "device works again, another one is there, or memory is free",
+    )
+
+
+def present_trouble(state: State, instance_id: InstanceId) -> Trouble | None:
+    """Return what is the matter with an instance that may be gone meanwhile."""
+    instance = state.instances.get(instance_id)
+    return trouble_of(state, instance) if instance is not None else None
+
+
+def _known(state: State) -> set[str]:
+    devices = {one.device_id for node in state.nodes.values() for one in node.identity.devices}
+    return {*state.nodes, *devices}
+
+
+def _excluding(request: PlacementRequest, device_ids: Iterable[DeviceId]) -> PlacementRequest:
+    return replace(request, exclude=tuple(dict.fromkeys((*request.exclude, *device_ids))))
+
+
+def _is_gpu(node_id: NodeId, device_id: DeviceId) -> bool:
+    """Read it off the id, since a device that is gone is known by nothing else."""
+    return not device_id.removeprefix(f"{node_id}/").startswith("cpu:")
+
+
+def _name(state: State, stage: StagePlan) -> str:
+    identity = state.nodes[stage.node_id].identity
+    aliases = {one.device_id: one.local_alias for one in identity.devices}
+    return f"{'+'.join(aliases[one] for one in stage.device_ids)} of {identity.name}"
+
+
+def _each_once(sentences: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(sentences))
+
+
+def _shortened(text: str) -> str:
+    text = text.rstrip(".")
+    return text if len(text) <= _WHY_CHARACTERS_MAX else f"{text[:_WHY_CHARACTERS_MAX]}…"
+
+
+def _stages(count: int) -> str:
+    return "one stage" if count == 1 else f"{count} stages"

@@ -1,0 +1,178 @@
+"""The thin loop that has instances go on elsewhere when a device failed: waits, has it solved aside, commits."""
+
+import math
+from collections.abc import Callable
+
+import anyio
+import msgspec
+from loguru import logger
+
+from exo.cluster.coordinator import Coordinator
+from exo.master.recovery import Patience, Trouble, due_s, troubles, unusable_since
+from exo.master.recovery_ladder import (
+    Attempt,
+    Surroundings,
+    attempts,
+    decide_move,
+    decide_stranding,
+    obstacle,
+    present_trouble,
+    surroundings,
+    why_refused,
+    without,
+)
+from exo.master.solver import Solver
+from exo.shared.errors import NoMasterError
+from exo.shared.types.events import InstanceMoved, InstanceStranded
+from exo.shared.types.ids import DeviceId, InstanceId
+from exo.shared.types.instances import Plan
+from exo.shared.types.state import State
+
+RETRY_S = 30.0
+"""Where there was nowhere to go: asked again after so long at the latest, since memory may have become free."""
+PAUSE_S = 1.0
+"""Between two tries for one instance, however often the cluster changes."""
+
+
+class _Tried(msgspec.Struct, frozen=True):
+    """What came of the last try to move an instance."""
+
+    at_s: float
+    surroundings: Surroundings | None
+    """On which there was nowhere to go; None: it was disturbed."""
+
+
+class Mover:
+    """Moves one instance after the other, while this node leads.
+
+    Args:
+        coordinator: Where decisions are committed.
+        solver: Places models.
+        deciding: Held from the look at the state to the commit; shared with what else the master decides.
+        patience: How long a device has to be out.
+        retry_s: See `RETRY_S`.
+        clock: Monotonic seconds, as the event loop sleeps.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        solver: Solver,
+        deciding: anyio.Lock,
+        *,
+        patience: Patience | None = None,
+        retry_s: float = RETRY_S,
+        clock: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        self._coordinator = coordinator
+        self._solver = solver
+        self._deciding = deciding
+        self._patience = patience or Patience()
+        self._retry_s = retry_s
+        self._clock = clock
+        self._since_s: dict[DeviceId, float] = {}
+        self._tried: dict[InstanceId, _Tried] = {}
+        self._changed = anyio.Event()
+
+    async def run(self) -> None:
+        """Move instances until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch)
+            while True:
+                changed = self._changed
+                next_s = await self._mend()
+                with anyio.move_on_after(next_s - self._clock()):
+                    await changed.wait()
+
+    async def _watch(self) -> None:
+        """Note since when devices are out, also while a plan is being made."""
+        async for state in self._coordinator.changes():
+            before = self._since_s
+            is_leading = self._coordinator.leadership.is_self
+            self._since_s = unusable_since(before, state, self._clock()) if is_leading else {}
+            if before or self._since_s:
+                self._changed.set()
+                self._changed = anyio.Event()
+
+    async def _mend(self) -> float:
+        """Try to move the first instance for which it is time; return when to look again."""
+        state = self._coordinator.state
+        found = troubles(state) if self._coordinator.leadership.is_self else []
+        self._tried = {
+            one.instance_id: self._tried[one.instance_id] for one in found if one.instance_id in self._tried
+        }
+        if not found:
+            return math.inf
+        around, next_s = surroundings(state), math.inf
+        for trouble in found:
+            start_s = self._start_s(trouble, around)
+            if start_s <= self._clock():
+                await self._move(trouble.instance_id)
+                return self._clock()
+            next_s = min(next_s, start_s)
+        return next_s
+
+    def _start_s(self, trouble: Trouble, around: Surroundings) -> float:
+        """Return from when on to try to move an instance; it may be past."""
+        start_s = due_s(trouble, self._since_s, self._patience)
+        if start_s is None:
+            return math.inf  # It was not noted yet: that wakes this loop.
+        tried = self._tried.get(trouble.instance_id)
+        if tried is None:
+            return start_s
+        return max(start_s, tried.at_s + (self._retry_s if tried.surroundings == around else PAUSE_S))
+
+    def _is_due(self, trouble: Trouble) -> bool:
+        """Say whether the devices have not come back meanwhile, nor another master."""
+        start_s = due_s(trouble, self._since_s, self._patience)
+        return self._coordinator.leadership.is_self and start_s is not None and start_s <= self._clock()
+
+    async def _move(self, instance_id: InstanceId) -> None:
+        stuck_on: Surroundings | None = None
+        try:
+            stuck_on = await self._solve_and_commit(instance_id)
+        except (NoMasterError, anyio.BrokenWorkerProcess) as error:
+            # Whoever leads next sees the same trouble.
+            logger.warning("{} is not moved now: {}", instance_id, error)
+        self._tried[instance_id] = _Tried(self._clock(), stuck_on)
+
+    async def _solve_and_commit(self, instance_id: InstanceId) -> Surroundings | None:
+        """Move an instance, or say that it is stranded; return on what there was nowhere to go."""
+        solved_on = self._coordinator.state
+        if present_trouble(solved_on, instance_id) is None:
+            return None
+        answer, refused = await self._solve(solved_on, instance_id)
+        # Decided and committed under one lock, so that two plans never take the same memory.
+        async with self._deciding:
+            state = self._coordinator.state
+            trouble = present_trouble(state, instance_id)
+            if trouble is None or not self._is_due(trouble):
+                return None
+            event: InstanceMoved | InstanceStranded | None
+            if answer is not None:
+                event = decide_move(state, trouble, *answer, refused)
+            elif surroundings(state) == surroundings(solved_on):
+                event = decide_stranding(state, trouble, refused)
+            else:
+                return None
+            if event is not None:
+                cause = state.instances[instance_id].created_by
+                await self._coordinator.propose([event], cause_id=cause)
+                logger.warning("{}: {}", instance_id, event.reason)
+            return surroundings(self._coordinator.state) if answer is None else None
+
+    async def _solve(
+        self, state: State, instance_id: InstanceId
+    ) -> tuple[tuple[Attempt, Plan] | None, list[str]]:
+        """Return the highest rung that can be had with its plan, and why those above could not."""
+        instance, freed = state.instances[instance_id], without(state, instance_id)
+        why_none = obstacle(freed, instance)
+        if why_none is not None:
+            return None, [why_none]
+        refused: list[str] = []
+        for attempt in attempts(freed, instance):
+            answer = await self._solver.place(freed, attempt.request)
+            if isinstance(answer, Plan):
+                return (attempt, answer), refused
+            refused.append(why_refused(attempt, answer))
+        return None, refused

@@ -1,0 +1,372 @@
+"""The master has instances go on elsewhere: when, once, and on the newest state. In virtual time."""
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from functools import wraps
+
+import anyio
+import pytest
+
+from exo.master.loop import Master
+from exo.master.placement.place import place_instance
+from exo.master.recovery import Patience
+from exo.master.recovery_loop import RETRY_S
+from exo.master.solver import Solver
+from exo.shared.errors import NoMasterError
+from exo.shared.serving import instance_status
+from exo.shared.types.commands import Refusal
+from exo.shared.types.events import (
+    Decision,
+    InstanceDeleted,
+    InstanceMoved,
+    InstanceRestarted,
+    InstanceStranded,
+    NodeDisconnected,
+    NodeJoined,
+)
+from exo.shared.types.ids import DeviceId, InstanceId, NodeId
+from exo.shared.types.instances import PlacementRequest, Plan
+from exo.shared.types.state import State
+from support.coordinator import MemoryCoordinator
+from support.device_stories import devices_of, failed, gone, machine, on, told
+from support.states import cluster, fold
+from support.stories import stage
+from support.virtual_time import run
+
+PATIENCE = Patience()
+I = InstanceId("i")  # noqa: E741
+SOLVE_S = 0.1
+
+
+def in_virtual_time(story: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
+    @wraps(story)
+    def told_story() -> None:
+        run(story())
+
+    # What pytest sees takes no part in its own event loop.
+    del told_story.__wrapped__  # type: ignore[attr-defined]
+    return told_story
+
+
+class Beside(Solver):
+    """The real placement, in this process: virtual time has no others. It takes a tenth of a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[PlacementRequest] = []
+        self.meanwhile: list[Callable[[], None]] = []
+        """What happens while plans are made: one for each."""
+        self.at_once = 0
+        self.at_once_max = 0
+
+    async def place(self, state: State, request: PlacementRequest) -> Plan | Refusal:
+        self.requests.append(request)
+        self.at_once += 1
+        self.at_once_max = max(self.at_once_max, self.at_once)
+        await anyio.sleep(SOLVE_S)
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+        self.at_once -= 1
+        return place_instance(state, request, should_stop=lambda: False)
+
+
+class Story:
+    def __init__(self, state: State) -> None:
+        self.coordinator = MemoryCoordinator(NodeId("a"), state)
+        self.solver = Beside()
+        ids = itertools.count(1)
+        self.master = Master(self.coordinator, self.solver, lambda: f"id-{next(ids)}")
+
+    @property
+    def state(self) -> State:
+        return self.coordinator.state
+
+    @property
+    def events(self) -> list[type[Decision]]:
+        return [type(event) for event in self.coordinator.proposed]
+
+    def become(self, change: Callable[..., State], *arguments: object) -> None:
+        self.coordinator.set_state(change(self.state, *arguments))
+
+
+@asynccontextmanager
+async def led(state: State) -> AsyncIterator[Story]:
+    story = Story(state)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(story.master.run)
+        await anyio.sleep(0.01)
+        yield story
+        tasks.cancel_scope.cancel()
+
+
+def two_gpus() -> State:
+    return on(cluster(machine("a", "cuda:0", "cuda:1")), "a/cuda:0")
+
+
+def nowhere_else() -> State:
+    """One GPU, and a processor without room."""
+    return on(cluster(machine("a", "cuda:0", ram_mib=200)), "a/cuda:0")
+
+
+@in_virtual_time
+async def test_a_device_that_flaps_within_the_patience_moves_nothing() -> None:
+    async with led(two_gpus()) as story:
+        for _ in range(5):
+            story.become(failed, "a/cuda:0")
+            await anyio.sleep(PATIENCE.failed_s - 0.2)
+            story.become(told, "a/cuda:0")
+            await anyio.sleep(0.1)
+        await anyio.sleep(60)
+        assert story.events == [] and story.solver.requests == []
+
+
+@in_virtual_time
+async def test_a_device_that_fails_for_good_moves_the_instance_once_its_patience_is_over() -> None:
+    async with led(two_gpus()) as story:
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s - 0.1)
+        assert story.events == []
+        await anyio.sleep(0.5)
+        assert story.events == [InstanceMoved]
+        assert devices_of(story.state) == ["a/cuda:1"]
+        # It does not go back when the device is healthy again.
+        story.become(told, "a/cuda:0")
+        await anyio.sleep(60)
+        assert story.events == [InstanceMoved]
+
+
+@in_virtual_time
+async def test_a_device_that_is_gone_has_longer_to_come_back() -> None:
+    async with led(two_gpus()) as story:
+        device = story.state.nodes[NodeId("a")].identity.devices[1]
+        story.become(gone, "a/cuda:0")
+        await anyio.sleep(PATIENCE.gone_s - 1)
+        story.become(lambda state: fold(state, NodeJoined(identity=machine("a", "cuda:0", "cuda:1"))))
+        assert device in story.state.nodes[NodeId("a")].identity.devices
+        await anyio.sleep(2)
+        assert story.events == []
+        story.become(gone, "a/cuda:0")
+        await anyio.sleep(PATIENCE.gone_s + 0.5)
+        assert story.events == [InstanceMoved]
+
+
+@in_virtual_time
+async def test_a_stage_that_its_device_killed_is_moved_and_not_restarted_where_it_was() -> None:
+    async with led(failed(two_gpus(), "a/cuda:0")) as story:
+        story.become(lambda state: stage(state, 0, "failed", reason="killed by signal 11"))
+        await anyio.sleep(60)
+        assert story.events == [InstanceMoved]
+        assert story.state.instances[I].failures_in_a_row == 0
+
+
+@in_virtual_time
+async def test_nowhere_to_go_is_told_once_and_tried_again_now_and_then_and_when_the_cluster_changes() -> None:
+    async with led(nowhere_else()) as story:
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s + 1)
+        assert story.events == [InstanceStranded]
+        status, reason = instance_status(story.state, story.state.instances[I])
+        assert status == "failed" and reason is not None and "cannot go on elsewhere" in reason
+        asked = len(story.solver.requests)
+        for _ in range(50):  # Its node goes on telling how its devices are.
+            story.become(failed, "a/cuda:0")
+            await anyio.sleep(0.4)
+        assert len(story.solver.requests) == asked
+        await anyio.sleep(RETRY_S)
+        assert len(story.solver.requests) == 2 * asked
+        assert story.events == [InstanceStranded], "it is told once"
+
+        story.become(lambda state: fold(state, NodeJoined(identity=machine("b", "cuda:0"))))
+        await anyio.sleep(1)
+        assert story.events == [InstanceStranded, InstanceMoved]
+        assert devices_of(story.state) == ["b/cuda:0"]
+        assert instance_status(story.state, story.state.instances[I]) == ("pending", None)
+
+
+@in_virtual_time
+async def test_memory_that_becomes_free_is_noticed() -> None:
+    state = on(cluster(machine("a", "cuda:0", ram_mib=1000)), "a/cuda:0")
+    async with led(told(state, "a/cpu:0", used_mib=900)) as story:
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s + 1)
+        assert story.events == [InstanceStranded]
+        story.become(lambda state: told(state, "a/cpu:0", used_mib=10))
+        await anyio.sleep(RETRY_S)
+        assert story.events == [InstanceStranded, InstanceMoved]
+        assert devices_of(story.state) == ["a/cpu:0"]
+
+
+@in_virtual_time
+async def test_a_stranded_instance_starts_again_where_it_was_when_its_device_is_back() -> None:
+    async with led(nowhere_else()) as story:
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s + 1)
+        story.become(told, "a/cuda:0")
+        await anyio.sleep(5)
+        assert story.events == [InstanceStranded, InstanceRestarted]
+        assert instance_status(story.state, story.state.instances[I]) == ("pending", None)
+
+
+@in_virtual_time
+async def test_devices_that_a_person_named_are_kept_to() -> None:
+    nodes = cluster(machine("a", "cuda:0", "cuda:1", "cuda:2"))
+    named = (DeviceId("a/cuda:0"), DeviceId("a/cuda:2"))
+    async with led(on(nodes, "a/cuda:0", device_ids=named)) as story:
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s + 1)
+        assert devices_of(story.state) == ["a/cuda:2"]
+        story.become(lambda state: stage(state, 0, "ready"))
+        story.become(failed, "a/cuda:2")
+        await anyio.sleep(PATIENCE.failed_s + 1)
+        assert story.events == [InstanceMoved, InstanceStranded]
+        assert devices_of(story.state) == ["a/cuda:2"]
+
+
+@in_virtual_time
+async def test_of_two_instances_one_gets_the_one_room_that_is_left() -> None:
+    nodes = cluster(*(machine(name, "cuda:0", ram_mib=200) for name in "abc"))
+    state = on(on(nodes, "a/cuda:0"), "b/cuda:0", instance_id="j")
+    async with led(state) as story:
+        story.become(failed, "a/cuda:0")
+        story.become(failed, "b/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s + 2)
+        assert story.events == [InstanceMoved, InstanceStranded]
+        assert devices_of(story.state, "i") == ["c/cuda:0"]
+        assert "not on processors" in (story.state.instances[InstanceId("j")].stranded_reason or "")
+        # One that waits does not hold up another one.
+        story.become(lambda state: stage(state, 0, "ready"))
+        story.become(lambda state: fold(state, NodeJoined(identity=machine("d", "cuda:0", ram_mib=200))))
+        await anyio.sleep(2)
+        assert devices_of(story.state, "j") == ["d/cuda:0"]
+
+
+@in_virtual_time
+async def test_a_master_that_is_replaced_in_the_middle_moves_nothing() -> None:
+    async with led(two_gpus()) as story:
+
+        def lose() -> None:
+            story.coordinator.has_master = False
+            story.coordinator.set_state(story.state)  # A real one also tells that another node leads.
+
+        story.solver.meanwhile = [lose]
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(60)
+        assert story.events == [] and len(story.solver.requests) == 1
+        # Leading again, it has to see for itself for how long the device is out.
+        story.coordinator.has_master = True
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s - 0.1)
+        assert story.events == []
+        await anyio.sleep(0.5)
+        assert story.events == [InstanceMoved]
+
+
+@in_virtual_time
+async def test_a_move_that_cannot_be_committed_is_tried_again() -> None:
+    async with led(two_gpus()) as story:
+        propose, refused = story.coordinator.propose, 0
+
+        async def fails_once(events: Sequence[Decision], *, cause_id: str) -> int:
+            nonlocal refused
+            refused += 1
+            story.coordinator.propose = propose
+            raise NoMasterError("the disk does not answer")
+
+        story.coordinator.propose = fails_once
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s + 3)
+        assert refused == 1 and story.events == [InstanceMoved]
+
+
+@in_virtual_time
+async def test_a_solver_that_dies_is_asked_again() -> None:
+    async with led(two_gpus()) as story:
+
+        def die() -> None:
+            raise anyio.BrokenWorkerProcess
+
+        story.solver.meanwhile = [die]
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s + 3)
+        assert story.events == [InstanceMoved]
+
+
+@in_virtual_time
+async def test_a_plan_is_made_anew_where_the_newest_state_is_another() -> None:
+    async with led(on(cluster(machine("a", "cuda:0", "cuda:1", "cuda:2")), "a/cuda:0")) as story:
+        story.solver.meanwhile = [lambda: story.become(failed, "a/cuda:1")]
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s + 3)
+        assert story.events == [InstanceMoved] and len(story.solver.requests) == 2
+        assert devices_of(story.state) == ["a/cuda:2"]
+
+
+@in_virtual_time
+async def test_nobody_is_told_that_there_is_nowhere_to_go_when_there_is_by_now() -> None:
+    async with led(nowhere_else()) as story:
+        joined = NodeJoined(identity=machine("b", "cuda:0"))
+        story.solver.meanwhile = [
+            lambda: None,
+            lambda: story.become(lambda state: fold(state, joined)),
+        ]
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s + 3)
+        assert story.events == [InstanceMoved]
+
+
+@in_virtual_time
+async def test_an_instance_that_is_deleted_meanwhile_is_left_alone() -> None:
+    async with led(two_gpus()) as story:
+        deleted = InstanceDeleted(instance_id=I, reason="test")
+        story.solver.meanwhile = [lambda: story.become(lambda state: fold(state, deleted))]
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(60)
+        assert story.events == [] and len(story.solver.requests) == 1
+
+
+@in_virtual_time
+async def test_a_device_that_is_back_when_the_plan_is_made_keeps_its_instance() -> None:
+    for again in (False, True):
+        async with led(two_gpus()) as story:
+
+            def come_back(story: Story = story, again: bool = again) -> None:
+                story.become(told, "a/cuda:0")
+                if again:  # It flaps: its patience begins anew.
+                    story.coordinator.set_state(failed(story.state, "a/cuda:0"))
+
+            story.solver.meanwhile = [come_back]
+            story.become(failed, "a/cuda:0")
+            await anyio.sleep(PATIENCE.failed_s + 0.5)
+            if not again:
+                await anyio.sleep(60)
+                assert story.events == []
+
+
+@in_virtual_time
+async def test_nothing_moves_for_a_node_that_is_away() -> None:
+    nodes = cluster(machine("a", "cuda:0"), machine("b", "cuda:0"))
+    async with led(on(nodes, "b/cuda:0")) as story:
+        story.become(failed, "b/cuda:0")
+        away = NodeDisconnected(node_id=NodeId("b"), reason="killed")
+        story.become(lambda state: fold(state, away))
+        await anyio.sleep(300)
+        assert story.events == []
+
+
+@pytest.mark.parametrize("devices", [("a/cuda:0",), ("a/cuda:0", "b/cuda:0")])
+def test_there_are_never_two_moves_of_one_instance(devices: tuple[str, ...]) -> None:
+    """Though all of its devices fail, and the state changes all the time while a plan is made."""
+
+    async def story_of() -> None:
+        nodes = cluster(*(machine(name, "cuda:0", "cuda:1") for name in "abc"))
+        async with led(on(nodes, *devices)) as story:
+            for _ in range(200):
+                for device in devices:
+                    story.become(failed, device)
+                await anyio.sleep(0.05)
+            assert story.events == [InstanceMoved]
+            assert story.solver.at_once_max == 1
+            assert len(story.solver.requests) == 1
+
+    run(story_of())
