@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import cos, pi
 from typing import Protocol
@@ -128,6 +128,41 @@ def draw_plant(kind: DeviceClass, seed: int) -> PlantConstants:
         batch_steps=randomness.randint(1, 2),
         sample_min_s=randomness.uniform(0.5, 1.5),
         sample_max_s=randomness.uniform(1.5, 3),
+    )  # fmt: skip
+
+
+def draw_corner(kind: DeviceClass, seed: int) -> PlantConstants:
+    """Return a plant with every constant at one end of what `draw_plant` gives, and some that stop telling anything."""
+    randomness = random.Random(f"c{seed}")
+    middle = NOMINAL[kind]
+
+    def off(value: float, share: float = OFF_SHARE) -> float:
+        return value * randomness.choice([1 - share, 1 + share])
+
+    return replace(
+        middle,
+        full_watts=off(middle.full_watts, 0.2),
+        die_j_per_c=off(middle.die_j_per_c),
+        sink_j_per_c=off(middle.sink_j_per_c),
+        die_to_sink_w_per_c=off(middle.die_to_sink_w_per_c),
+        sink_to_air_w_per_c=off(middle.sink_to_air_w_per_c),
+        ambient_c=middle.ambient_c + randomness.choice([-8, 8]),
+        start_above_ambient_c=randomness.choice([0, 25]),
+        ambient_swing_c=4,
+        ambient_period_s=randomness.choice([300, 1500]),
+        ambient_phase=randomness.uniform(0, 2 * pi),
+        burst_share=randomness.choice([0, 0.2]),
+        burst_mean_gap_s=randomness.choice([20, 80]),
+        burst_max_s=randomness.choice([3, 10]),
+        has_idle_gaps=randomness.random() < 0.4,
+        has_fan_curve=randomness.random() < 0.5,
+        leakage_per_c=randomness.choice([0, 0.002]),
+        command_delay_s=randomness.choice([0, 2]),
+        sensor_delay_s=randomness.choice([0, 2]),
+        batch_steps=randomness.choice([1, 2]),
+        sample_min_s=randomness.choice([0.5, 1.5]),
+        sample_max_s=randomness.choice([1.5, 3]),
+        outage_s=randomness.choice([0, 0, 0, 20, 90]),
     )  # fmt: skip
 
 
@@ -364,9 +399,64 @@ def constant(share: float) -> Controller:
     return control
 
 
-def plants(seeds: range) -> Iterator[tuple[DeviceClass, int, PlantConstants]]:
+def plants(
+    seeds: Iterable[int], draw: Callable[[DeviceClass, int], PlantConstants] = draw_plant
+) -> Iterator[tuple[DeviceClass, int, PlantConstants]]:
     """Yield plants of all classes in turn, one for each seed."""
     kinds = list(NOMINAL)
     for seed in seeds:
         kind = kinds[seed % len(kinds)]
-        yield kind, seed, draw_plant(kind, seed)
+        yield kind, seed, draw(kind, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One plant under the controller that is tested, beside the oracles and the reactive one."""
+
+    kind: DeviceClass
+    seed: int
+    plant: PlantConstants
+    ours: Run
+    oracle: Run
+    """Rides `keep_below_c` under the limit, knowing all."""
+    bold_oracle: Run
+    """Rides on the limit itself."""
+    reactive: Run
+    controller: Supervised
+
+    @property
+    def share_of_oracle(self) -> float:
+        """Of its work, what ours does."""
+        return self.ours.work_s / self.oracle.work_s
+
+    @property
+    def share_of_bold_oracle(self) -> float:
+        """Of its work, what ours does."""
+        return self.ours.work_s / self.bold_oracle.work_s
+
+    @property
+    def gain(self) -> float:
+        """Our work over the reactive controller's."""
+        return self.ours.work_s / max(1.0, self.reactive.work_s)
+
+
+def compare(
+    kind: DeviceClass,
+    seed: int,
+    plant: PlantConstants,
+    *,
+    tells_power: bool = True,
+    keep_below_c: float = 5.0,
+) -> Comparison:
+    """Run all four against the same plant, room and bursts."""
+    controller = Supervised(kind)
+    return Comparison(
+        kind=kind,
+        seed=seed,
+        plant=plant,
+        ours=play(plant, controller, seed=seed, tells_power=tells_power),
+        oracle=play_oracle(plant, seed=seed, keep_below_c=keep_below_c),
+        bold_oracle=play_oracle(plant, seed=seed),
+        reactive=play(plant, reactive(plant.limit_c), seed=seed),
+        controller=controller,
+    )

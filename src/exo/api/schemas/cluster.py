@@ -67,8 +67,9 @@ class ThermalStatusView(Shape):
     """How a device's heat is governed; null where that is not known, or not calibrated yet."""
 
     state: ThermalState
-    """`warm`: full work, but close to where it is slowed down. `slowed`, `paused`: exo itself holds its work back, for
-    heat or for the battery. `unknown`: full work; the device tells no temperature."""
+    """`warm`: full work, but close to where it is slowed down. `starting`: it is cool, and has not worked enough to
+    know how it heats. `slowed`, `paused`: exo itself holds its work back, for heat or for the battery. `unknown`: full
+    work; the device tells no temperature."""
     reason: str
     work_fraction: float
     """How much of the time exo works on it, 0 to 1."""

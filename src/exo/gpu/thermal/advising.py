@@ -149,12 +149,13 @@ def _advice(record: ThermalRecord, caps: list[tuple[float, str]]) -> ThermalAdvi
         state = "paused"
     elif record.read_s is None:
         state = "unknown" if fraction >= FULL else "slowed"
-    elif fraction < FULL:
-        state = "slowed"
     else:
         policy = record.policy
         is_warm = record.die_c > record.limit_c - policy.margin_c - policy.hysteresis_c
-        state = "warm" if is_warm else "cool"
+        if fraction >= FULL:
+            state = "warm" if is_warm else "cool"
+        else:
+            state = "starting" if outlook is None and not is_warm and not is_capped else "slowed"
     reason = _capped_reason(state, fraction, why) if is_capped else _reason(record, state, fraction, peak_c)
     return ThermalAdvice(
         work_fraction=fraction,
@@ -182,6 +183,8 @@ def _reason(record: ThermalRecord, state: ThermalState, fraction: float, peak_c:
         if peak_c is None
         else f"{peak_c:.0f} C predicted within {policy.horizon_s:.0f} s"
     )
+    if state == "starting":
+        return f"Starts with {fraction:.0%} at {record.die_c:.0f} C, and does more as it is seen how it heats ({limit})."
     if state == "slowed":
         return f"Slowed to {fraction:.0%} at {record.die_c:.0f} C: {ahead}, {record.target_c:.0f} C allowed ({limit})."
     return f"Full work at {record.die_c:.0f} C: {ahead} ({limit})."

@@ -133,7 +133,7 @@ def learn(known: Calibration, window: Window, since_last_s: float) -> Calibratio
     if is_excited:
         covariance = [[covariance[i][j] - gain[i] * weighted[j] for j in range(4)] for i in range(4)]
     else:
-        covariance[2][2] *= 1 - gain[2] * row[2]
+        _shrink(covariance, 2, sqrt(1 - gain[2] * row[2]))
     moved = [value + one * surprise for value, one in zip(known.estimate, gain, strict=True)]
     return msgspec.structs.replace(
         known,
@@ -167,8 +167,12 @@ def _forget(known: Calibration, *, is_excited: bool, elapsed_s: float) -> list[l
             covariance[index][index] += (CONSTANT_WALK_SHARE * known.start[index]) ** 2 * elapsed_s
     for index in range(4):
         if covariance[index][index] > known.spread[index]:
-            shrink = sqrt(known.spread[index] / covariance[index][index])
-            for other in range(4):
-                covariance[index][other] *= shrink
-                covariance[other][index] *= shrink
+            _shrink(covariance, index, sqrt(known.spread[index] / covariance[index][index]))
     return covariance
+
+
+def _shrink(covariance: list[list[float]], index: int, factor: float) -> None:
+    """Scale one standard deviation. With what goes along with it: else the matrix would be that of nothing real."""
+    for other in range(4):
+        covariance[index][other] *= factor
+        covariance[other][index] *= factor

@@ -12,9 +12,10 @@ MemoryKind = Literal["vram", "ram", "unified"]
 SupportLevel = Literal["full", "monitoring"]
 """`full`: computes, and was seen to compute right; `monitoring`: its driver here only tells how it is."""
 ThrottleReason = Literal["thermal", "power", "power_brake", "hardware", "software", "other"]
-ThermalState = Literal["cool", "warm", "slowed", "paused", "unknown"]
-"""`warm`: full work, but close to where work is slowed down. `slowed` and `paused`: exo itself holds its work back, for
-heat or for the battery. `unknown`: full work; the device tells no temperature."""
+ThermalState = Literal["cool", "warm", "starting", "slowed", "paused", "unknown"]
+"""`warm`: full work, but close to where work is slowed down. `starting`: it is cool, and has not worked enough to know
+how it heats. `slowed` and `paused`: exo itself holds its work back, for heat or for the battery. `unknown`: full work;
+the device tells no temperature."""
 PowerSource = Literal["measured", "estimated", "none"]
 """`estimated`: from the utilization and the power limit, where the device does not tell its power."""
 
