@@ -47,6 +47,19 @@ UNTOLD: Json = {
     "faults": [],
     "processes": None,
     "is_memory_pressed": None,
+    "thermal": None,
+}
+GOVERNED: Json = {
+    "state": "slowed",
+    "reason": "Slowed to 71% at 75 C: 79 C predicted within 60 s, 78 C allowed (limit 83 C).",
+    "work_fraction": 0.71,
+    "limit_c": 83.0,
+    "is_limit_assumed": False,
+    "predicted_temperature_c": 77.4,
+    "prediction_error_c": 0.62,
+    "sustained_fraction": 0.66,
+    "is_calibrated": True,
+    "power_source": "measured",
 }
 
 
@@ -158,7 +171,8 @@ def dream(base: Json) -> tuple[Json, list[Json]]:
     gpu = device(DREAM, "simulated:0", "NVIDIA GeForce RTX 4090 (simulated)", "vram", 24, is_simulated=True)
     states = [
         told(cpu, 9.5, 21.0, thermal_temperature_c=64.0, battery_percent=81.0, is_plugged_in=False),
-        told(gpu, 20.25, 97.0, thermal_temperature_c=74.0, power_watts=412.0, power_limit_watts=450.0),
+        told(gpu, 20.25, 97.0, thermal_temperature_c=75.0, power_watts=412.0, power_limit_watts=450.0)
+        | {"thermal_throttle_threshold_c": 83.0, "thermal": GOVERNED},
     ]
     return machine(base, DREAM, "dream", [cpu, gpu], states), states
 

@@ -83,6 +83,7 @@ def test_troubles_are_said_in_words_on_the_device_and_on_its_node(gpu_node, open
 
 
 def test_what_is_wrong_stands_before_all_nodes_until_it_is_mended(gpu_node, open_page) -> None:
+    gpu_node.nodes |= {"wishes": []}
     page = open_page(gpu_node.url)
     live(page)
     said = page.get_by_role("status", name="What happened")
@@ -90,12 +91,13 @@ def test_what_is_wrong_stands_before_all_nodes_until_it_is_mended(gpu_node, open
         re.compile(r"^forge cuda:5 failed: GPU has fallen off .* forge cuda:6 degraded")
     )
     rows = page.locator("[data-concern]")
-    expect(page.get_by_role("heading", name="3 devices need a look")).to_be_visible()
+    expect(page.get_by_role("heading", name="4 devices need a look")).to_be_visible()
     expect(rows).to_have_text(
         [
             re.compile(r"^\s*forge cuda:5\s*failed: GPU has fallen off the bus; kept out for 120 s"),
             re.compile(r"^\s*forge cuda:2\s*slowed by heat, its power limit"),
             re.compile(r"^\s*forge cuda:6\s*degraded: 1 memory error that could not be corrected"),
+            re.compile(r"^\s*dream simulated:0\s*slowed to 71 % at 75 °C: 79 °C predicted within 60 s"),
         ]
     )
     # With the keyboard from there to all that is known of it, and back.
@@ -111,7 +113,7 @@ def test_what_is_wrong_stands_before_all_nodes_until_it_is_mended(gpu_node, open
     expect(button).to_be_focused()
 
     set_device(gpu_node, f"{FORGE}/cuda:{FAILED}", health="healthy", health_reason=None)
-    expect(rows).to_have_count(2)
+    expect(rows).to_have_count(3)
     set_device(gpu_node, f"{FORGE}/cuda:0", health="failed", health_reason="it hangs")
     expect(rows.first).to_contain_text("forge cuda:0")
     expect(said).to_have_text("forge cuda:0 failed: it hangs.")
@@ -119,6 +121,8 @@ def test_what_is_wrong_stands_before_all_nodes_until_it_is_mended(gpu_node, open
     cool = {"is_thermal_throttling": False, "throttle_reasons": [], "thermal_temperature_c": 60.0}
     for place in (0, HOT, DEGRADED, WARM):
         set_device(gpu_node, f"{FORGE}/cuda:{place}", **well, **cool)
+    expect(rows).to_have_count(1)
+    set_device(gpu_node, f"{DREAM}/simulated:0", thermal=None)
     expect(rows).to_have_count(0)
     header = node_card(page, "forge").locator("header").first
     expect(header).not_to_contain_text("GPU")
@@ -218,6 +222,8 @@ def test_the_detail_tells_all_that_is_known_of_each_device(gpu_node, open_page, 
     gpu = device_line(dialog, f"{DREAM}/simulated:0")
     expect(gpu).to_contain_text("simulated")
     expect(gpu).to_contain_text("412 W, limit 450 W")
+    expect(gpu).to_contain_text(re.compile(r"Predicted\s*77 °C in 30 s, ± 0.6 °C"))
+    expect(gpu).to_contain_text(re.compile(r"Can hold\s*66 % of full work for good"))
     expect(gpu).to_contain_text(re.compile(r"Slowed\s*–"))
     expect(gpu).to_contain_text(re.compile(r"Driver\s*–"))
     expect(gpu.get_by_role("meter", name="VRAM")).to_be_visible()

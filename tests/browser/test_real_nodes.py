@@ -13,20 +13,28 @@ from browser.driver import Page, expect
 pytestmark = pytest.mark.slow
 
 MODEL = "exo-tiny"
-MACHINES = Path(__file__).parents[1] / "hardware"
+PLAYED = Path(__file__).parent / "played.toml"
 READY_TIMEOUT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
 def nodes(dashboard: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[NodeProcess]]:
-    """Three nodes of one cluster."""
+    """Three nodes of one cluster; the last one plays GPUs, on which nothing is placed."""
     folder = tmp_path_factory.mktemp("dashboard-nodes")
-    with ExitStack() as stack:
-        first = stack.enter_context(NodeProcess(folder / "a", "--no-discovery"))
+    played = {"EXO_GPU_BACKEND": f"simulated:{PLAYED}"}
+    with NodeProcess(folder / "a", "--no-discovery") as first, ExitStack() as stack:
         address = first.addresses["cluster_address"]
         peer = f"--peer={address['host']}:{address['port']}"
-        others = [NodeProcess(folder / name, "--no-discovery", peer) for name in "bc"]
-        yield [first, *(stack.enter_context(node) for node in others)]
+        others = [
+            NodeProcess(folder / "b", "--no-discovery", peer),
+            NodeProcess(folder / "c", "--no-discovery", peer, environment=played),
+        ]
+        for node in others:
+            node.launch()
+            stack.push(node)
+        for node in others:
+            node.wait_ready()
+        yield [first, *others]
 
 
 def others_than_master(nodes: list[NodeProcess]) -> list[NodeProcess]:
@@ -91,6 +99,41 @@ def test_the_first_message_places_the_model(nodes: list[NodeProcess], open_page)
     )
 
 
+def test_gpus_that_a_node_plays_are_shown_as_it_tells_of_them(
+    nodes: list[NodeProcess], open_page, screenshot
+) -> None:
+    page = open_page(nodes[0].url)
+    live(page, 3)
+    card = page.locator(f'[data-node="{nodes[2].get("/state")["node_id"]}"]')
+    lines = card.locator("[data-device]")
+    expect(lines).to_have_count(5)
+    # The processor is real, the cards are not.
+    expect(page.get_by_text("simulated", exact=True)).to_have_count(4)
+    well = lines.filter(has_text="NVIDIA GeForce RTX 4090")
+    for words in ("60 %", "limit 90 °C", "limit 450 W", "simulated:0", "healthy"):
+        expect(well).to_contain_text(words)
+    expect(well).to_contain_text(re.compile(r"temp\s*\d+ °C"))
+    expect(well).to_contain_text(re.compile(r"power\s*\d+ W"))
+    expect(well.get_by_role("meter", name="VRAM")).to_have_attribute(
+        "aria-valuetext", "7.5 GiB of 24 GiB used"
+    )
+    hot = lines.filter(has_text="NVIDIA GeForce RTX 3060")
+    expect(hot).to_contain_text("93 °C")
+    expect(hot).to_contain_text("slowed by heat")
+    expect(lines.filter(has_text="RTX PRO 6000")).to_contain_text(re.compile(r"temp\s*–\s*power\s*–"))
+    failed = lines.filter(has_text="AMD Radeon RX 7900 XTX")
+    expect(failed).to_contain_text(re.compile(r"failed: .+"), timeout=READY_TIMEOUT_MS)
+    concerns = page.locator("[data-concern]")
+    expect(concerns.nth(0)).to_contain_text(re.compile(r"simulated:2\s*failed: "))
+    expect(concerns.nth(1)).to_contain_text(re.compile(r"simulated:1\s*slowed by heat"))
+    # Telemetry goes on, and so does the picture.
+    expect(well.get_by_role("img")).to_have_accessible_name(
+        re.compile(r"^Load in the last \d+ s: 60 % throughout$")
+    )
+    card.scroll_into_view_if_needed()
+    screenshot(page, "real-simulated")
+
+
 def test_a_killed_node_is_said_to_be_gone_and_its_own_page_says_so_too(
     nodes: list[NodeProcess], open_page, screenshot
 ) -> None:
@@ -106,29 +149,3 @@ def test_a_killed_node_is_said_to_be_gone_and_its_own_page_says_so_too(
     )
     expect(seen_from_other.get_by_role("banner")).to_contain_text("2 of 3 nodes")
     screenshot(seen_from_other, "real-away")
-
-
-def test_simulated_gpus_of_a_real_node_are_shown_and_named_so(
-    dashboard: Path, tmp_path: Path, open_page, screenshot
-) -> None:
-    played = {"EXO_GPU_BACKEND": f"simulated:{MACHINES / 'pc-mixed-failing.toml'}"}
-    with NodeProcess(tmp_path / "played", "--no-discovery", environment=played) as node:
-        page = open_page(node.url, may_log="Failed to load resource")
-        live(page, 1)
-        lines = page.locator("[data-node] [data-device]")
-        expect(lines).to_have_count(4)
-        # The processor is real, the cards are not.
-        expect(page.get_by_text("simulated", exact=True)).to_have_count(3)
-        card = lines.filter(has_text="NVIDIA GeForce RTX 4090")
-        for words in ("60 %", "limit 90 °C", "limit 450 W", "simulated:0", "healthy"):
-            expect(card).to_contain_text(words)
-        expect(card).to_contain_text(re.compile(r"temp\s*\d+ °C"))
-        expect(card).to_contain_text(re.compile(r"power\s*\d+ W"))
-        expect(card.get_by_role("meter", name="VRAM")).to_have_attribute(
-            "aria-valuetext", "7.5 GiB of 24 GiB used"
-        )
-        # Telemetry goes on, and so does the picture.
-        expect(card.get_by_role("img")).to_have_accessible_name(
-            re.compile(r"^Load in the last \d+ s: 60 % throughout$")
-        )
-        screenshot(page, "real-simulated")

@@ -17,7 +17,7 @@ export interface Concern {
 export function concerns(nodes: readonly NodeCard[]): Concern[] {
   const found = nodes.flatMap((node) =>
     node.devices.flatMap((device): Concern[] => {
-      const conditions = [device.healthCondition, device.slowedCondition].filter(
+      const conditions = [device.healthCondition, device.slowedCondition, device.governedCondition].filter(
         (condition) => condition !== null && (condition.tone === 'bad' || condition.tone === 'warn'),
       );
       const [first] = conditions;

@@ -54,6 +54,7 @@ describe('what is not known', () => {
       health: 'unknown',
       healthCondition: { tone: 'plain', words: 'health –' },
       slowedCondition: null,
+      governedCondition: null,
       hotCondition: null,
       worstTone: 'plain',
       memory: { usedBytes: null, totalBytes: 12 * GIB },
@@ -111,8 +112,8 @@ describe('what holds a device back', () => {
 
 describe('heat', () => {
   it.each([
-    [77.4, 83, null],
-    [77.6, 83, 'hot: 5 °C below its limit'],
+    [78.4, 83, null],
+    [78.6, 83, 'hot: 4 °C below its limit'],
     [83, 83.4, 'hot: at its limit'],
     [86, 83, 'hot: 3 °C above its limit'],
     [99, null, null],
@@ -126,6 +127,49 @@ describe('heat', () => {
   it('is said once where it already slows the device', () => {
     const device = row({ thermal_temperature_c: 83, is_thermal_throttling: true });
     expect([device.hotCondition, device.slowedCondition?.words]).toEqual([null, 'slowed by heat']);
+  });
+});
+
+describe('work that exo holds back', () => {
+  const slowed = {
+    state: 'slowed',
+    reason: 'Slowed to 62% at 81 C: 84 C predicted within 60 s, 82 C allowed (limit 87 C).',
+    work_fraction: 0.62,
+    limit_c: 87,
+    is_limit_assumed: false,
+    predicted_temperature_c: 81.6,
+    prediction_error_c: 0.62,
+    sustained_fraction: 0.58,
+    is_calibrated: true,
+    power_source: 'measured',
+  } as const;
+
+  it('is said with its reason, on the device and on its node', () => {
+    const device = row({ thermal: slowed });
+    const words = 'slowed to 62 % at 81 °C: 84 °C predicted within 60 s, 82 °C allowed (limit 87 °C)';
+    expect(device.governedCondition).toEqual({ tone: 'warn', words });
+    expect(device.worstTone).toBe('warn');
+    expect(troubles([device])).toEqual([{ tone: 'warn', words: '1 GPU slowed' }]);
+    expect(fact(device, 'Heat')).toBe(`S${words.slice(1)}.`);
+    expect(fact(device, 'Predicted')).toBe('82 °C in 30 s, ± 0.6 °C');
+    expect(fact(device, 'Can hold')).toBe('58 % of full work for good');
+  });
+
+  it.each(['cool', 'warm', 'unknown'] as const)('is not what happens when it is %s', (state) => {
+    const device = row({ thermal: { ...slowed, state, reason: 'Full work at 60 C.' } });
+    expect([device.governedCondition, fact(device, 'Heat')]).toEqual([null, 'Full work at 60 °C.']);
+  });
+
+  it('may be for the battery, before anything is calibrated', () => {
+    const reason = 'Paused: on battery with 9 %; work pauses below 10 %.';
+    const unknown = { predicted_temperature_c: null, prediction_error_c: null, sustained_fraction: null };
+    const device = row({ thermal: { ...slowed, ...unknown, state: 'paused', reason, work_fraction: 0 } });
+    expect(device.governedCondition?.words).toBe('paused: on battery with 9 %; work pauses below 10 %');
+    expect([fact(device, 'Predicted'), fact(device, 'Can hold')]).toEqual([undefined, undefined]);
+  });
+
+  it('is nothing new of a device that failed', () => {
+    expect(row({ thermal: slowed, health: 'failed' }).governedCondition).toBeNull();
   });
 });
 

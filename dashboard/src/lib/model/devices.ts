@@ -41,6 +41,8 @@ export interface DeviceRow {
   healthCondition: Condition;
   /** Null while nothing holds it back, and where it does not tell. */
   slowedCondition: Condition | null;
+  /** Null while exo itself does not hold its work back, for heat or for the battery. */
+  governedCondition: Condition | null;
   /** Null while it is cool, where it does not tell, and once heat slows it: then that is said. */
   hotCondition: Condition | null;
   /** Of all these; what is well or ordinary is `plain`. */
@@ -49,6 +51,7 @@ export interface DeviceRow {
   facts: Fact[];
 }
 
+type Thermal = NonNullable<DeviceState['thermal']>;
 type ThrottleReason = NonNullable<DeviceState['throttle_reasons']>[number];
 
 const REASON_WORDS: Record<ThrottleReason, string> = {
@@ -63,7 +66,7 @@ const REASON_WORDS: Record<ThrottleReason, string> = {
 /** These are met by every busy GPU or were asked for; the others want someone to look. */
 const ORDINARY_REASONS: readonly ThrottleReason[] = ['power', 'software', 'other'];
 
-/** So close to its limit a device is called hot. */
+/** Closer to its limit a device is called hot; exo lets none of its work bring it there. */
 const HOT_MARGIN_C = 5;
 
 const HEALTH_TONES = { healthy: 'good', degraded: 'warn', failed: 'bad', unknown: 'plain' } as const;
@@ -79,6 +82,7 @@ export function deviceRow(device: Device, state: DeviceState | undefined): Devic
   const conditions = {
     healthCondition: healthCondition(state),
     slowedCondition: slowedCondition(state),
+    governedCondition: governedCondition(state),
     hotCondition: hotCondition(state),
   };
   return {
@@ -126,12 +130,34 @@ function slowedCondition(state: DeviceState | undefined): Condition | null {
   return { tone: isOrdinary ? 'plain' : 'warn', words: `slowed by ${reasonWords(reasons)}` };
 }
 
+/** Its reason has the numbers: how much it still works, and the temperature that is predicted. */
+function governedCondition(state: DeviceState | undefined): Condition | null {
+  const thermal = state?.thermal;
+  // One that failed does no work anyway.
+  if (!thermal || state.health === 'failed' || !isHeldBack(thermal)) return null;
+  return { tone: 'warn', words: withUnits(clause(thermal.reason)) };
+}
+
+function isHeldBack({ state }: Thermal): boolean {
+  return state === 'slowed' || state === 'paused';
+}
+
+/** `Slowed to 62% at 81 C.` as everything else on the page is written. */
+function withUnits(words: string): string {
+  return words.replace(/(\d)%/g, '$1 %').replace(/(\d) C\b/g, '$1 °C');
+}
+
+/** A sentence as a part of another one. */
+function clause(words: string): string {
+  return words.charAt(0).toLowerCase() + words.slice(1).replace(/\.$/, '');
+}
+
 function hotCondition(state: DeviceState | undefined): Condition | null {
   const temperature = state?.thermal_temperature_c ?? null;
   const limit = state?.thermal_throttle_threshold_c ?? null;
   if (temperature === null || limit === null || reasonsOf(state)?.includes('thermal')) return null;
   const marginC = Math.round(limit) - Math.round(temperature);
-  if (marginC > HOT_MARGIN_C) return null;
+  if (marginC >= HOT_MARGIN_C) return null;
   const where = marginC > 0 ? `${marginC} °C below` : marginC === 0 ? 'at' : `${-marginC} °C above`;
   return { tone: 'warn', words: `hot: ${where} its limit` };
 }
@@ -162,6 +188,9 @@ function facts(device: Device, state: DeviceState | undefined): Fact[] {
       'Temperature',
       withLimit(celsius(state?.thermal_temperature_c), state?.thermal_throttle_threshold_c, celsius),
     ],
+    ['Heat', state?.thermal ? withUnits(sentence(state.thermal.reason)) : null],
+    ['Predicted', prediction(state?.thermal ?? null)],
+    ['Can hold', holdable(state?.thermal ?? null)],
     ['Power', withLimit(watts(state?.power_watts), state?.power_limit_watts, watts)],
     ['Clock', withLimit(megahertz(state?.clock_mhz), state?.clock_max_mhz, megahertz)],
     ['Slowed', reasons === null ? UNKNOWN : reasons.length === 0 ? 'no' : `by ${reasonWords(reasons)}`],
@@ -184,6 +213,20 @@ export function withLimit(
   write: (limit: number) => string,
 ): string {
   return limit === null || limit === undefined ? value : `${value}, limit ${write(limit)}`;
+}
+
+/** `84 °C in 30 s, ± 0.6 °C`. */
+function prediction(thermal: Thermal | null): string | null {
+  const predicted = thermal?.predicted_temperature_c ?? null;
+  if (predicted === null) return null;
+  const error = thermal?.prediction_error_c ?? null;
+  return `${celsius(predicted)} in 30 s${error === null ? '' : `, ± ${error.toFixed(1)} °C`}`;
+}
+
+function holdable(thermal: Thermal | null): string | null {
+  const fraction = thermal?.sustained_fraction ?? null;
+  if (fraction === null) return null;
+  return fraction >= 1 ? 'full work for good' : `${percent(fraction * 100)} of full work for good`;
 }
 
 function memoryErrors(state: DeviceState | undefined): string | null {
@@ -223,6 +266,10 @@ export function troubles(devices: readonly DeviceRow[]): Condition[] {
 const TROUBLES: readonly { tone: Tone; word: string; is: (device: DeviceRow) => boolean }[] = [
   { tone: 'bad', word: 'failed', is: (device) => device.health === 'failed' },
   { tone: 'warn', word: 'degraded', is: (device) => device.health === 'degraded' },
-  { tone: 'warn', word: 'slowed', is: (device) => device.slowedCondition?.tone === 'warn' },
+  {
+    tone: 'warn',
+    word: 'slowed',
+    is: (device) => device.slowedCondition?.tone === 'warn' || device.governedCondition !== null,
+  },
   { tone: 'warn', word: 'hot', is: (device) => device.hotCondition !== null },
 ];

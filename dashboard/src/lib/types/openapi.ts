@@ -1465,6 +1465,11 @@ export interface components {
             loaded_layers: number;
             /** Model Id */
             model_id: string;
+            /**
+             * Moved Reason
+             * @description Why it is no longer where it was placed: a device failed or was gone. Null: it is where it was placed.
+             */
+            moved_reason: string | null;
             plan: components["schemas"]["PlanView"];
             /**
              * Reason
@@ -1508,6 +1513,11 @@ export interface components {
             loaded_layers: number;
             /** Model Id */
             model_id: string;
+            /**
+             * Moved Reason
+             * @description Why it is no longer where it was placed: a device failed or was gone. Null: it is where it was placed.
+             */
+            moved_reason: string | null;
             plan: components["schemas"]["PlanView"];
             /**
              * Reason
@@ -2449,11 +2459,12 @@ export interface components {
             reason: string;
             /**
              * State
-             * @description `warm`: full work, but close to where it is slowed down. `slowed`, `paused`: exo itself holds its work back, for
-             *     heat or for the battery. `unknown`: full work; the device tells no temperature.
+             * @description `warm`: full work, but close to where it is slowed down. `starting`: it is cool, and has not worked enough to
+             *     know how it heats. `slowed`, `paused`: exo itself holds its work back, for heat or for the battery. `unknown`: full
+             *     work; the device tells no temperature.
              * @enum {string}
              */
-            state: "cool" | "warm" | "slowed" | "paused" | "unknown";
+            state: "cool" | "warm" | "starting" | "slowed" | "paused" | "unknown";
             /**
              * Sustained Fraction
              * @description How much of full work it is predicted to hold for good, 0 to 1.
