@@ -3,7 +3,14 @@
 import pytest
 
 from exo.shared.apply import apply_entries
-from exo.shared.types.events import ClusterDissolved, HistoryForced, VotersChanged
+from exo.shared.types.events import (
+    ClusterDissolved,
+    HistoryForced,
+    InstanceMoved,
+    InstanceRestarted,
+    InstanceStranded,
+    VotersChanged,
+)
 from exo.shared.types.state import State
 from support.recorded_story import Recording, record
 
@@ -22,6 +29,19 @@ def test_voters_come_and_go_and_an_operator_goes_on_without_them(seed: int) -> N
     assert (forced.incarnation, len(forced.forgotten)) == (2, 2)
     assert sum(isinstance(event, VotersChanged) for event in events) >= 6
     assert recording.state.incarnation == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_instance_moves_off_devices_that_are_gone(seed: int) -> None:
+    recording = record("moved-instance", seed)
+    check(recording)
+    kinds = [type(entry.event) for entry in recording.entries]
+    (moved, stranded, restarted) = (
+        kinds.index(kind) for kind in (InstanceMoved, InstanceStranded, InstanceRestarted)
+    )
+    assert moved < stranded < restarted
+    (instance,) = recording.state.instances.values()
+    assert (instance.status, instance.generation) == ("ready", 3)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -54,6 +54,7 @@ def instance(state: State, value: Instance) -> View:
         "model_id": value.model.model_id,
         "status": status,
         "reason": reason,
+        "moved_reason": value.moved_reason,
         "generation": value.generation,
         "failures_in_a_row": value.failures_in_a_row,
         "loaded_layers": sum(stage["loaded_layers"] for stage in stages),

@@ -69,13 +69,13 @@ def _raise_if_broken(state: State, found: list[Instance]) -> None:
     the model may well run.
     """
     for value in found:
-        if value.status == "failed" and are_nodes_connected(state, value):
-            reason = instance_status(state, value)[1]
+        status, reason = instance_status(state, value)
+        if status == "failed" and are_nodes_connected(state, value):
+            step = f"; mend that, then `exo delete {value.instance_id}` and ask again"
             raise ApiError(
                 503,
                 "instance_failed",
-                f"{value.model.model_id} cannot be served: {reason}; mend that, then `exo delete "
-                f"{value.instance_id}` and ask again",
+                f"{value.model.model_id} cannot be served: {reason}{'' if value.stranded_reason else step}",
                 param="model",
             )
 

@@ -157,6 +157,8 @@ def _instances(state: Json, names: dict[str, str]) -> Any:
             text += f" {instance['loaded_layers']}/{instance['layer_count']}"
         if instance["reason"]:
             text += f": {plain(instance['reason'])}"
+        elif instance["moved_reason"]:
+            text += f", moved: {plain(instance['moved_reason'])}"
         stages = [
             f"{stage['rank']}: {names.get(stage['node_id'], short(stage['node_id']))} "
             f"layers {plan['start_layer']}-{plan['end_layer'] - 1}, {size(plan['memory_bytes'])}"

@@ -31,7 +31,7 @@ from exo.shared.types.commands import (
 )
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.instances import PlacementRequest
-from support.api_world import INSTANCE_ID, World, client_of, parse
+from support.api_world import INSTANCE_ID, World, client_of, parse, unplaced_state
 from support.states import fold
 from support.stories import placed, stage
 
@@ -275,6 +275,25 @@ async def test_waiting_sits_through_a_restart_and_ends_at_a_lasting_failure(unpl
 
     view = parse(InstanceView, (await waiting(unplaced, fail_twice)).content)
     assert (view.status, view.reason, view.generation) == ("failed", "the file is truncated", 2)
+
+
+async def test_waiting_sits_through_a_move_whose_reason_stays_to_be_read(unplaced: World) -> None:
+    unplaced.coordinator.set_state(placed(unplaced.coordinator.state))
+    coordinator = unplaced.coordinator
+
+    async def move() -> None:
+        plan = placed(unplaced_state(), 2).instances[INSTANCE_ID].plan
+        moved = events.InstanceMoved(
+            instance_id=INSTANCE_ID, generation=2, plan=plan, reason="cuda:0 of host-a has failed"
+        )
+        coordinator.set_state(fold(coordinator.state, moved))
+        await anyio.wait_all_tasks_blocked()
+        for rank in range(2):
+            coordinator.set_state(stage(coordinator.state, rank, "ready"))
+
+    view = parse(InstanceView, (await waiting(unplaced, move)).content)
+    assert (view.status, view.reason, view.generation, len(view.stages)) == ("ready", None, 2, 2)
+    assert view.moved_reason == "cuda:0 of host-a has failed"
 
 
 async def test_waiting_for_an_instance_that_is_deleted_meanwhile(unplaced: World) -> None:

@@ -345,6 +345,32 @@ async def test_a_model_that_fails_to_load_is_told_and_not_placed_again(unplaced:
     assert len(commands) == 1
 
 
+async def test_a_chat_for_a_model_that_moved_waits_for_it_and_one_that_is_stranded_is_told_why(
+    world: World,
+) -> None:
+    coordinator = world.coordinator
+    instance = coordinator.state.instances[INSTANCE_ID]
+    why = events.InstanceStranded(instance_id=INSTANCE_ID, generation=1, reason="cuda:0 has failed; no room")
+    coordinator.set_state(fold(coordinator.state, why))
+    responses: list[httpx.Response] = []
+    await asking(world, responses)
+    assert error_of(responses[0])[:2] == (503, "instance_failed")
+    assert "cannot be served: cuda:0 has failed; no room" in responses[0].text
+    assert "exo delete" not in responses[0].text, "it goes on by itself"
+
+    moved = events.InstanceMoved(
+        instance_id=INSTANCE_ID, generation=2, plan=instance.plan, reason="elsewhere"
+    )
+    coordinator.set_state(fold(coordinator.state, moved))
+    async with anyio.create_task_group() as group:
+        group.start_soon(asking, world, responses)
+        await anyio.wait_all_tasks_blocked()
+        assert len(responses) == 1
+        coordinator.set_state(stage(coordinator.state, 0, "ready", address=STAGE_ADDRESS))
+    assert responses[1].status_code == 200
+    assert world.client.requests[-1][1].generation == 2
+
+
 async def test_an_instance_deleted_while_it_loads(unplaced: World) -> None:
     place_on_command(unplaced)
     coordinator = unplaced.coordinator

@@ -62,6 +62,18 @@ def replying(world: World, reply: Reply) -> list[Command]:
     return commands
 
 
+def test_status_says_why_a_model_moved_or_cannot_go_on(ready: RunningWorld, run: Run) -> None:
+    coordinator = ready.world.coordinator
+    plan = coordinator.state.instances[INSTANCE_ID].plan
+    moved = events.InstanceMoved(instance_id=INSTANCE_ID, generation=2, plan=plan, reason="cuda:0 has failed")
+    ready.portal.call(coordinator.set_state, fold(coordinator.state, moved))
+    assert "pending 0/6, moved: cuda:0 has failed" in run("status").out
+    stranded = events.InstanceStranded(instance_id=INSTANCE_ID, generation=2, reason="cpu:0 is gone")
+    ready.portal.call(coordinator.set_state, fold(coordinator.state, stranded))
+    shown = run("status").out
+    assert "failed: cpu:0 is gone" in shown and "moved" not in shown
+
+
 def test_status_shows_nodes_devices_and_instances(ready: RunningWorld, run: Run) -> None:
     gone = events.NodeDisconnected(node_id=NodeId("b"), reason="no answer for 5 s")
     ready.portal.call(ready.world.coordinator.set_state, fold(ready.world.coordinator.state, gone))

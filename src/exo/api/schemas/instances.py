@@ -162,6 +162,8 @@ class InstanceView(Shape):
     status: InstanceStatus
     reason: str | None
     """Why it failed, or null."""
+    moved_reason: str | None
+    """Why it is no longer where it was placed: a device failed or was gone. Null: it is where it was placed."""
     generation: int
     """Counts the starts of all stages together."""
     failures_in_a_row: int
