@@ -381,9 +381,20 @@ def _host_id() -> str:
 
 
 def _write_node_file(home: Path, file: NodeFile) -> None:
+    """Write where this node answers, for the commands of its user.
+
+    Raises:
+        ConfigurationError: The data directory takes no files.
+    """
     temporary = home / f"{NODE_FILE}.new"
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(file)))
-    temporary.replace(home / NODE_FILE)
+    try:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(file)))
+        temporary.replace(home / NODE_FILE)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write {home / NODE_FILE}: {error.strerror or error}; "
+            "make room there, or give this user the right to write"
+        ) from error
 
 
 def _utc_now() -> str:

@@ -136,7 +136,7 @@ def test_a_node_whose_disk_is_full_says_so_and_keeps_what_it_acknowledged(
     assert says_that_the_disk_is_full(node.log().splitlines()[-1]), node.log()
     with pytest.raises(NodeFailedError) as failure:
         node.start()
-    assert says_that_the_disk_is_full(str(failure.value).splitlines()[-1])
+    assert says_that_the_disk_is_full(str(failure.value).splitlines()[-1]), node.log()
     disk.make_room()
     node.start()
     assert len(acknowledged) > 5

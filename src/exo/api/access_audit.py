@@ -83,6 +83,8 @@ class AuditLog:
         self._files_max = files_max
         self._lock = anyio.Lock()
         self._last: tuple[int, str] | None = None
+        self._lost_count = 0
+        """Lines that could not be written since the last one that could."""
 
     async def record(
         self,
@@ -97,7 +99,8 @@ class AuditLog:
     ) -> None:
         """Append a line; it is on disk when this returns.
 
-        A disk that fails is told in the log, and is no error here: what is recorded has happened already.
+        A disk that fails is told in the log, once until it works again, and is no error here: what is recorded has
+        happened already.
         """
         # Somebody who leaves early does not leave the line out.
         with anyio.CancelScope(shield=True):
@@ -126,11 +129,20 @@ class AuditLog:
                     await anyio.to_thread.run_sync(append)
                 except OSError as error:
                     self._last = None
-                    logger.error(
-                        "cannot write the audit log in {}: {}; make room there, or give this user the right to write",
-                        self.folder,
-                        error.strerror or error,
-                    )
+                    self._lost_count += 1
+                    if self._lost_count == 1:
+                        logger.error(
+                            "cannot write the audit log in {}: {}; make room there, or give this user the right to "
+                            "write",
+                            self.folder,
+                            error.strerror or error,
+                        )
+                else:
+                    if self._lost_count:
+                        logger.warning(
+                            "the audit log lacks {} lines that could not be written", self._lost_count
+                        )
+                    self._lost_count = 0
 
     async def entries(self, *, limit: int, after: int | None = None) -> list[AuditLine]:
         """Return the newest lines, oldest first: the last `limit`, or the first `limit` behind a number."""
