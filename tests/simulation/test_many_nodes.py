@@ -255,6 +255,9 @@ def test_a_node_that_is_removed_while_two_voters_are_away_takes_nobodys_majority
         assert set(many.voters()) <= set(left)
         await many.until_served(left)
         assert master.up.leadership.is_self, "nobody else had to be elected"
+        # It goes on alone: nobody has let it in again.
+        await removed.kill()
+        del many.simulation.nodes[removed.host]
 
     tell(story, seed, "abcdefg")
 
