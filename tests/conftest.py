@@ -8,11 +8,31 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+TESTS = Path(__file__).parent
+
 settings.register_profile("default", deadline=None, max_examples=100)
 settings.register_profile(
     "ci", deadline=None, max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the whole suite in two processes; a few tests are sooner done in this one."""
+    is_whole = config.args_source is not pytest.Config.ArgsSource.ARGS and not config.option.keyword
+    return min(2, os.cpu_count() or 1) if is_whole else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each file's tests in one process, and those that start nodes of their own all in the same.
+
+    Nodes wait more than they work, and are best not disturbed by other nodes.
+    """
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        group = "nodes" if folder in {"browser", "cluster"} else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)
