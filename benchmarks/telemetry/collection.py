@@ -10,7 +10,7 @@ from benchmarks.telemetry import stub_driver, watching
 def run(*, quick: bool) -> list[Result]:
     """From the moment when the device begins to hang; the library is the stub of the tests."""
     sheet = Sheet()
-    count = 25 if quick else 400
+    count = 25 if quick else 250
     said = watching.ask("collections", count, timeout_s=60 + count)
     if not said["reason"]:
         raise CannotMeasureError("the device that hangs was not told to be in trouble: the stub did not hang")

@@ -64,7 +64,7 @@ def _node_mb(folder: Path, count: int, *, quick: bool) -> float:
         assert node.process is not None
         root = psutil.Process(node.process.pid)
         most = 0.0
-        for _ in range(3 if quick else 10):
+        for _ in range(3 if quick else 6):
             time.sleep(2.0)
             family = [root, *root.children(recursive=True)]
             most = max(most, sum(one.memory_full_info().uss for one in family) / 1e6)
