@@ -75,6 +75,9 @@ class InlineBackend(GPUBackend):
         wanted = source.size_bytes if size_bytes is None else size_bytes
         self._driver.copy(self.book.of(source).buffer, self.book.of(destination).buffer, wanted)
 
+    async def can_reach(self, source: DeviceId, destination: DeviceId) -> bool | None:
+        return self._driver.can_reach(self._index(source), self._index(destination))
+
     async def matrix_multiply(
         self, left: DeviceMemory, right: DeviceMemory, shape: MatrixShape, precision: Precision
     ) -> DeviceMemory:

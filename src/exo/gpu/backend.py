@@ -103,6 +103,10 @@ class GPUBackend(ABC):
             MemoryRangeError: One of them is smaller.
         """
 
+    async def can_reach(self, source: DeviceId, destination: DeviceId) -> bool | None:
+        """Say whether a copy between two devices does without the host's memory; None: nobody knows."""
+        return None
+
     @abstractmethod
     async def matrix_multiply(
         self, left: DeviceMemory, right: DeviceMemory, shape: MatrixShape, precision: Precision

@@ -117,6 +117,10 @@ class Driver(ABC):
     def copy(self, source: Buffer, destination: Buffer, size_bytes: int) -> None:
         """Copy between two devices of this driver, or within one; directly where the hardware can."""
 
+    def can_reach(self, index: int, other: int) -> bool | None:
+        """Say whether `copy` goes from one device to another without the host's memory; None: nobody knows."""
+        return None
+
     @abstractmethod
     def synchronize(self, index: int) -> None:
         """Wait until all that was begun on the device is done."""

@@ -204,6 +204,14 @@ class ThreadedBackend(GPUBackend):
                 timeout_s=self._limits.transfer_s(wanted_bytes),
             )
 
+    async def can_reach(self, source: DeviceId, destination: DeviceId) -> bool | None:
+        sender, receiver = self._occupants.of(source), self._occupants.of(destination)
+        return await sender.call(
+            lambda: self._driver.can_reach(sender.index, receiver.index),
+            doing="asking for its way to another device",
+            timeout_s=self._limits.read_s,
+        )
+
     async def matrix_multiply(
         self, left: DeviceMemory, right: DeviceMemory, shape: MatrixShape, precision: Precision
     ) -> DeviceMemory:

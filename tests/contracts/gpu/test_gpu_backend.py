@@ -86,6 +86,7 @@ async def test_an_unknown_device_is_refused_everywhere(backend: GPUBackend) -> N
         backend.get_device(nobody),
         backend.allocate(nobody, 1),
         backend.synchronize(nobody),
+        backend.can_reach(nobody, nobody),
         backend.read_device(nobody),
         backend.get_device_memory_info(nobody),
     ):
@@ -255,6 +256,13 @@ async def test_copies_between_all_devices_of_a_backend(computing: GPUBackend) ->
             assert await computing.copy_from_device(destination) == content + bytes(200)
             await computing.deallocate(source)
             await computing.deallocate(destination)
+
+
+async def test_which_devices_reach_each_other_is_said_or_unknown(computing: GPUBackend) -> None:
+    devices = await computing.list_devices()
+    for one in devices:
+        for other in devices:
+            assert await computing.can_reach(one.device_id, other.device_id) in {True, False, None}
 
 
 async def test_many_callers_at_once_each_get_their_own(computing: GPUBackend) -> None:

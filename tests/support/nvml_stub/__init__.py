@@ -11,7 +11,7 @@ Keys of the state file (a value that is missing is "not supported" on that devic
     S.name .pci .capability .memory_total .memory_used .memory_reserved .utilization .temperature
     S.threshold_slowdown .threshold_gpu_max .temperature_margin .power_mw .power_limit_mw .throttle
     S.clock_sm .clock_max_sm .clock_max_memory .bus_width .multiprocessors .ecc_corrected .ecc_uncorrected
-    S.remapped_rows .processes .mig_mode .event_types .xids .p2p.OTHER .nvlinks
+    S.remapped_rows .processes .mig_mode .event_types .xids
     S.mig.M.uuid .name .gpu_instance ...     a part of a GPU, with the same values
     latency_us, S.latency_us                 LOW HIGH: every call takes as long
     error.FUNCTION, S.error.FUNCTION         the call's answer, a number of nvml.h; S.error: of every call

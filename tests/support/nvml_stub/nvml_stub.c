@@ -731,32 +731,3 @@ int nvmlEventSetWait_v2(event_set_t *set, event_t *event, unsigned int timeout_m
     *event = (event_t){&devices[set->slot][0], 8, xid, instance, 0xFFFFFFFFu};
     return SUCCESS;
 }
-
-/* ---- ways between two devices: "p2p.SLOT" holds the statuses of read, write and NVLink ---- */
-
-int nvmlDeviceGetP2PStatus(device_t *one, device_t *other, int capability, int *status)
-{
-    BEGIN(one)
-    char key[32], value[VALUE_SIZE_MAX];
-    int statuses[3];
-    snprintf(key, sizeof key, "p2p.%d", other->slot);
-    if (!look_up_of(&state, one, key, value))
-        return NOT_SUPPORTED;
-    if (capability < 0 || capability > 2 || sscanf(value, "%d %d %d", &statuses[0], &statuses[1], &statuses[2]) != 3)
-        return INVALID_ARGUMENT;
-    *status = statuses[capability];
-    return SUCCESS;
-}
-
-/* "nvlinks" holds one 0 or 1 for each link */
-int nvmlDeviceGetNvLinkState(device_t *device, unsigned int link, unsigned int *is_active)
-{
-    BEGIN(device)
-    char value[VALUE_SIZE_MAX];
-    if (!look_up_of(&state, device, "nvlinks", value))
-        return NOT_SUPPORTED;
-    if (link >= strlen(value))
-        return INVALID_ARGUMENT;
-    *is_active = value[link] == '1';
-    return SUCCESS;
-}

@@ -294,6 +294,11 @@ class TestMemory:
             ("memcpyPeer", 1, 2),
         ]
 
+    def test_which_reach_each_other_without_the_host(self, cupy: FakeCuPy, open_driver: Open) -> None:
+        driver = open_driver()
+        assert driver.can_reach(1, 2) is driver.can_reach(2, 1) is True
+        assert driver.can_reach(0, 1) is False
+
     def test_a_way_that_somebody_else_opened(self, cupy: FakeCuPy, open_driver: Open) -> None:
         driver = open_driver()
         cupy.setDevice(1)

@@ -576,23 +576,3 @@ class TestMissing:
         if not done.stdout:
             pytest.skip("this machine has an NVIDIA driver")
         assert "libnvidia-ml" in done.stdout and "install the driver" in done.stdout
-
-
-class TestPeers:
-    def test_how_they_reach_each_other(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:
-        for slot in range(4):
-            stub.add(slot, H100)
-        stub.change(0, **{"p2p.1": "0 0 0", "p2p.2": "0 0 5", "p2p.3": "3 3 3"})
-        opened(monitor)
-        assert monitor.peer_link(0, 1) == "nvlink"
-        assert monitor.peer_link(0, 2) == "pcie"
-        assert monitor.peer_link(0, 3) is None
-        assert monitor.peer_link(1, 0) is None
-
-    def test_parts_of_a_divided_one_do_not(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:
-        stub.add(0, H100, mig_mode=1)
-        for part in (0, 1):
-            values = {"uuid": f"MIG-{part}", "memory_total": GIB, "memory_used": 0}
-            stub.change(0, **{f"mig.{part}.{key}": value for key, value in values.items()})
-        opened(monitor)
-        assert monitor.peer_link(0, 1) is None

@@ -353,6 +353,34 @@ async def test_copies_between_devices_say_what_the_way_is() -> None:
     assert not driver.buffers and len(backend.book) == 0
 
 
+@pytest.mark.parametrize(("is_direct", "kind"), [(True, "p2p"), (False, "unknown"), (None, "unknown")])
+async def test_the_topology_says_which_devices_reach_each_other_without_the_host(
+    is_direct: bool | None, kind: str
+) -> None:
+    class Reaching(Timed):
+        def can_reach(self, index: int, other: int) -> bool | None:
+            assert {index, other} == {0, 1}
+            return is_direct
+
+    driver = Reaching(bytes_per_s=25e9, fixed_s=20e-6)
+    backend = InlineBackend(driver, A)
+    state, told = cluster(identity("a")), list[Telemetry]()
+    meter = BandwidthMeter(
+        node_id=A,
+        state=lambda: state,
+        open_stream=None,
+        publish=told.extend,
+        busy=Busy(),
+        fine_clock=lambda: driver.now_s,
+    )
+    meter.set_devices([(backend, device) for device in backend.devices])
+    for way in sorted(meter.ways(), key=str):
+        assert await meter.measure(way)
+    frame = TelemetryFrame(node_id=A, boot_id="boot-1", seq=1, events=tuple(told))
+    links = apply_telemetry(state, frame).live[A].device_links.values()
+    assert [link.link_type for link in links] == [kind, kind]
+
+
 async def test_memory_is_given_back_when_a_device_fails_meanwhile() -> None:
     class Failing(Timed):
         def synchronize(self, index: int) -> None:

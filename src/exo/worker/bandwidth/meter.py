@@ -46,7 +46,6 @@ class BandwidthMeter:
         clock: Monotonic seconds, as the event loop sleeps.
         fine_clock: Seconds, as fine as there is, to time copies with.
         source: Of the jitter.
-        device_link_type: Says of two devices of one backend how they reach each other.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class BandwidthMeter:
         clock: Callable[[], float] = time.monotonic,
         fine_clock: Callable[[], float] = time.perf_counter,
         source: random.Random | None = None,
-        device_link_type: Callable[[DeviceId, DeviceId], LinkType] = lambda source, dest: "unknown",
     ) -> None:
         self._node_id = node_id
         self._state = state
@@ -74,7 +72,6 @@ class BandwidthMeter:
         self._clock = clock
         self._fine_clock = fine_clock
         self._source = source or random.Random()
-        self._device_link_type = device_link_type
         self._devices: dict[DeviceId, tuple[GPUBackend, GPUDevice]] = {}
         self._history: dict[Way, Tried] = {}
         self._counts: dict[Way, int] = {}
@@ -193,7 +190,8 @@ class BandwidthMeter:
         if source is None or dest is None:
             raise NotMeasurableError("a device is gone")
         found = await measure_devices(source, dest, clock=self._fine_clock)
-        kind = self._device_link_type(way.source, way.dest) if source[0] is dest[0] else "unknown"
+        is_direct = source[0] is dest[0] and await source[0].can_reach(way.source, way.dest)
+        kind: LinkType = "p2p" if is_direct else "unknown"
         return [self._told(way, way.source, way.dest, found, kind)]
 
     def _told(

@@ -195,6 +195,10 @@ class CuPyDriver(Driver):
     def copy(self, source: CuPyBuffer, destination: CuPyBuffer, size_bytes: int) -> None:
         self._used().copy(source, destination, size_bytes)
 
+    def can_reach(self, index: int, other: int) -> bool:
+        compute, ordinal = self._computing(index)
+        return compute.can_reach(ordinal, self._computing(other)[1])
+
     def synchronize(self, index: int) -> None:
         compute, ordinal = self._computing(index)
         compute.synchronize(ordinal)

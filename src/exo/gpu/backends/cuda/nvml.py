@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from loguru import logger
 
@@ -14,8 +14,6 @@ from exo.gpu.host_memory import HostMemory, read_host_memory
 from exo.gpu.reading import DeviceReading, MemoryInfo
 
 _MIG_ON = 1
-_P2P_READ, _P2P_WRITE, _P2P_NVLINK = 0, 1, 2
-_P2P_OK = 0
 
 
 class NvidiaMonitor:
@@ -98,25 +96,6 @@ class NvidiaMonitor:
             DeviceLostError: It does not answer.
         """
         return self._device(index).memory()
-
-    def peer_link(self, index: int, other: int) -> Literal["nvlink", "pcie"] | None:
-        """Return how two GPUs reach each other's memory, or None if they do not, or nobody knows.
-
-        Raises:
-            DeviceLostError: One does not answer.
-        """
-        one, another = self._device(index), self._device(other)
-        if one.chip is not one.itself or another.chip is not another.itself:
-            return None
-        # The devices' own handles are their threads'.
-        from_one, to_another = NvmlDevice(one.chip.uuid), NvmlDevice(another.chip.uuid)
-        statuses = [
-            self._library.ask_device(from_one, "nvmlDeviceGetP2PStatus", to_another, capability)
-            for capability in (_P2P_READ, _P2P_WRITE, _P2P_NVLINK)
-        ]
-        if statuses[_P2P_READ] != _P2P_OK or statuses[_P2P_WRITE] != _P2P_OK:
-            return None
-        return "nvlink" if statuses[_P2P_NVLINK] == _P2P_OK else "pcie"
 
     def _device(self, index: int) -> WatchedDevice:
         device = self._watched.get(index)
