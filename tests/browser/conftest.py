@@ -123,12 +123,13 @@ def open_page(pages: "Pages") -> "Iterator[OpenPage]":
 
 
 @pytest.fixture
-def screenshot(tmp_path: Path) -> "Callable[[Page, str], None]":
-    """Return what keeps a picture of a page: under the folder SCREENSHOTS where that is set, for people to look at."""
-    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
+def screenshot() -> "Callable[[Page, str], None]":
+    """Return what keeps a picture of a page, for people to look at, under the folder SCREENSHOTS if that is set."""
+    folder = os.environ.get("SCREENSHOTS")
 
     def take(page: "Page", name: str) -> None:
-        page.screenshot(path=folder / f"{name}.png", animations="disabled")
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=Path(folder) / f"{name}.png", animations="disabled")
 
     return take

@@ -120,6 +120,7 @@ def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_
 
     node.set_stages("ready", ["ready"] * 3, [3, 2, 1])
     expect(card.locator("header")).to_contain_text("ready")
+    expect(card).not_to_contain_text("moved")
     expect(node_card(page, "reed").get_by_role("list", name="Placed here")).to_contain_text("layers 4–5")
     widths = [band.bounding_box()["width"] for band in card.locator(".band").all()]  # type: ignore[index]
     assert widths[0] == pytest.approx(3 * widths[2], rel=0.05)
@@ -129,6 +130,9 @@ def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_
         "failed", ["ready", "failed", "ready"], [3, 0, 1], "the stage's process was killed (signal 9)"
     )
     expect(card).to_contain_text("the stage's process was killed (signal 9)")
+    ((instance_id, instance),) = node.state["instances"].items()
+    node.change(instances={instance_id: instance | {"moved_reason": "cuda:0 of oak failed"}})
+    expect(card).to_contain_text("moved: cuda:0 of oak failed")
     screenshot(page, "failed")
 
 

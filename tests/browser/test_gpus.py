@@ -97,7 +97,7 @@ def test_what_is_wrong_stands_before_all_nodes_until_it_is_mended(gpu_node, open
             re.compile(r"^\s*forge cuda:5\s*failed: GPU has fallen off the bus; kept out for 120 s"),
             re.compile(r"^\s*forge cuda:2\s*slowed by heat, its power limit"),
             re.compile(r"^\s*forge cuda:6\s*degraded: 1 memory error that could not be corrected"),
-            re.compile(r"^\s*dream simulated:0\s*slowed to 71 % at 75 °C: 79 °C predicted within 60 s"),
+            re.compile(r"^\s*dream simulated:0\s*slowed to 71\s% at 75\s°C: 79\s°C predicted within 60 s"),
         ]
     )
     # With the keyboard from there to all that is known of it, and back.

@@ -1,5 +1,6 @@
 // Instances as the page draws them: a ribbon of layers, cut into the stages that hold them.
 import type { ClusterState, Instance, Node, Plan, Stage, StagePhase } from '../types';
+import type { Condition } from './devices';
 import { hues, nodeNames } from './nodes';
 
 export interface StageBand {
@@ -25,6 +26,8 @@ export interface InstanceCard {
   status: Instance['status'];
   statusText: string;
   reason: string | null;
+  /** Null where it is as it was placed. */
+  moved: Condition | null;
   /** What the placement looks like in a line, such as `pipeline over 3 nodes, mlx, 4,096 tokens of context`. */
   summary: string;
   explanation: string;
@@ -44,6 +47,8 @@ export function instanceCards(state: ClusterState): InstanceCard[] {
       status: instance.status,
       statusText: statusText(instance),
       reason: instance.reason,
+      moved:
+        instance.moved_reason === null ? null : { tone: 'plain', words: `moved: ${instance.moved_reason}` },
       summary: planSummary(instance.plan),
       explanation: instance.plan.explanation,
       bands: stageBands(instance.plan, state.topology.nodes, instance.stages),

@@ -76,6 +76,12 @@ describe('instances', () => {
     expect(bands.map((band) => band.phase)).toEqual(['ready', 'failed', 'loading']);
   });
 
+  it('says why it moved, where it did', () => {
+    expect(instanceCards(withInstance({}))[0]?.moved).toBeNull();
+    const [card] = instanceCards(withInstance({ moved_reason: 'cuda:1 of oak failed' }));
+    expect(card?.moved).toEqual({ tone: 'plain', words: 'moved: cuda:1 of oak failed' });
+  });
+
   it('says how it is, with numbers while it loads', () => {
     const [card] = instanceCards(withInstance({ status: 'loading', loaded_layers: 4 }));
     expect(card?.statusText).toBe('loading 4 of 6 layers');
