@@ -31,6 +31,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     request: PlacementRequest
     refused: str
     """What is said where it has no answer."""
+    is_last: bool = False
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +94,13 @@ def attempts(state: State, instance: Instance) -> list[Attempt]:
 
     count = len(instance.plan.stages)
     same = replace(alike, min_nodes=count)
-    found = [Attempt(rung="moved", request=same, refused=f"no other healthy {kind} for {_stages(count)}")]
+    found = [
+        Attempt(
+            rung="moved",
+            request=same,
+            refused=f"no other healthy {kind} with room for it in {_stages(count)}",
+        )
+    ]
     # The solver answers with the fewest stages that hold the model, from those asked for upwards: three questions
     # find an answer where there is one, and prefer more devices to fewer.
     for least in dict.fromkeys((count - 1, count // 2, 1)):
@@ -104,12 +111,12 @@ def attempts(state: State, instance: Instance) -> list[Attempt]:
     if any(had):
         slow = replace(_excluding(base, gpus), prefer_gpu=False, min_nodes=1, layer_split=())
         found.append(Attempt(rung="cpu", request=slow, refused="not on processors"))
-    return found
+    return [*found[:-1], replace(found[-1], is_last=True)]
 
 
 def why_refused(attempt: Attempt, refusal: Refusal) -> str:
-    """Say in words why a rung was not to be had; for the last one, with what would help."""
-    return f"{attempt.refused}: {_shortened(refusal.message)}" if attempt.rung == "cpu" else attempt.refused
+    """Say in words why a rung was not to be had; of the last one, with the numbers and what would help."""
+    return f"{attempt.refused}: {_shortened(refusal.message)}" if attempt.is_last else attempt.refused
 
 
 def without(state: State, instance_id: InstanceId) -> State:
@@ -164,8 +171,6 @@ def decide_move(
     """
     instance = state.instances[trouble.instance_id]
     freed = without(state, trouble.instance_id)
-    if obstacle(freed, instance) is not None:
-        return None
     problem = build_problem(freed, instance.model, attempt.request, plan.engine)
     wrong = violations(
         plan.stages,

@@ -85,7 +85,7 @@ class Mover:
                     await changed.wait()
 
     async def _watch(self) -> None:
-        """Note since when devices are out, also while a plan is being made."""
+        """Note since when devices are out, also while a plan is being made; nothing while another node leads."""
         async for state in self._coordinator.changes():
             before = self._since_s
             is_leading = self._coordinator.leadership.is_self
@@ -97,7 +97,7 @@ class Mover:
     async def _mend(self) -> float:
         """Try to move the first instance for which it is time; return when to look again."""
         state = self._coordinator.state
-        found = troubles(state) if self._coordinator.leadership.is_self else []
+        found = troubles(state)
         self._tried = {
             one.instance_id: self._tried[one.instance_id] for one in found if one.instance_id in self._tried
         }

@@ -77,7 +77,7 @@ def test_as_many_stages_as_before_then_fewer_then_processors() -> None:
     assert devices_of(fold(state, event)) == ["b/cuda:0"]
     assert event.reason.endswith(
         "it goes on in one stage instead of 2 on cuda:0 of host-b; "
-        "not possible before that: no other healthy GPUs for 2 stages"
+        "not possible before that: no other healthy GPUs with room for it in 2 stages"
     )
 
     state = failed(state, "b/cuda:0")
@@ -109,7 +109,7 @@ def test_what_was_named_or_excluded_stays_so() -> None:
     state = failed(on(nodes, "a/cuda:0", device_ids=named), "a/cuda:0")
     assert devices_of(fold(state, moved(state))) == ["a/cuda:2"]
     refused = solved(failed(state, "a/cuda:2"))
-    assert isinstance(refused, list) and refused[0] == "no other healthy GPUs for one stage"
+    assert isinstance(refused, list) and refused[0] == "no other healthy GPUs with room for it in one stage"
     assert refused[-1].startswith("not on processors: ")
 
     state = failed(on(nodes, "a/cuda:0", exclude=("a/cuda:1", "a/cuda:2")), "a/cuda:0")
@@ -124,6 +124,10 @@ def test_a_model_on_a_processor_goes_on_wherever_there_is_room() -> None:
     state = failed(on(cluster(machine("a"), machine("b")), "a/cpu:0", prefer_gpu=False), "a/cpu:0")
     event = moved(state)
     assert event.reason == "cpu:0 of host-a has failed: Xid 79; it goes on on cpu:0 of host-b"
+    refused = solved(failed(state, "b/cpu:0"))
+    assert isinstance(refused, list)
+    (why,) = refused
+    assert why.startswith("no other healthy devices with room for it in one stage: 0 of the 1 nodes wanted")
 
 
 def test_named_devices_that_are_all_gone_and_other_copies_of_the_model_leave_nothing_to_ask_for() -> None:
@@ -176,7 +180,8 @@ def test_that_it_cannot_go_on_is_said_once_with_the_reason_and_what_helps() -> N
     event = decide_stranding(state, trouble, refused)
     assert event is not None and event.generation == 1
     assert event.reason.startswith(
-        "cuda:0 of host-a has failed: Xid 79; it cannot go on elsewhere: no other healthy GPUs for one stage; "
+        "cuda:0 of host-a has failed: Xid 79; it cannot go on elsewhere: "
+        "no other healthy GPUs with room for it in one stage; "
         "not on processors: toy needs "
     )
     assert "goes on by itself once that device works again" in event.reason

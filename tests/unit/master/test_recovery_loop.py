@@ -327,20 +327,26 @@ async def test_an_instance_that_is_deleted_meanwhile_is_left_alone() -> None:
 
 @in_virtual_time
 async def test_a_device_that_is_back_when_the_plan_is_made_keeps_its_instance() -> None:
-    for again in (False, True):
-        async with led(two_gpus()) as story:
+    async with led(two_gpus()) as story:
+        story.solver.meanwhile = [lambda: story.become(told, "a/cuda:0")]
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(60)
+        assert story.events == [] and len(story.solver.requests) == 1
 
-            def come_back(story: Story = story, again: bool = again) -> None:
-                story.become(told, "a/cuda:0")
-                if again:  # It flaps: its patience begins anew.
-                    story.coordinator.set_state(failed(story.state, "a/cuda:0"))
 
-            story.solver.meanwhile = [come_back]
-            story.become(failed, "a/cuda:0")
-            await anyio.sleep(PATIENCE.failed_s + 0.5)
-            if not again:
-                await anyio.sleep(60)
-                assert story.events == []
+@in_virtual_time
+async def test_a_device_that_was_back_while_the_plan_was_made_has_its_patience_anew() -> None:
+    async with led(two_gpus()) as story:
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s + 0.3 * SOLVE_S)
+        assert story.solver.at_once == 1
+        story.become(told, "a/cuda:0")
+        await anyio.sleep(0.3 * SOLVE_S)
+        story.become(failed, "a/cuda:0")
+        await anyio.sleep(PATIENCE.failed_s - 0.1)
+        assert story.events == []
+        await anyio.sleep(0.5)
+        assert story.events == [InstanceMoved]
 
 
 @in_virtual_time
