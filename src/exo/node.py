@@ -242,7 +242,9 @@ async def _run_with(
             settings=settings,
             started=StartInfo(node_id=node_id, exo_version=version("exo"), started_at=_utc_now()),
             actions=NodeActions(
-                join_wanted=trust.join_wanted, note_busy=partial(busy.note, "clients of this node")
+                join_wanted=trust.join_wanted,
+                note_busy=partial(busy.note, "clients of this node"),
+                refused_data_connections=lambda: generation_client.refused_connection_count,
             ),
         )
         transport.set_enrol(EnrolmentDesk(app.state.context))

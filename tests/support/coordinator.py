@@ -1,10 +1,10 @@
 """A coordinator of one node in memory: what is proposed is committed and folded at once."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import anyio
 
-from exo.cluster.coordinator import CommandHandler, Coordinator, Leadership
+from exo.cluster.coordinator import CommandHandler, Coordinator, CountedKind, Leadership
 from exo.cluster.facts import PeerSeen
 from exo.shared.apply import apply_entry, apply_telemetry
 from exo.shared.errors import NoMasterError
@@ -29,6 +29,7 @@ class MemoryCoordinator(Coordinator):
         self.published: list[Telemetry] = []
         self.history: list[LogEntry | TelemetryFrame] = []
         self.peers: Sequence[PeerSeen] = ()
+        self.counted: Mapping[CountedKind, Mapping[str, int]] = {}
         self.on_propose: Callable[[Sequence[Decision]], None] = lambda _: None
 
     @property
@@ -45,6 +46,10 @@ class MemoryCoordinator(Coordinator):
         return Leadership(
             master_node_id=master, term=self._state.term, incarnation=1, is_self=self.has_master
         )
+
+    @property
+    def counts(self) -> Mapping[CountedKind, Mapping[str, int]]:
+        return self.counted
 
     @property
     def peers_seen(self) -> Sequence[PeerSeen]:

@@ -38,6 +38,8 @@ class NodeActions(msgspec.Struct, frozen=True, kw_only=True):
     """`<home>/keys/token` was written: use it now."""
     note_busy: Callable[[bool], None] | None = None
     """Whether clients of this node are waiting for tokens now."""
+    refused_data_connections: Callable[[], int] = lambda: 0
+    """How many connections to the data plane were not let in since the start."""
 
 
 class ApiContext:
@@ -61,8 +63,13 @@ class ApiContext:
         self.state_cache = StateCache(started.node_id)
         self.requests_in_flight: Counter[InstanceId] = Counter()
         """Generations that this node has running, by instance."""
-        self.metrics = ServiceMetrics(coordinator, self.requests_in_flight, MetricsOptions.from_environment())
         self.actions = actions or NodeActions()
+        self.metrics = ServiceMetrics(
+            coordinator,
+            self.requests_in_flight,
+            MetricsOptions.from_environment(),
+            refused_data_connections=self.actions.refused_data_connections,
+        )
         self.now_s = now_s
         self.audit = AuditLog(settings.home / "audit", lambda: utc_text(now_s()))
         self.desk = CommandDesk(coordinator, self.audit, self.metrics)

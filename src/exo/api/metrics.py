@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 
 import msgspec
 from prometheus_client import (
@@ -16,7 +17,7 @@ from prometheus_client import (
 
 from exo.api import metrics_cluster
 from exo.api.exposition import CONTENT_TYPE as CONTENT_TYPE
-from exo.api.exposition import write
+from exo.api.exposition import Family, write
 from exo.api.metrics_cluster import Elections
 from exo.api.metrics_devices import DeviceMetrics
 from exo.cluster.coordinator import Coordinator
@@ -52,8 +53,10 @@ class ServiceMetrics:
         coordinator: Coordinator,
         in_flight: dict[InstanceId, int],
         options: MetricsOptions | None = None,
+        refused_data_connections: Callable[[], int] = lambda: 0,
     ) -> None:
         self._coordinator = coordinator
+        self._refused_data_connections = refused_data_connections
         self._devices = DeviceMetrics(has_dcgm_names=(options or MetricsOptions()).has_dcgm_names)
         self._elections = Elections(coordinator.leadership)
         self._rendering = threading.Lock()
@@ -154,5 +157,12 @@ class ServiceMetrics:
             families = [
                 *self._devices.families(state),
                 *metrics_cluster.families(state, coordinator.node_id, leadership, elections),
+                *metrics_cluster.counted(coordinator.counts),
+                Family(
+                    "exo_data_connections_refused_total",
+                    "counter",
+                    "Connections to this node's data plane that were not let in.",
+                    [("", self._refused_data_connections())],
+                ),
             ]
         return write(families) + generate_latest(self._registry)

@@ -1,10 +1,10 @@
 """The cluster's state as Prometheus reads it: members, links, instances, events, elections."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from exo.api.exposition import Family, Row, labels
-from exo.cluster.coordinator import Leadership
+from exo.cluster.coordinator import CountedKind, Leadership
 from exo.shared import topology
 from exo.shared.serving import instance_status
 from exo.shared.types.ids import NodeId
@@ -32,6 +32,36 @@ class Elections:
             self.count += 1
         self._last = (leadership.incarnation, leadership.term)
         return self.count
+
+
+_COUNTED: dict[CountedKind, tuple[str, str, str]] = {
+    "connections": (
+        "exo_cluster_connections_total",
+        "outcome",
+        "Connections of nodes to this one, by what became of them: let in, ended, or refused and why.",
+    ),
+    "beacons": (
+        "exo_discovery_beacons_total",
+        "outcome",
+        "Beacons of nodes that were heard, by what became of them.",
+    ),
+    "incidents": (
+        "exo_cluster_incidents_total",
+        "kind",
+        "What nodes sent that had to be refused, and what happens seldom: elections, changes of role, snapshots.",
+    ),
+}
+
+
+def counted(counts: Mapping[CountedKind, Mapping[str, int]]) -> list[Family]:
+    """Return what a coordinator has counted since it started."""
+    return [
+        Family(
+            name, "counter", text, [(labels({label: key}), count) for key, count in sorted(by_key.items())]
+        )
+        for kind, by_key in counts.items()
+        for name, label, text in (_COUNTED[kind],)
+    ]
 
 
 def families(state: State, node_id: NodeId, leadership: Leadership, elections: int) -> Sequence[Family]:

@@ -1,8 +1,8 @@
 """The seam between those who decide or act and the machinery that makes nodes agree."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -16,6 +16,9 @@ from exo.shared.types.state import State
 T = TypeVar("T")
 
 CommandHandler = Callable[[Command], Awaitable[Reply]]
+
+CountedKind = Literal["connections", "beacons", "incidents"]
+"""Connections of nodes and beacons by what became of them, and what members did that they should not, or seldom do."""
 
 
 class Leadership(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +47,11 @@ class Coordinator(ABC):
     @abstractmethod
     def leadership(self) -> Leadership:
         """Who leads, as far as this node knows."""
+
+    @property
+    def counts(self) -> Mapping[CountedKind, Mapping[str, int]]:
+        """What this node let in, refused and noticed since it started, for `/metrics`."""
+        return {}
 
     @property
     def peers_seen(self) -> Sequence[PeerSeen]:

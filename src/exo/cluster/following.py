@@ -86,6 +86,7 @@ class Following:
         except ConnectionLostError as error:
             logger.debug("joining the node at {} failed: {}", address, error.message)
         except (TimeoutError, msgspec.DecodeError) as error:
+            self._kernel.counts["master_faulty"] += isinstance(error, msgspec.DecodeError)
             logger.warning("joining the node at {} failed: {}", address, str(error) or "no answer")
         finally:
             self._kernel.is_joining = False
@@ -109,6 +110,7 @@ class Following:
             if not isinstance(answer, Welcome):
                 return False, f"it began with {type(answer).__name__}"
             if connection.peer_node_id not in (None, answer.facts.node_id):
+                self._kernel.counts["peer_lied"] += 1
                 return (
                     False,
                     f"it calls itself {answer.facts.node_id}, and its certificate {connection.peer_node_id}",
@@ -161,12 +163,14 @@ class Following:
                 self._scout.silent_master = None if error.is_ended else self._kernel.uplink.master_node_id
                 return error.message
             except msgspec.DecodeError as error:
+                self._kernel.counts["master_faulty"] += 1
                 logger.warning("leaving the master: it speaks another release of exo ({})", error)
                 return f"this node speaks another release of exo ({error})"
             match message:
                 case Entries():
                     fault = self._kernel.uplink.entries_received(message)
                     if fault is not None:
+                        self._kernel.counts["master_faulty"] += 1
                         logger.warning("leaving the master: {}", fault)
                         return fault
                 case TelemetryTick():
@@ -181,9 +185,11 @@ class Following:
                 case SnapshotPart():
                     fault = self._skip_ahead(message)
                     if fault is not None:
+                        self._kernel.counts["master_faulty"] += 1
                         logger.warning("leaving the master: {}", fault)
                         return fault
                 case Welcome() | NotNow() | Agreed():
+                    self._kernel.counts["master_faulty"] += 1
                     return "it greeted twice"
 
     def _skip_ahead(self, part: SnapshotPart) -> str | None:

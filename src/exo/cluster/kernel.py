@@ -73,6 +73,20 @@ Standing = Literal["leader", "follower", "orphan"]
 Farewell = Literal["dissolved", "outlived", "removed"]
 """Why this node's cluster, or its part in it, is over."""
 
+COUNTED = (
+    "candidacy",
+    "master_faulty",
+    "peer_distrusted",
+    "peer_lied",
+    "peer_malformed",
+    "peer_turned_away",
+    "proposal_refused",
+    "role_changed",
+    "snapshot_sent",
+    "term_led",
+)
+"""The keys of `Kernel.counts`, all there from the start."""
+
 
 class Kernel:
     """Everything that changes without waiting. All methods return at once and are called from one event loop."""
@@ -112,7 +126,7 @@ class Kernel:
         self._guess: State | None = None
         """As if all of the log on disk were committed; until a master says what is."""
         self._may_be_spare = False
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         """Elections, terms led, and what was refused, for /metrics."""
         self.is_joining = False
         """This node leads, and is asking another cluster to take it in."""

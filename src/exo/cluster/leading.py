@@ -114,9 +114,11 @@ class Reception:
                 hello = decode_from_dialer(await connection.receive())
             if not isinstance(hello, Hello):
                 reason = "it did not say hello"
+                self._kernel.counts["peer_malformed"] += 1
                 return
             if not is_node_id(hello.facts.node_id):
                 reason = "it has no id that a node can have"
+                self._kernel.counts["peer_malformed"] += 1
                 return
             if connection.peer_node_id not in (None, hello.facts.node_id):
                 self._kernel.counts["peer_lied"] += 1
@@ -132,6 +134,7 @@ class Reception:
             reason = error.message
         except msgspec.DecodeError as error:
             reason = f"it speaks another release of exo ({error})"
+            self._kernel.counts["peer_malformed"] += 1
             logger.warning("ending a connection: {}", reason)
         finally:
             connection.close(reason)
@@ -140,6 +143,7 @@ class Reception:
         own = self._kernel.facts()
         code = refusal(self._kernel, own, hello)
         if code is not None:
+            self._kernel.counts["peer_turned_away"] += 1
             await connection.send(encode(NotNow(code=code, facts=own)))
         if hello.facts.node_id != own.node_id:
             self._report(Sighting(address=hello.facts.cluster_address, facts=hello.facts, via="greeting"))
@@ -174,16 +178,16 @@ class Reception:
             except ConnectionLostError as error:
                 return error.reason
             except msgspec.DecodeError as error:
-                return f"it speaks another release of exo ({error})"
+                return self._malformed(f"it speaks another release of exo ({error})")
             if session.is_removed:
                 continue
             match message:
                 case Propose() if len(data) > PROPOSAL_BYTES_MAX + _NUMBERS_BYTES_MAX:
-                    return (
+                    return self._malformed(
                         f"a proposal of {len(data)} bytes; at most {PROPOSAL_BYTES_MAX} can be sent at once"
                     )
                 case Publish() if len(data) > TELEMETRY_BYTES_MAX:
-                    return (
+                    return self._malformed(
                         f"telemetry of {len(data)} bytes; at most {TELEMETRY_BYTES_MAX} can be sent at once"
                     )
                 case Propose():
@@ -203,7 +207,11 @@ class Reception:
                 case Farewell():
                     self._kernel.hosting.farewell_received(session)
                 case Hello():
-                    return "it said hello twice"
+                    return self._malformed("it said hello twice")
+
+    def _malformed(self, reason: str) -> str:
+        self._kernel.counts["peer_malformed"] += 1
+        return reason
 
     def _confirmed(self, session: Session, call_id: int, read: asyncio.Future[int]) -> None:
         error = None if read.cancelled() else read.exception()

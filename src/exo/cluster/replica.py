@@ -2,7 +2,8 @@
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -16,7 +17,7 @@ from loguru import logger
 from exo.cluster.believing import are_facts
 from exo.cluster.boot import Boot, read_store
 from exo.cluster.commanding import Commanding
-from exo.cluster.coordinator import CommandHandler, Coordinator, Leadership
+from exo.cluster.coordinator import CommandHandler, Coordinator, CountedKind, Leadership
 from exo.cluster.discovery.base import Discovery
 from exo.cluster.errors import LogWriteError
 from exo.cluster.facts import ClusterFacts, PeerSeen, Removal
@@ -113,6 +114,7 @@ class EmbeddedCoordinator(Coordinator):
         self._namespace = namespace
         self._store = store
         self._listener = listener
+        self._transport = transport
         self._discoveries = tuple(discoveries)
         self._options = options
         self._run_blocking = run_blocking
@@ -179,6 +181,14 @@ class EmbeddedCoordinator(Coordinator):
     def peers_seen(self) -> tuple[PeerSeen, ...]:
         """Everybody who was noticed, and why they are or are not part of this cluster."""
         return self._scout.peers_seen
+
+    @property
+    def counts(self) -> Mapping[CountedKind, Mapping[str, int]]:
+        """See Coordinator."""
+        heard = Counter[str]()
+        for discovery in self._discoveries:
+            heard.update(discovery.counts)
+        return {"connections": self._transport.counts, "beacons": heard, "incidents": self._kernel.counts}
 
     @property
     def removed_from(self) -> Removal | None:

@@ -83,6 +83,11 @@ class GenerationClient:
         self.probe_desk = ProbeDesk(time.monotonic)
         """Answers nodes that measure the way to this one."""
 
+    @property
+    def refused_connection_count(self) -> int:
+        """How many connections were not let in since the start."""
+        return self._gate.refused_count
+
     # --- what changes while running -----------------------------------------------------------------------------
 
     def set_identity(self, identity: DataIdentity | None) -> None:

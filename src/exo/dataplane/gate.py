@@ -55,6 +55,8 @@ class Gate:
         self._random_bytes = random_bytes
         self._contexts: TlsContexts | None = None
         self._logged: set[tuple[str, str]] = set()
+        self.refused_count = 0
+        """Connections that were not let in, since the start."""
         self.is_local = is_local
         self.trust = DataTrust()
 
@@ -161,7 +163,7 @@ class Gate:
             None,
             choose=choose,
             require_welcome=lambda certificate: self._require_not_revoked(certificate, peer),
-            on_refused=lambda reason: self._log_once(host, reason),
+            on_refused=lambda reason: self._refused(host, reason),
         )
 
     def has_room(self, host: str, strangers: Iterable[str]) -> bool:
@@ -182,7 +184,8 @@ class Gate:
                 "again: exo join"
             )
 
-    def _log_once(self, host: str, reason: str) -> None:
+    def _refused(self, host: str, reason: str) -> None:
+        self.refused_count += 1
         if (host, reason) in self._logged:
             return
         if len(self._logged) >= _LOGGED_MAX:

@@ -124,7 +124,13 @@ def world_of(nodes: int, gpus: int) -> State:
 
 def metrics_of(state: State, *, has_dcgm_names: bool = False) -> ServiceMetrics:
     coordinator = MemoryCoordinator(A, state)
-    return ServiceMetrics(coordinator, {}, MetricsOptions(has_dcgm_names=has_dcgm_names))
+    coordinator.counted = {
+        "connections": {"refused_foreign_certificate": 2, "accepted_tls": 5},
+        "beacons": {"malformed": 3},
+        "incidents": {"peer_lied": 1, "candidacy": 0},
+    }
+    options = MetricsOptions(has_dcgm_names=has_dcgm_names)
+    return ServiceMetrics(coordinator, {}, options, refused_data_connections=lambda: 4)
 
 
 def everything() -> str:
@@ -308,6 +314,15 @@ def test_links_hosts_and_decisions() -> None:
     for outcome in ("placed", "refused", "unanswered"):
         assert found["exo_placement_seconds_count", (("outcome", outcome),)] == 1
     assert found["exo_placement_solve_seconds_sum", ()] == 0.0025
+
+
+def test_what_was_refused_is_counted_by_reason() -> None:
+    found = samples(everything())
+    assert found["exo_cluster_connections_total", (("outcome", "refused_foreign_certificate"),)] == 2
+    assert found["exo_discovery_beacons_total", (("outcome", "malformed"),)] == 3
+    assert found["exo_cluster_incidents_total", (("kind", "peer_lied"),)] == 1
+    assert found["exo_cluster_incidents_total", (("kind", "candidacy"),)] == 0, "there from the start"
+    assert found["exo_data_connections_refused_total", ()] == 4
 
 
 def test_elections_are_counted_from_the_terms() -> None:

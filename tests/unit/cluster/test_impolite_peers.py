@@ -152,6 +152,7 @@ async def test_who_does_not_greet_is_hung_up_on(
     connection = await dial(cluster, node)
     await say(connection, message)
     assert reason in await ending(connection)
+    assert node.counts["incidents"]["peer_malformed"] == 1
     await still_works(node)
 
 
@@ -176,6 +177,7 @@ async def test_who_cannot_join_is_told_why_and_what_is_so_here(
     assert (answer.facts.node_id, answer.facts.instance_count) == ("a", 1)
     await ending(connection)
     assert set(node.state.nodes) == {"a"}
+    assert node.counts["incidents"]["peer_turned_away"] == 1
     await still_works(node)
 
 
@@ -229,6 +231,8 @@ async def test_a_follower_that_breaks_the_rules_loses_its_connection(
         await say(connection, rude)
         assert reason in await ending(connection)
     assert node.state.index == index
+    incidents = node.counts["incidents"]
+    assert (incidents["peer_malformed"], incidents["proposal_refused"]) == (4, 2)
     await still_works(node)
 
 
@@ -281,6 +285,7 @@ async def test_a_follower_proposes_nothing_but_facts_of_itself(
     )
     assert type(event).__name__ in await ending(connection)
     assert node.state.index == index
+    assert node.counts["incidents"]["peer_lied"] == 1
     await still_works(node)
 
 
@@ -315,6 +320,7 @@ async def test_an_id_that_no_node_can_have_is_not_let_in(
     await say(connection, Hello(facts=facts(node_id), intent="join"))
     assert "no id that a node can have" in await ending(connection)
     assert not node.peers_seen
+    assert node.counts["incidents"]["peer_malformed"] == 1
     await still_works(node)
 
 
@@ -430,6 +436,7 @@ async def test_a_follower_leaves_a_master_that_breaks_the_rules_and_tries_again(
     node = await attract(cluster, master)
     connection = await master.take_in(*master.welcome(), rude)
     assert await ending(connection)
+    assert node.counts["incidents"]["master_faulty"] == 1
     assert node.state.index == 3
     assert node.state.cluster_id == "theirs"
     connection = await master.take_in(*master.welcome(), Entries(term=1, entries=tuple(entries(4, 5))))
@@ -484,6 +491,7 @@ async def test_a_voter_that_talks_nonsense_loses_its_link(cluster: MemoryCluster
     assert isinstance(await hear(connection), Agreed)
     await say(connection, rude)
     assert await ending(connection)
+    assert nodes[0].counts["incidents"]["peer_malformed"] == 1
     await cluster.until_one()
     await nodes[0].propose([tagged("a", "still works")], cause_id="c")
 

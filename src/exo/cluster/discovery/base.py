@@ -1,7 +1,7 @@
 """The seam of finding other nodes. What it finds is a hint: the connection's handshake decides."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from exo.cluster.facts import ClusterFacts, PeerSeen, Sighting
 
@@ -21,6 +21,11 @@ class Discovery(ABC):
 
         Never raises for want of a network: where this way is closed, it says so once and waits for ever.
         """
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What was heard since the start, by what became of it; nothing where nothing is heard unasked."""
+        return {}
 
     def nudge(self) -> None:
         """The facts changed in a way that others want to know soon. Never waits; may do nothing."""

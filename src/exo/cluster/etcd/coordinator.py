@@ -3,7 +3,7 @@
 import random
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -11,7 +11,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from loguru import logger
 
-from exo.cluster.coordinator import CommandHandler, Coordinator, Leadership
+from exo.cluster.coordinator import CommandHandler, Coordinator, CountedKind, Leadership
 from exo.cluster.etcd.address import EtcdAddress, parse_etcd_url
 from exo.cluster.etcd.calls import Calls
 from exo.cluster.etcd.client import EtcdClient
@@ -93,6 +93,7 @@ class EtcdCoordinator(Coordinator):
         is_checking_invariants: bool = False,
     ) -> None:
         self._options = options
+        self._transport = transport
         self._listener = listener
         self._client = EtcdClient(
             address,
@@ -119,6 +120,11 @@ class EtcdCoordinator(Coordinator):
         )
 
     # --- Coordinator --------------------------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> Mapping[CountedKind, Mapping[str, int]]:
+        """See Coordinator."""
+        return {"connections": self._transport.counts, "incidents": self._member.counts}
 
     @property
     def node_id(self) -> NodeId:

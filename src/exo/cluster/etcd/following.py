@@ -59,6 +59,7 @@ class Following:
         reason, was_followed = "the node is stopping", False
         try:
             if connection.peer_node_id not in (None, record.node_id):
+                self._member.counts["peer_lied"] += 1
                 raise _NotNowError(f"its certificate says {connection.peer_node_id}")
             reason = await self._join(connection, master)
             was_followed = True
@@ -67,6 +68,7 @@ class Following:
         except TimeoutError:
             reason = "it gave no answer"
         except msgspec.DecodeError as error:
+            self._member.counts["master_faulty"] += 1
             reason = f"it speaks another release of exo ({error})"
         finally:
             connection.close(reason)
@@ -113,6 +115,7 @@ class Following:
                 logger.info("the master is lost: {}", error.message)
                 return error.message
             except msgspec.DecodeError as error:
+                self._member.counts["master_faulty"] += 1
                 logger.warning("leaving the master: it speaks another release of exo ({})", error)
                 return f"this node speaks another release of exo ({error})"
             if self._member.link is not link:
@@ -127,6 +130,7 @@ class Following:
                 case Answer():
                     link.answer_received(message)
                 case Welcome() | NotNow():
+                    self._member.counts["master_faulty"] += 1
                     return "it greeted twice"
 
     async def _send(self, link: Link) -> None:

@@ -1,6 +1,7 @@
 """The synchronous middle of a node: state, membership, proposals. The loops around it carry things in and out."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -32,6 +33,8 @@ from exo.shared.types.state import State
 INCARNATION = 1
 """etcd's history is never begun anew by force under the same cluster id."""
 _TRIAL_ID = EventId("0" * 32)
+COUNTED = ("master_faulty", "peer_lied", "peer_malformed", "peer_turned_away", "proposal_refused")
+"""The keys of `Member.counts`, all there from the start; the same as a cluster's without etcd has."""
 
 
 class Member:
@@ -65,6 +68,8 @@ class Member:
         self.recent = Recent(options.recent_entries)
         self.proposals = Proposals(wall_clock=wall_clock, new_id=new_id)
         self.uplink_work = Signal()
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+        """What was refused, for /metrics."""
         self.seat: Seat | None = None
         self.link: Link | None = None
         self.master: MasterSeen | None = None

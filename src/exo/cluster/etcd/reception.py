@@ -83,6 +83,7 @@ class Reception:
             reason = error.message
         except msgspec.DecodeError:
             reason = "this node's cluster is kept in etcd: start the other with the same --coordinator"
+            self._member.counts["peer_malformed"] += 1
             logger.debug("ending a connection from {}: {}", connection.peer_address, reason)
         finally:
             connection.close(reason)
@@ -92,6 +93,7 @@ class Reception:
         seat = self._member.seat
         cluster_id = self._member.cluster_id
         if reason is not None or seat is None or cluster_id is None:
+            self._member.counts["peer_turned_away"] += 1
             await connection.send(encode(NotNow(reason=reason or "this node does not lead")))
             return "that was all"
         session = Session(next(self._session_numbers), hello.node_id, connection)
@@ -122,6 +124,7 @@ class Reception:
             try:
                 message = decode_from_follower(data)
             except msgspec.DecodeError as error:
+                self._member.counts["peer_malformed"] += 1
                 return f"it speaks another release of exo ({error})"
             refused: str | None = None
             match message:
@@ -149,6 +152,7 @@ class Reception:
                 case Hello():
                     refused = "it said hello twice"
             if refused is not None:
+                self._member.counts["proposal_refused"] += 1
                 return refused
 
     async def _level(self, index: int) -> str | None:

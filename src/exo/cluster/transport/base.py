@@ -1,6 +1,7 @@
 """The seam of the wire between nodes: framed messages, in order, with back-pressure, and loss that is noticed."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -113,6 +114,11 @@ class Listener(ABC):
 
 class Transport(ABC):
     """How nodes reach each other."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What was let in and refused since the start; a transport that lets in everybody counts nothing."""
+        return {}
 
     @abstractmethod
     async def listen(self, address: HostPort) -> Listener:
