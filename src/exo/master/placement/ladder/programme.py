@@ -1,0 +1,247 @@
+"""The dynamic programme: the best ring over any subset of devices, exactly, on a tree of links.
+
+For each node of the tree it keeps the least cost of placing m layers on some of the devices below, with or
+without the plan's first and last stage among them. Two tables join by a (min, +) product over the layers. On such
+a tree the cheapest ring through a set of devices crosses each joint that has some on both sides once, and the
+topmost one twice; the way from the last stage back to the first replaces one crossing at the joint where the two
+part. So the best plan is found without ever naming an order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from exo.master.placement.ladder.field import Field, Integers
+from exo.master.placement.ladder.tree import Joint, Tree
+
+INFINITE = 2**60
+"""No plan. Two of them still fit into 64 bits."""
+PLAIN, FIRST, LAST, BOTH = 0, 1, 2, 3
+"""Which ends of the pipeline lie within a table's devices."""
+_LEFT = np.array([PLAIN, PLAIN, FIRST, PLAIN, LAST, FIRST, LAST, BOTH, PLAIN])
+_RIGHT = np.array([PLAIN, FIRST, PLAIN, LAST, PLAIN, LAST, FIRST, PLAIN, BOTH])
+_ROLE = (PLAIN, FIRST, FIRST, LAST, LAST, BOTH, BOTH, BOTH, BOTH)
+
+Table = Integers
+"""[stages - 1, part, layers] -> ns; the last row means "so many stages or more" outside a shared pool."""
+LeafTable = Callable[[int], Integers]
+"""Device -> [part, layers] of its time as a stage, `BOTH` and zero layers left at `INFINITE`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A plan without an order: layers per device, the two ends, and what the programme says it costs."""
+
+    cost_ns: int
+    layers: dict[int, int]
+    first: int
+    last: int
+
+
+@dataclass(slots=True)
+class Sums:
+    """All tables of one run, and where its best plan closes."""
+
+    tree: Tree
+    tables: list[Table]
+    raw: dict[int, Table]
+    """Tables of pool tops before their stages were counted up to `min_stages` only."""
+    best_ns: int
+    best_node: int
+
+
+def leaf_tables(of: Field) -> LeafTable:
+    """Return the tables of devices whose layers are all alike."""
+    counts = np.arange(of.layer_count + 1, dtype=np.int64)
+
+    def table(device: int) -> Integers:
+        parts = (of.plain_layers[device], of.first_layers[device], of.last_layers[device])
+        top = int(max(parts))
+        made = np.full((4, top + 1), INFINITE, dtype=np.int64)
+        times = counts[: top + 1] * of.layer_ns[device] + of.overhead_ns[device]
+        for part, most in enumerate(parts):
+            made[part, 1 : most + 1] = times[1 : most + 1]
+        made[LAST, 1 : parts[LAST] + 1] += of.head_ns[device]
+        return made
+
+    return table
+
+
+def run(of: Field, tree: Tree, leaf: LeafTable, *, min_stages: int) -> Sums:
+    """Fill all tables. `best_ns` is the least cost of a plan of two or more stages, `INFINITE` without one."""
+    rows = max(1, min_stages)
+    total_required = tree.required[-1]
+    sums = Sums(tree, [], {}, INFINITE, -1)
+    for number, node in enumerate(tree.nodes):
+        if not isinstance(node, Joint):
+            sums.tables.append(leaf(node)[np.newaxis])
+            continue
+        joined = joined_table(of, sums.tables, node, tree, rows)
+        if tree.required[number] == total_required and joined.shape[2] > of.layer_count:
+            closing = joined[rows - 1 :, BOTH, of.layer_count]
+            if closing.size:
+                cost = int(closing.min()) + node.forward_ns
+                if cost < sums.best_ns:
+                    sums.best_ns, sums.best_node = cost, number
+        sums.tables.append(_with_alone(sums, number, node, joined, rows))
+    return sums
+
+
+def joined_table(of: Field, tables: Sequence[Table], node: Joint, tree: Tree, rows: int) -> Table:
+    """Return the table of plans that use devices on both sides of a joint."""
+    left, right = tables[node.left], tables[node.right]
+    in_pool = node.pool >= 0
+    most = _pool_rows(of, tree, node, rows) if in_pool else rows
+    height = min(most, left.shape[0] + right.shape[0])
+    width = min(left.shape[2] + right.shape[2] - 1, of.layer_count + 1)
+    made = np.full((height, 4, width), INFINITE, dtype=np.int64)
+    has_leaf = (isinstance(tree.nodes[node.left], int), isinstance(tree.nodes[node.right], int))
+    combinations = 7 if all(has_leaf) else 8 if has_leaf[1] else 9
+    costs = np.full((9, 1), node.forward_ns, dtype=np.int64)
+    costs[5], costs[6] = node.to_left_ns, node.to_right_ns
+    for one in range(left.shape[0]):
+        for other in range(right.shape[0]):
+            stages = one + other + 2
+            if stages > most and in_pool:
+                continue
+            product = min_plus(left[one][_LEFT[:combinations]], right[other][_RIGHT[:combinations]], width)
+            product += costs[:combinations]
+            row = made[min(stages, height) - 1]
+            np.minimum(row[PLAIN], product[0], out=row[PLAIN])
+            np.minimum(row[FIRST], product[1:3].min(axis=0), out=row[FIRST])
+            np.minimum(row[LAST], product[3:5].min(axis=0), out=row[LAST])
+            np.minimum(row[BOTH], product[5:].min(axis=0), out=row[BOTH])
+    if in_pool:
+        _forbid_overfull(of, node.pool, made)
+    made[made > INFINITE] = INFINITE
+    return made
+
+
+def min_plus(left: Integers, right: Integers, width: int) -> Integers:
+    """Return `out[r, m] = min over n of left[r, m - n] + right[r, n]` for m below `width`; n = 0 is never used."""
+    if right.shape[1] > left.shape[1]:
+        left, right = right, left
+    rows, reach = left.shape[0], right.shape[1] - 1
+    if reach < 1:
+        return np.full((rows, width), INFINITE, dtype=np.int64)
+    padded = np.full((rows, reach + max(width, left.shape[1])), INFINITE, dtype=np.int64)
+    padded[:, reach : reach + left.shape[1]] = left
+    step_row, step = padded.strides
+    # shifted[n - 1, r, m] = left[r, m - n], a view.
+    shifted = np.lib.stride_tricks.as_strided(
+        padded[:, reach - 1 :], shape=(reach, rows, width), strides=(-step, step_row, step)
+    )
+    return np.minimum.reduce(shifted + right.T[1:, :, np.newaxis], axis=0)
+
+
+def _pool_rows(of: Field, tree: Tree, node: Joint, rows: int) -> int:
+    """Stages that may share a pool.
+
+    All but the fastest are worth their place only as an end, or when asked for: their layers take the same
+    memory on the fastest. That holds where a device's time grows evenly and is not limited.
+    """
+    leaves = tree.leaves[node.left] + tree.leaves[node.right]
+    if of.limit_ns is not None or not of.problem.model.is_uniform:
+        return leaves
+    return min(leaves, 3 + tree.required[node.left] + tree.required[node.right] + rows - 1)
+
+
+def _forbid_overfull(of: Field, pool: int, table: Table) -> None:
+    model = of.problem.model
+    extras = (0, model.embedding_bytes, model.last_bytes - model.stage_bytes)
+    for stages in range(1, table.shape[0] + 1):
+        left_bytes = int(of.room_bytes[pool]) - stages * model.stage_bytes
+        for part, extra in enumerate((*extras, extras[FIRST] + extras[LAST])):
+            most = max(0, (left_bytes - extra) // of.layer_bytes)
+            table[stages - 1, part, most + 1 :] = INFINITE
+
+
+def _with_alone(sums: Sums, number: int, node: Joint, joined: Table, rows: int) -> Table:
+    """Add the plans that use devices on one side only, where the other needs none."""
+    left, right = sums.tables[node.left], sums.tables[node.right]
+    height = max(joined.shape[0], left.shape[0], right.shape[0])
+    width = max(joined.shape[2], left.shape[2], right.shape[2])
+    made = np.full((height, 4, width), INFINITE, dtype=np.int64)
+    made[: joined.shape[0], :, : joined.shape[2]] = joined
+    for side, other in ((left, node.right), (right, node.left)):
+        if not sums.tree.required[other]:
+            part = made[: side.shape[0], :, : side.shape[2]]
+            np.minimum(part, side, out=part)
+    if node.pool >= 0 and node.is_pool_top:
+        sums.raw[number] = made
+        counted = made[: min(rows, height)].copy()
+        if height > rows:
+            np.minimum(counted[-1], made[rows:].min(axis=0), out=counted[-1])
+        return counted
+    return made
+
+
+def draft_of(of: Field, sums: Sums, *, min_stages: int) -> Draft | None:
+    """Walk the tables back to the plan that `best_ns` stands for."""
+    if sums.best_node < 0:
+        return None
+    rows = max(1, min_stages)
+    top = sums.tree.nodes[sums.best_node]
+    assert isinstance(top, Joint)
+    layers: dict[int, int] = {}
+    ends = {FIRST: -1, LAST: -1}
+    joined = joined_table(of, sums.tables, top, sums.tree, rows)
+    closing = joined[rows - 1 :, BOTH, of.layer_count]
+    stages = rows - 1 + int(np.argmin(closing))
+    todo = _part(sums, top, stages, BOTH, of.layer_count, int(closing.min()), rows)
+    while todo:
+        number, stages, part, count = todo.pop()
+        node = sums.tree.nodes[number]
+        table = sums.tables[number]
+        if not isinstance(node, Joint):
+            layers[node] = count
+            if part in ends:
+                ends[part] = node
+            continue
+        value = int(table[stages, part, count])
+        if number in sums.raw:
+            table = sums.raw[number]
+            if stages == rows - 1:
+                stages += int(np.argmax(table[stages:, part, count] == value))
+        for side, other in ((node.left, node.right), (node.right, node.left)):
+            beside = sums.tables[side]
+            if (
+                not sums.tree.required[other]
+                and stages < beside.shape[0]
+                and count < beside.shape[2]
+                and int(beside[stages, part, count]) == value
+            ):
+                todo.append((side, stages, part, count))
+                break
+        else:
+            todo.extend(_part(sums, node, stages, part, count, value, rows))
+    return Draft(sums.best_ns, layers, ends[FIRST], ends[LAST])
+
+
+def _part(
+    sums: Sums, node: Joint, stages: int, part: int, count: int, value: int, rows: int
+) -> list[tuple[int, int, int, int]]:
+    """Find how a joined value came about: (node, stages, part, layers) of both sides."""
+    left, right = sums.tables[node.left], sums.tables[node.right]
+    for one in range(left.shape[0]):
+        for other in range(right.shape[0]):
+            if (one + other + 1 if node.pool >= 0 else min(one + other + 2, rows) - 1) != stages:
+                continue
+            for number, role in enumerate(_ROLE):
+                if role != part:
+                    continue
+                hop = (node.to_left_ns, node.to_right_ns)[number - 5] if number in {5, 6} else node.forward_ns
+                ours, theirs = left[one, _LEFT[number]], right[other, _RIGHT[number]]
+                low, high = max(0, count - len(theirs) + 1), min(count, len(ours) - 1)
+                if low > high:
+                    continue
+                sums_ns = ours[low : high + 1] + theirs[count - high : count - low + 1][::-1]
+                hits = np.flatnonzero(sums_ns == value - hop)
+                if hits.size:
+                    split = low + int(hits[0])
+                    return [
+                        (node.left, one, int(_LEFT[number]), split),
+                        (node.right, other, int(_RIGHT[number]), count - split),
+                    ]
+    raise AssertionError("the programme's tables do not add up")
