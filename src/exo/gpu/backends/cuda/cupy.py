@@ -1,13 +1,13 @@
 """Memory and copies of GPUs through CuPy: CUDA's runtime, and HIP's under the same names in CuPy's build for AMD.
 
 The runtime's own calls are used rather than CuPy's memory pool, so that what is freed is free at once for everybody.
+NumPy is imported by the first copy: every node imports this file, and few have such a GPU.
 """
 
 import importlib
 from typing import Any
 
 import msgspec
-import numpy
 
 from exo.gpu.backends.cuda.cupy_errors import status_of, translated
 from exo.gpu.backends.cuda.cupy_matrices import multiply_as_arrays, multiply_with_cublas, product_size_bytes
@@ -162,6 +162,8 @@ class CuPyCompute:
         """
         if data.nbytes == 0:
             return
+        import numpy
+
         source = numpy.frombuffer(data, dtype=numpy.uint8)
         try:
             self._runtime.setDevice(buffer.ordinal)
@@ -179,6 +181,8 @@ class CuPyCompute:
         """
         if size_bytes == 0:
             return b""
+        import numpy
+
         target = numpy.empty(size_bytes, dtype=numpy.uint8)
         try:
             self._runtime.setDevice(buffer.ordinal)

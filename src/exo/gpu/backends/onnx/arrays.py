@@ -1,10 +1,11 @@
-"""Memory and products through ONNX Runtime on one kind of device."""
+"""Memory and products through ONNX Runtime on one kind of device.
+
+NumPy is imported when it is needed: every node imports this file, and few have such a device.
+"""
 
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy
 
 from exo.gpu.backends.onnx.model import Kind, product_model
 from exo.gpu.driver import MatrixShape, Precision
@@ -15,13 +16,14 @@ from exo.gpu.errors import (
     OutOfDeviceMemoryError,
 )
 
-_KINDS: dict[Precision, tuple[Kind, Any]] = {
-    "float32": ("float32", numpy.float32),
-    "float16": ("float16", numpy.float16),
+_KINDS: dict[Precision, tuple[Kind, str]] = {
+    "float32": ("float32", "float32"),
+    "float16": ("float16", "float16"),
     # ONNX Runtime takes no bfloat16 from the host: it is widened there.
-    "bfloat16": ("float32", numpy.uint16),
-    "int8": ("int8", numpy.int8),
+    "bfloat16": ("float32", "uint16"),
+    "int8": ("int8", "int8"),
 }
+"""Of the model, and of NumPy for what the device holds."""
 _LOST = ("887A0005", "887A0006", "887A0007", "device removed", "device has been removed")
 _FULL = ("Failed to allocate", "out of memory", "8007000E", "bad_alloc", "bad allocation")
 
@@ -96,12 +98,16 @@ class OnnxArrays:
             raise OutOfDeviceMemoryError(
                 f"the GPU has {free_bytes} bytes free, {size_bytes - free_bytes} fewer than the {size_bytes} asked for"
             )
+        import numpy
+
         make = self._used().OrtValue.ortvalue_from_shape_and_type
         place = self._place(ordinal)
         return OnnxBuffer(ordinal, self._explained(lambda: make([size_bytes], numpy.uint8, *place)))
 
     def write(self, buffer: OnnxBuffer, data: memoryview, offset_bytes: int) -> None:
         """Copy from the host: all of the memory travels, as ONNX Runtime knows no parts."""
+        import numpy
+
         content = self._bytes(buffer)
         content[offset_bytes : offset_bytes + data.nbytes] = numpy.frombuffer(data, dtype=numpy.uint8)
         buffer.value = self._value(buffer.ordinal, content)
@@ -177,6 +183,8 @@ class OnnxArrays:
         return session
 
     def _value(self, ordinal: int, numbers: Any) -> Any:
+        import numpy
+
         make = self._used().OrtValue.ortvalue_from_numpy
         place = self._place(ordinal)
         return self._explained(lambda: make(numpy.ascontiguousarray(numbers), *place))
@@ -187,6 +195,8 @@ class OnnxArrays:
 
     def _bytes(self, buffer: OnnxBuffer) -> Any:
         """Return a copy of the memory on the host."""
+        import numpy
+
         found = self._explained(buffer.value.numpy)
         return numpy.array(found).reshape(-1).view(numpy.uint8)
 
@@ -209,6 +219,8 @@ class OnnxArrays:
 
 
 def _numbers(content: Any, size: tuple[int, int], precision: Precision) -> Any:
+    import numpy
+
     kind = numpy.dtype(_KINDS[precision][1])
     numbers = content[: size[0] * size[1] * kind.itemsize].view(kind).reshape(size)
     if precision == "bfloat16":
