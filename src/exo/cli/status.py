@@ -25,7 +25,8 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
         f"index {state['index']}"
     )
     peers = client.get("/peers")["peers"]
-    removal = next((peer["detail"] for peer in peers if peer["status"] == "removed"), None)
+    # What the node itself heard of its removal says why; what others say of it when asked comes before that.
+    removal = next((peer["detail"] for peer in reversed(peers) if peer["status"] == "removed"), None)
     # Who was put out waits for nobody: a master would not let it in.
     console.print(plain(removal if removal and not master else agreement(state, names)))
     console.print(plain(state["topology"]["metrics"]["summary"]))
@@ -36,8 +37,10 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
         console.print(_instances(state, names))
     else:
         console.print("nothing is placed; place a model with: exo place MODEL (exo models lists them)")
+    if removal and master:
+        console.print(f"[yellow]{plain(removal)}[/yellow]")
     for peer in peers:
-        if peer["status"] not in ("member", "joining"):
+        if peer["status"] not in ("member", "joining", "removed"):
             name = peer["name"] or (
                 f"{peer['address']['host']}:{peer['address']['port']}" if peer["address"] else "?"
             )
