@@ -35,6 +35,10 @@ def nodes(dashboard: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         for node in others:
             node.wait_ready()
         yield [first, *others]
+        # Together: each takes its time to leave.
+        for node in (first, *others):
+            if node.process is not None and node.process.poll() is None:
+                node.process.terminate()
 
 
 def others_than_master(nodes: list[NodeProcess]) -> list[NodeProcess]:
