@@ -60,6 +60,8 @@ class ScriptedStage(Stage):
         self.sums: dict[str, tuple[int, int]] = {}
         self.steps: list[tuple[str, int]] = []
         """Sequence and number of positions of every step, in order."""
+        self.ran_ahead: list[bool] = []
+        """For every step of the whole model: whether it might begin with the next one."""
         self.prefill_tokens = PREFILL_TOKENS_MAX
         self.on_step: Callable[[int], None] = lambda _: None
         """Called with the number of positions of every step."""
@@ -100,6 +102,10 @@ class ScriptedStage(Stage):
         if not self.is_last:
             return Hidden(np.array(values, np.float32).reshape(1, -1, 1), "float32")
         return self._answer(*self.sums[sequence_id]) if wants_token else None
+
+    def generate(self, sequence_id: str, token_ids: Sequence[int], *, has_more: bool) -> int:
+        self.ran_ahead.append(has_more)
+        return super().generate(sequence_id, token_ids, has_more=has_more)
 
     def close(self, sequence_id: str) -> None:
         self.sums.pop(sequence_id, None)

@@ -570,6 +570,34 @@ def test_a_stage_that_has_become_slow_gets_less_at_a_time(count: int) -> None:
         assert max(size for _, size in world.stages[rank].steps[seen:]) == 64
 
 
+@pytest.mark.parametrize("hot", [0, 1, 2])
+def test_while_a_stage_is_held_back_all_take_prompts_in_smaller_pieces(hot: int) -> None:
+    world = World(3, paces=[64, 64, 64])
+    for share, pieces in ((0.25, [16] * 6 + [3, 1]), (1.0, [64, 35, 1])):
+        world.roles[hot].slow_down(may_run_ahead=share == 1, prefill_share=share)
+        while world.turn():
+            pass
+        for stage in world.stages:
+            stage.steps.clear()
+        world.ask(str(share), prompt="x" * 100, max_tokens=1)
+        world.run()
+        assert all([count for _, count in stage.steps] == pieces for stage in world.stages)
+
+
+def test_while_it_is_held_back_the_engine_does_not_run_ahead() -> None:
+    world = World()
+    world.ask(max_tokens=6)
+    (stage,) = world.stages
+    while len(stage.ran_ahead) < 2:
+        world.turn()
+    world.first.slow_down(may_run_ahead=False, prefill_share=1)
+    while len(stage.ran_ahead) < 4:
+        world.turn()
+    world.first.slow_down(may_run_ahead=True, prefill_share=1)
+    world.run()
+    assert stage.ran_ahead == [True, True, False, False, True, False]
+
+
 def test_a_stage_that_is_behind_stops_reading() -> None:
     world = World(2, context_length=40_000)
     world.ask(prompt="x" * (512 * 20), max_tokens=1)

@@ -196,6 +196,54 @@ async def test_a_client_that_is_gone_is_noticed(single: Pipeline) -> None:
     )
 
 
+def _beats_after(pipeline: Pipeline, rank: int, mark: int) -> list[Heartbeat]:
+    return [message for message in pipeline.messages[rank][mark:] if isinstance(message, Heartbeat)]
+
+
+@pytest.mark.parametrize(("kind", "hot"), [("single", 0), ("three", 0), ("three", 2)])
+async def test_a_stage_that_is_paused_is_alive_and_gives_the_same_answer_later(
+    single: Pipeline, three: Pipeline, kind: str, hot: int
+) -> None:
+    pipeline = single if kind == "single" else three
+    expected = [chunk.text for chunk in await all_chunks(await pipeline.start(prompt=PROMPT, max_tokens=24))]
+    pipeline.runners[hot].set_work(0.0)
+    generation = await pipeline.start(prompt=PROMPT, max_tokens=24)
+    # Five heartbeats that say so: a second here, and its request waits all the while.
+    mark = len(pipeline.messages[hot])
+
+    def stands_still() -> bool:
+        beats = _beats_after(pipeline, hot, mark)[-5:]
+        return len(beats) == 5 and all(beat.requests_active == 1 for beat in beats)
+
+    await pipeline.until(stands_still)
+    beats = _beats_after(pipeline, hot, mark)[-5:]
+    assert all(beat.step_running_s == 0 for beat in beats)
+    assert (beats[0].busy_s, beats[0].tokens_total) == (beats[-1].busy_s, beats[-1].tokens_total)
+    pipeline.runners[hot].set_work(0.5)
+    got = [chunk.text for chunk in await all_chunks(generation)]
+    pipeline.runners[hot].set_work(1.0)
+    assert got == expected
+    assert all(pipeline.failure(rank) is None for rank in range(len(pipeline.runners)))
+
+
+async def test_a_stage_that_is_slowed_down_works_as_much_of_the_time_as_it_was_told(single: Pipeline) -> None:
+    single.runners[0].set_work(0.2)
+    try:
+        async with await single.start(prompt=PROMPT, max_tokens=None, ignore_end=True) as generation:
+            await anext(generation)
+            mark = len(single.messages[0])
+            began_s = time.monotonic()
+            await single.until(lambda: len(_beats_after(single, 0, mark)) >= 11)
+            elapsed_s = time.monotonic() - began_s
+    finally:
+        single.runners[0].set_work(1.0)
+    beats = _beats_after(single, 0, mark)
+    # Rests end late on a busy machine, never early: the share is a most.
+    share = (beats[10].busy_s - beats[0].busy_s) / elapsed_s
+    assert 0.02 < share < 0.3
+    assert beats[10].tokens_total > beats[0].tokens_total
+
+
 async def test_stop_strings_and_ends(single: Pipeline) -> None:
     whole = "".join(
         chunk.text for chunk in await all_chunks(await single.start(prompt=PROMPT, max_tokens=30))

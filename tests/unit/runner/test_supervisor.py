@@ -261,6 +261,22 @@ async def test_a_stopped_process_is_ended_by_stop() -> None:
     await watched.task
 
 
+async def test_how_much_to_work_reaches_a_process_before_and_while_it_runs() -> None:
+    watched = Watched(
+        """
+beat()
+while sum(isinstance(one, WorkAdvised) for one in heard) < 2:
+    beat()
+    heard += hear()
+say(RunnerFailed(reason=str([one.fraction for one in heard if isinstance(one, WorkAdvised)])))
+"""
+    )
+    watched.runner.set_work(0.0)
+    await watched.wait_for(lambda message: isinstance(message, Heartbeat))
+    watched.runner.set_work(0.5)
+    assert (await watched.failure()).reason == "[0.0, 0.5]"
+
+
 async def test_whom_to_trust_reaches_a_process_before_and_while_it_runs() -> None:
     identity = DataIdentity(certificate_file="/c.pem", key_file="/c.key", authority_pem="CA")
     trusts = [DataTrust(identity=identity), DataTrust(removed_node_ids=frozenset({NodeId("gone")}))]

@@ -10,12 +10,15 @@ from msgspec.structs import replace
 from exo.cluster.errors import UnsendableError
 from exo.dataplane.identity import DataIdentity, DataTrust
 from exo.gpu.failures import Failure
+from exo.gpu.reading import DeviceReading
+from exo.gpu.thermal.settings import ThermalSettings
 from exo.shared.types.devices import GPUDevice
 from exo.shared.types.events import Decision, InstanceDeleted, InstanceMoved, InstanceRestarted, LogEntry
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import StagePhase
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
+from exo.worker.heat_watch import HeatWatch
 from exo.worker.loop import Worker
 from exo.worker.models.store import ModelStore
 from exo.worker.runner.messages import (
@@ -43,6 +46,7 @@ class ScriptedRunner:
         self.spec = spec
         self.linked: tuple[HostPort, ...] = ()
         self.trusts: list[DataTrust] = []
+        self.work: list[float] = []
         self.stopped = anyio.Event()
         self.may_stop = anyio.Event()
         self.may_stop.set()
@@ -59,6 +63,9 @@ class ScriptedRunner:
 
     def set_trust(self, trust: DataTrust) -> None:
         self.trusts.append(trust)
+
+    def set_work(self, fraction: float) -> None:
+        self.work.append(fraction)
 
     async def stop(self) -> None:
         await self.may_stop.wait()
@@ -98,6 +105,7 @@ async def worker(
     with_model: bool = True,
     devices: StageDevices | None = None,
     gpus: Sequence[GPUDevice] = (gpu("a", GIB),),
+    heat: HeatWatch | None = None,
     note_busy: Callable[[str, bool], None] = lambda name, is_busy: None,
     ending_patience_s: float = 5.0,
 ) -> AsyncIterator[Story]:
@@ -118,6 +126,7 @@ async def worker(
         secret=b"secret",
         data_host="127.0.0.1",
         devices=devices,
+        heat=heat,
         note_busy=note_busy,
         ending_patience_s=ending_patience_s,
     )
@@ -371,3 +380,47 @@ async def test_a_process_that_no_signal_ends_does_not_keep_its_stage_from_anothe
             while len(guard.manager.owners()) > 1:
                 await anyio.lowlevel.checkpoint()
         assert guard.manager.owners() == {"i/0 (generation 2)": [1]}
+
+
+async def test_a_stage_is_told_how_much_its_devices_heat_allows_from_its_beginning_to_its_end(
+    tmp_path: Path,
+) -> None:
+    now = [0.0]
+    heat = HeatWatch(ThermalSettings(), clock=lambda: now[0])
+    async with worker(tmp_path, heat=heat) as story:
+        runner = await story.runner(0)
+        (device_id,) = story.coordinator.state.instances[InstanceId("i")].plan.stages[0].device_ids
+        device = next(
+            one
+            for one in story.coordinator.state.nodes[NodeId("a")].identity.devices
+            if one.device_id == device_id
+        )
+        reading = DeviceReading(temperature_c=84.0, throttle_threshold_c=85.0)
+        heat.observe_reading(device, reading)
+        assert runner.work == [0.0]
+        # How long it has been computing, by its heartbeats, is what its power is put down to.
+        for busy_s in (1.0, 2.0, 3.0):
+            now[0] += 2.0
+            runner.say(Heartbeat(step_running_s=0.0, requests_active=1, tokens_total=0, busy_s=busy_s))
+            heat.observe_reading(device, DeviceReading(temperature_c=60.0, throttle_threshold_c=85.0))
+        record = heat._devices[device_id].record  # pyright: ignore[reportPrivateUsage]
+        assert 0.2 < record.worked_share < 0.5
+        assert runner.work[-1] > 0
+        told = len(runner.work)
+        runner.say(RunnerFailed(reason="gone"))
+        runner.stopped.set()
+        with anyio.fail_after(5):
+            while heat._stages:  # pyright: ignore[reportPrivateUsage]
+                await anyio.lowlevel.checkpoint()
+        heat.observe_reading(device, reading)
+        assert len(runner.work) == told
+
+
+async def test_a_stage_that_starts_on_a_hot_device_starts_paused(tmp_path: Path) -> None:
+    heat = HeatWatch(ThermalSettings(), clock=lambda: 0.0)
+    hot = identity("a").devices[0]
+    heat.observe_reading(hot, DeviceReading(temperature_c=84.0, throttle_threshold_c=85.0))
+    async with worker(tmp_path, heat=heat) as story:
+        runner = await story.runner(0)
+        assert hot.device_id in story.coordinator.state.instances[InstanceId("i")].plan.stages[0].device_ids
+        assert runner.work == [0.0]

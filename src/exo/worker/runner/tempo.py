@@ -11,6 +11,8 @@ CREDIT_MAX_S = 0.05
 """Time in which there was nothing to do is no work saved up."""
 DEBT_MAX_S = 2.0
 """One step that took long is not made up for in minutes."""
+_NOTHING_S = 1e-6
+"""Too short to wait for: with a clock of large numbers it would never be over."""
 _HALF_BELOW = 0.5
 _QUARTER_BELOW = 0.25
 
@@ -62,7 +64,7 @@ class Tempo:
         self._earn(now_s)
         if self._credit_s < -GRAIN_S:
             self._is_resting = True
-        elif self._credit_s >= 0:
+        elif self._credit_s >= -_NOTHING_S:
             self._is_resting = False
         return -self._credit_s / self.fraction if self._is_resting else 0.0
 
