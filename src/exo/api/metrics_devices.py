@@ -66,6 +66,12 @@ MEASURES: tuple[Measure, ...] = (
         "gpu_throttling", "1 while heat slows the device down, else 0.", lambda now: now.is_thermal_throttling
     ),
     Measure("gpu_power_watts", "Power drawn: joules per second.", lambda now: now.power_watts),
+    Measure(
+        "gpu_energy_joules_total",
+        "Energy drawn, since the driver counts.",
+        lambda now: now.energy_joules,
+        "counter",
+    ),
     Measure("gpu_clock_hertz", "Clock of the compute units.", lambda now: _scaled(now.clock_mhz, 1e6)),
     Measure("gpu_power_limit_watts", "The most power it may draw.", lambda now: now.power_limit_watts),
     Measure(

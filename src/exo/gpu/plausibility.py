@@ -19,6 +19,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "power_limit_watts": (0.001, 10_000),
     "clock_mhz": (0, 20_000),
     "clock_max_mhz": (1, 20_000),
+    # A thousand watts for three centuries.
+    "energy_joules": (0, 1e13),
     # Drivers say "unknown" with the largest number that fits.
     "ecc_corrected_count": (0, 2**62),
     "ecc_uncorrected_count": (0, 2**62),

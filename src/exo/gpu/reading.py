@@ -16,7 +16,7 @@ class MemoryInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
-    """One sample: bytes, percent 0 to 100, Celsius, watts, MHz."""
+    """One sample: bytes, percent 0 to 100, Celsius, watts, joules, MHz."""
 
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
@@ -36,5 +36,7 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     ecc_uncorrected_count: int | None = None
     faults: tuple[DeviceFault, ...] = ()
     processes: tuple[ProcessMemory, ...] | None = None
+    energy_joules: float | None = None
+    """Drawn since the driver counts: it only grows, until the driver begins anew."""
     is_memory_pressed: bool | None = None
     """The system says that it is short of memory; None where it does not tell."""

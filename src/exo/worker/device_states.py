@@ -84,6 +84,7 @@ def state_of(
         faults=said.faults,
         processes=said.processes,
         is_memory_pressed=said.is_memory_pressed,
+        energy_joules=said.energy_joules,
         thermal=thermal,
     )
 

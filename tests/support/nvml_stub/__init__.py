@@ -9,7 +9,7 @@ Keys of the state file (a value that is missing is "not supported" on that devic
     generation                               another number than at the start: the library is uninitialised
     S.uuid                                   the device is there; without it, it is lost
     S.name .pci .capability .memory_total .memory_used .memory_reserved .utilization .temperature
-    S.threshold_slowdown .threshold_gpu_max .temperature_margin .power_mw .power_limit_mw .throttle
+    S.threshold_slowdown .threshold_gpu_max .temperature_margin .power_mw .energy_mj .power_limit_mw .throttle
     S.clock_sm .clock_max_sm .clock_max_memory .bus_width .multiprocessors .ecc_corrected .ecc_uncorrected
     S.remapped_rows .processes .mig_mode .event_types .xids
     S.mig.M.uuid .name .gpu_instance ...     a part of a GPU, with the same values
@@ -61,6 +61,7 @@ H100: Mapping[str, object] = {
     "clock_max_memory": 2619,
     "bus_width": 5120,
     "power_limit_mw": 700_000,
+    "energy_mj": 7_200_500_000,
     "multiprocessors": 132,
     "ecc_corrected": 0,
     "ecc_uncorrected": 0,

@@ -493,6 +493,16 @@ int nvmlDeviceGetPowerUsage(device_t *device, unsigned int *milliwatts)
     return give_unsigned(&state, device, "power_mw", milliwatts);
 }
 
+int nvmlDeviceGetTotalEnergyConsumption(device_t *device, unsigned long long *millijoules)
+{
+    BEGIN(device)
+    long long value;
+    code = number_of(&state, device, "energy_mj", &value);
+    if (code == SUCCESS)
+        *millijoules = (unsigned long long)value;
+    return code;
+}
+
 int nvmlDeviceGetEnforcedPowerLimit(device_t *device, unsigned int *milliwatts)
 {
     BEGIN(device)

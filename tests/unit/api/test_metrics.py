@@ -69,6 +69,7 @@ def full_reading(device: GPUDevice, node_id: NodeId) -> DeviceGPUState:
         is_thermal_throttling=False,
         power_watts=212.5,
         power_limit_watts=350.0,
+        energy_joules=86_400.5,
         clock_mhz=1800.0,
         clock_max_mhz=2100.0,
         battery_percent=80.0,
@@ -173,6 +174,7 @@ def test_a_device_that_tells_everything() -> None:
         "gpu_throttling": 0,
         "gpu_power_watts": 212.5,
         "gpu_power_limit_watts": 350.0,
+        "gpu_energy_joules_total": 86_400.5,
         "gpu_clock_hertz": 1.8e9,
         "gpu_clock_max_hertz": 2.1e9,
         "gpu_memory_corrected_errors_total": 4,
@@ -238,6 +240,7 @@ readings = st.builds(
     is_plugged_in=truths,
     health=st.sampled_from(["healthy", "degraded", "failed"]),
     ecc_corrected_count=sizes,
+    energy_joules=numbers,
     last_update=st.sampled_from(["2026-01-01T00:00:00Z", "", "yesterday"]),
 )
 

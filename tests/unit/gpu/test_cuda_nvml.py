@@ -152,6 +152,7 @@ class TestHowTheyAre:
             throttle_reasons=("power", "thermal"),
             power_watts=211.5,
             power_limit_watts=700.0,
+            energy_joules=7_200_500.0,
             clock_mhz=2520.0,
             clock_max_mhz=3120.0,
             ecc_corrected_count=7,
@@ -295,6 +296,7 @@ class TestParts:
         assert reading.temperature_c == 61
         assert reading.power_watts is None
         assert reading.power_limit_watts is None
+        assert reading.energy_joules is None
         assert reading.compute_utilization_percent is None
 
     def test_an_error_is_told_of_the_part_it_is_of(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:

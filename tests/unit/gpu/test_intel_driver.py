@@ -99,6 +99,7 @@ class TestXe:
             power_limit_watts=190.0,
             clock_mhz=1200.0,
             clock_max_mhz=2850.0,
+            energy_joules=285.0,
         )
 
     def test_nothing_holds_it_back(self, make: Make) -> None:

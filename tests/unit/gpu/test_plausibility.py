@@ -28,6 +28,7 @@ GOOD = DeviceReading(
     is_plugged_in=True,
     ecc_corrected_count=0,
     ecc_uncorrected_count=3,
+    energy_joules=2.5e9,
     processes=(ProcessMemory(pid=7, used_bytes=GIB), ProcessMemory(pid=8)),
 )
 
@@ -52,6 +53,8 @@ def test_what_can_be_true_stays_as_it_is() -> None:
         ("power_watts", math.inf),
         ("power_watts", 4_294_967.295),
         ("power_limit_watts", 0.0),
+        ("energy_joules", -1.0),
+        ("energy_joules", 1.8e16),
         ("compute_utilization_percent", 101.0),
         ("compute_utilization_percent", -0.5),
         ("compute_utilization_percent", True),

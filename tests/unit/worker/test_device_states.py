@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from exo.gpu.reading import DeviceFault, DeviceReading, ProcessMemory
-from exo.shared.types.devices import DeviceGPUState
+from exo.shared.types.devices import DeviceGPUState, ThermalStatus
 from exo.shared.types.ids import NodeId
 from exo.worker.device_states import (
     HostReading,
@@ -39,11 +39,25 @@ READING = DeviceReading(
     faults=(DeviceFault(kind="xid", code=13, message="m", is_fatal=False),),
     processes=(ProcessMemory(pid=5, used_bytes=GIB),),
     is_memory_pressed=False,
+    energy_joules=3e6,
+)
+
+
+THERMAL = ThermalStatus(
+    state="slowed",
+    reason="Slowed to 80% at 60 C.",
+    work_fraction=0.8,
+    limit_c=90.0,
+    predicted_temperature_c=80.0,
+    prediction_error_c=2.0,
+    sustained_fraction=0.7,
+    is_calibrated=True,
+    power_source="measured",
 )
 
 
 def state(**changes: Any) -> DeviceGPUState:
-    made = state_of(DEVICE, NodeId("n"), READING, health=("healthy", None), now="then")
+    made = state_of(DEVICE, NodeId("n"), READING, health=("healthy", None), now="then", thermal=THERMAL)
     return replace(made, **changes)
 
 
@@ -53,6 +67,7 @@ def test_everything_that_a_device_says_is_told() -> None:
     for field in READING.__struct_fields__:
         assert getattr(told, names.get(field, field)) == getattr(READING, field)
     assert (told.device_id, told.node_id, told.last_update) == ("n/cuda:0", "n", "then")
+    assert told.thermal == THERMAL
 
 
 def test_what_does_not_answer_has_no_values_but_its_size_and_its_health() -> None:
@@ -95,6 +110,14 @@ def test_what_does_not_answer_has_no_values_but_its_size_and_its_health() -> Non
         {"processes": (ProcessMemory(pid=6, used_bytes=GIB),)},
         {"processes": (ProcessMemory(pid=5, used_bytes=2 * GIB),)},
         {"processes": (ProcessMemory(pid=5),)},
+        {"thermal": None},
+        {"thermal": replace(THERMAL, state="paused")},
+        {"thermal": replace(THERMAL, limit_c=85.0)},
+        {"thermal": replace(THERMAL, work_fraction=0.75)},
+        {"thermal": replace(THERMAL, sustained_fraction=None)},
+        {"thermal": replace(THERMAL, predicted_temperature_c=83.0)},
+        {"thermal": replace(THERMAL, prediction_error_c=2.5)},
+        {"thermal": replace(THERMAL, is_calibrated=False)},
     ],
 )
 def test_a_change_is_told(change: dict[str, Any]) -> None:
@@ -112,7 +135,10 @@ def test_a_change_is_told(change: dict[str, Any]) -> None:
         {"thermal_temperature_c": 60.9},
         {"power_watts": 95.1},
         {"clock_mhz": 300.0},
+        {"energy_joules": 4e6},
         {"processes": (ProcessMemory(pid=5, used_bytes=GIB + 1000),)},
+        {"thermal": replace(THERMAL, reason="Slowed to 79% at 61 C.", work_fraction=0.79)},
+        {"thermal": replace(THERMAL, predicted_temperature_c=81.0, prediction_error_c=2.2)},
     ],
 )
 def test_a_trembling_is_not(change: dict[str, Any]) -> None:

@@ -1240,6 +1240,11 @@ export interface components {
             ecc_corrected_count: number | null;
             /** Ecc Uncorrected Count */
             ecc_uncorrected_count: number | null;
+            /**
+             * Energy Joules
+             * @description Drawn since the driver counts; it may be as it was some seconds before the rest.
+             */
+            energy_joules: number | null;
             /** Faults */
             faults: components["schemas"]["DeviceFaultView"][];
             /**

@@ -119,6 +119,8 @@ class DeviceStateView(Shape):
     """The system says that it is short of memory."""
     thermal: ThermalStatusView | None
     """How its heat is governed; null where nothing does (`EXO_THERMAL=0`)."""
+    energy_joules: float | None
+    """Drawn since the driver counts; it may be as it was some seconds before the rest."""
 
 
 class MemoryProfileView(Shape):

@@ -118,6 +118,8 @@ class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The system says that it is short of memory; None where it does not tell."""
     thermal: ThermalStatus | None = None
     """None: nothing governs its heat, as with `EXO_THERMAL=0`."""
+    energy_joules: float | None = None
+    """Drawn since the driver counts: it only grows, until the driver begins anew."""
 
     @property
     def memory_free_bytes(self) -> int | None:

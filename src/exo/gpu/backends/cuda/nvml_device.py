@@ -63,6 +63,11 @@ class WatchedDevice:
                     60.0,
                     lambda: None if is_part else self._of_chip("nvmlDeviceGetEnforcedPowerLimit"),
                 ),
+                # As with power, of a part it is known to nobody.
+                "energy": (
+                    10.0,
+                    lambda: None if is_part else self._of_chip("nvmlDeviceGetTotalEnergyConsumption"),
+                ),
                 "corrected": (10.0, lambda: self._ecc_count(_CORRECTED)),
                 "uncorrected": (10.0, lambda: self._ecc_count(_UNCORRECTED)),
                 "rows": (60.0, lambda: self._of_chip("nvmlDeviceGetRemappedRows")),
@@ -105,6 +110,7 @@ class WatchedDevice:
             clock_max_mhz=_as_float(self._rarely["clock_max"]),
             ecc_corrected_count=self._rarely["corrected"],
             ecc_uncorrected_count=self._rarely["uncorrected"],
+            energy_joules=_from_thousandths(self._rarely["energy"]),
             faults=self._faults(xids),
             processes=self._rarely["processes"],
         )

@@ -143,6 +143,7 @@ class IntelWatcher:
         reasons = _throttle_reasons(places)
         clock_mhz, clock_max_mhz = read_number(places.clock), read_number(places.clock_max)
         limit_uw = sensors.read("power", _CARD_FIRST, "max")
+        energy_uj = sensors.read("energy", _CARD_FIRST, "input")
         temperature = sensors.read("temp", _CHIP_FIRST, "input")
         threshold = sensors.read("temp", _CHIP_FIRST, "crit", "max")
         return DeviceReading(
@@ -153,10 +154,11 @@ class IntelWatcher:
             throttle_threshold_c=None if threshold is None else threshold / 1000,
             is_thermal_throttling=None if reasons is None else "thermal" in reasons,
             throttle_reasons=reasons,
-            power_watts=self._power_watts(index, sensors),
+            power_watts=self._power_watts(index, energy_uj),
             power_limit_watts=None if limit_uw is None else limit_uw / 1e6,
             clock_mhz=None if clock_mhz is None else float(clock_mhz),
             clock_max_mhz=None if clock_max_mhz is None else float(clock_max_mhz),
+            energy_joules=None if energy_uj is None else energy_uj / 1e6,
         )
 
     def memory_info(self, index: int) -> MemoryInfo:
@@ -201,8 +203,7 @@ class IntelWatcher:
         idle_per_s = self._growth(index, "idle", read_number(places.idle_ms))
         return None if idle_per_s is None else min(100.0, max(0.0, 100.0 - idle_per_s / 10))
 
-    def _power_watts(self, index: int, sensors: Sensors) -> float | None:
-        energy_uj = sensors.read("energy", _CARD_FIRST, "input")
+    def _power_watts(self, index: int, energy_uj: float | None) -> float | None:
         per_s = self._growth(index, "energy", None if energy_uj is None else int(energy_uj))
         return None if per_s is None else per_s / 1e6
 
