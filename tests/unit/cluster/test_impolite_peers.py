@@ -42,6 +42,8 @@ from exo.shared.types.events import (
     HistoryForced,
     InstanceCreated,
     InstanceDeleted,
+    InstanceMoved,
+    InstanceStranded,
     KeyCreated,
     NodeDisconnected,
     NodeJoined,
@@ -254,6 +256,8 @@ def forged() -> list[Decision]:
         NodeDisconnected(node_id=NodeId("a"), reason="a lie"),
         NodeRemoved(node_id=NodeId("a"), reason="a lie"),
         InstanceDeleted(instance_id=instance().instance_id, reason="a lie"),
+        InstanceMoved(instance_id=instance().instance_id, generation=2, plan=instance().plan, reason="a lie"),
+        InstanceStranded(instance_id=instance().instance_id, generation=1, reason="a lie"),
         KeyCreated(
             key_id=KeyId("k"),
             hash="0" * 64,
