@@ -69,7 +69,12 @@ def _about_links(problem: CostProblem, ids: set[str]) -> Iterator[str]:
 
 def _about_model(problem: CostProblem) -> Iterator[str]:
     model = problem.model
+    seen: set[tuple[int, int, int]] = set()
     for number, layer in enumerate(model.layers):
+        figures = (layer.weight_bytes, layer.cache_bytes, layer.time_weight)
+        if figures in seen:
+            continue
+        seen.add(figures)
         is_sized = _is_between(layer.weight_bytes, 0, SIZE_BYTES_MAX) and layer.size_bytes >= 1
         if not is_sized or not _is_between(layer.cache_bytes, 0, SIZE_BYTES_MAX):
             yield (

@@ -105,14 +105,14 @@ def _shape_violations(problem: CostProblem, stages: Sequence[Stage]) -> list[str
 
 def _stage_ns(problem: CostProblem, device: Device, stage: Stage, *, is_last: bool) -> int:
     layers = problem.model.layers[max(0, stage.start_layer) : max(0, stage.end_layer)]
-    time = sum(device.layer_ns * layer.time_weight // AVERAGE_TIME_WEIGHT for layer in layers)
+    time = sum([device.layer_ns * layer.time_weight // AVERAGE_TIME_WEIGHT for layer in layers])
     return time + device.overhead_ns + (device.head_ns if is_last else 0)
 
 
 def _stage_bytes(problem: CostProblem, stage: Stage, *, is_first: bool, is_last: bool) -> int:
     model = problem.model
     layers = model.layers[max(0, stage.start_layer) : max(0, stage.end_layer)]
-    size = model.stage_bytes + sum(layer.weight_bytes + layer.cache_bytes for layer in layers)
+    size = model.stage_bytes + sum([layer.weight_bytes + layer.cache_bytes for layer in layers])
     if is_last:
         size += model.head_bytes
     if is_first or (is_last and model.has_tied_head):

@@ -33,7 +33,8 @@ def best_hierarchical(of: Field, known: Filled | None = None) -> Filled | None:
     """Return a plan of least latency, or None where no plan exists. `known` is a plan to beat."""
     min_stages = of.problem.min_stages
     plans = [plan for plan in (known, best_single(of)) if plan is not None]
-    if of.size < max(2, min_stages) or min_stages > of.layer_count:
+    is_lost = bool((of.is_required & (of.most_layers < 1)).any())
+    if is_lost or int((of.most_layers > 0).sum()) < max(2, min_stages) or min_stages > of.layer_count:
         return min(plans, key=lambda plan: plan.cost_ns, default=None)
     prices = price(of, entry_costs(of), min_stages=min_stages)
     filled = water_filling(of, prices, Filler(of), min_stages=min_stages)

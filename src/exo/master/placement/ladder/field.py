@@ -86,7 +86,7 @@ def limited(field: Field, limit_ns: int | None) -> Field:
     room = field.room_bytes[field.pool]
 
     def layers(held_bytes: int, ends_ns: Integers) -> Integers:
-        fitting = np.clip((room - held_bytes) // field.layer_bytes, 0, field.layer_count)
+        fitting = np.minimum(np.maximum((room - held_bytes) // field.layer_bytes, 0), field.layer_count)
         if limit_ns is not None:
             fitting = np.minimum(fitting, np.maximum(0, limit_ns - ends_ns) // np.maximum(1, field.layer_ns))
             fitting = np.where(ends_ns + field.layer_ns > limit_ns, 0, fitting)

@@ -19,14 +19,19 @@ INFINITE = 2**60
 """No plan. Two of them still fit into 64 bits."""
 PLAIN, FIRST, LAST, BOTH = 0, 1, 2, 3
 """Which ends of the pipeline lie within a table's devices."""
+# Rows of the product of two tables: the part of the left one, of the right one, and of both together.
 _LEFT = np.array([PLAIN, PLAIN, FIRST, PLAIN, LAST, FIRST, LAST, BOTH, PLAIN])
 _RIGHT = np.array([PLAIN, FIRST, PLAIN, LAST, PLAIN, LAST, FIRST, PLAIN, BOTH])
+_PLAIN_ROWS, _PLAIN_SOURCES = np.array([0, 2, 4, 7]), np.array([PLAIN, FIRST, LAST, BOTH])
+_FIRST_ROWS, _FIRST_SOURCES = np.array([1, 6]), np.array([PLAIN, LAST])
+_LAST_ROWS, _LAST_SOURCES = np.array([3, 5]), np.array([PLAIN, FIRST])
 _ROLE = (PLAIN, FIRST, FIRST, LAST, LAST, BOTH, BOTH, BOTH, BOTH)
 
 Table = Integers
 """[stages - 1, part, layers] -> ns; the last row means "so many stages or more" outside a shared pool."""
 LeafTable = Callable[[int], Integers]
 """Device -> [part, layers] of its time as a stage, `BOTH` and zero layers left at `INFINITE`."""
+_WINDOW_WORTH_FROM = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ def joined_table(of: Field, tables: Sequence[Table], node: Joint, tree: Tree, ro
     made = np.full((height, 4, width), INFINITE, dtype=np.int64)
     has_leaf = (isinstance(tree.nodes[node.left], int), isinstance(tree.nodes[node.right], int))
     combinations = 7 if all(has_leaf) else 8 if has_leaf[1] else 9
+    is_even = of.problem.model.is_uniform
     costs = np.full((9, 1), node.forward_ns, dtype=np.int64)
     costs[5], costs[6] = node.to_left_ns, node.to_right_ns
     for one in range(left.shape[0]):
@@ -133,6 +139,42 @@ def min_plus(left: Integers, right: Integers, width: int) -> Integers:
         padded[:, reach - 1 :], shape=(reach, rows, width), strides=(-step, step_row, step)
     )
     return np.minimum.reduce(shifted + right.T[1:, :, np.newaxis], axis=0)
+
+
+def _with_even_leaf(of: Field, left: Integers, device: int | Joint, width: int) -> Integers:
+    """Return the first eight products of a table with a device whose every layer takes the same time.
+
+    Then the least over n is the least over a window that slides along the table, found by doubling.
+    """
+    assert isinstance(device, int)
+    slope, fixed = int(of.layer_ns[device]), int(of.overhead_ns[device])
+    most = (int(of.plain_layers[device]), int(of.first_layers[device]), int(of.last_layers[device]))
+    reach = max(most)
+    ramp = slope * np.arange(width, dtype=np.int64)
+    # Position m + reach holds left[m] - m * slope; a window of n layers before m ends at m + reach - 1.
+    level = np.full((4, width + reach), INFINITE, dtype=np.int64)
+    taken = min(width, left.shape[1])
+    np.subtract(left[:, :taken], ramp[:taken], out=level[:, reach : reach + taken])
+    windows: dict[int, Integers] = {1: level}
+    size = 1
+    while size * 2 <= reach:
+        level = np.minimum(level[:, :-size], level[:, size:])
+        size *= 2
+        windows[size] = level
+    made = np.full((8, width), INFINITE, dtype=np.int64)
+    for rows, sources, count, extra in (
+        (_PLAIN_ROWS, _PLAIN_SOURCES, most[PLAIN], fixed),
+        (_FIRST_ROWS, _FIRST_SOURCES, most[FIRST], fixed),
+        (_LAST_ROWS, _LAST_SOURCES, most[LAST], fixed + int(of.head_ns[device])),
+    ):
+        if count < 1:
+            continue
+        size = 1 << (count.bit_length() - 1)
+        window = windows[size]
+        begin = reach - count
+        least = np.minimum(window[:, begin : begin + width], window[:, reach - size : reach - size + width])
+        made[rows] = least[sources] + (ramp + extra)
+    return made
 
 
 def _pool_rows(of: Field, tree: Tree, node: Joint, rows: int) -> int:

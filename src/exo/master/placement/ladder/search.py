@@ -7,8 +7,8 @@ from exo.master.placement.ladder.evaluate import Assessment, Stage, assess
 from exo.master.placement.ladder.exact import best_hierarchical
 from exo.master.placement.ladder.field import Field, field_of
 from exo.master.placement.ladder.greedy import memory_weighted_ring
+from exo.master.placement.ladder.irregular import Outcome, search_irregular
 from exo.master.placement.ladder.problem import CostProblem
-from exo.master.placement.ladder.water import Filled
 
 
 class Search:
@@ -32,11 +32,11 @@ class Search:
         if ring is not None:
             self.offer(_stages(self.field, tuple(i for i, _ in ring), tuple(n for _, n in ring)), self._method)
         baseline = self._assessment
-        found = best_hierarchical(self.field)
-        if found is None:
+        outcome = self._latency(self.field)
+        if outcome.plan is None:
             return Infeasible(code="infeasible", reasons=("",))
-        self.offer(_stages(self.field, found.ring, found.layers), "dynamic programme")
-        self.lower_bound_ns = found.cost_ns
+        self.offer(_stages(self.field, outcome.plan.ring, outcome.plan.layers), outcome.method)
+        self.lower_bound_ns = outcome.lower_bound_ns
         assert self._stages is not None
         assert self._assessment is not None
         return Solution(
@@ -48,6 +48,17 @@ class Search:
             evaluations=self.evaluations,
             baseline=baseline,
         )
+
+    def _latency(self, of: Field) -> Outcome:
+        """Return a plan of least latency and its bound, as exactly as the links allow."""
+        if of.problem.links.is_hierarchical:
+            plan = best_hierarchical(of)
+            method: Method = "single device" if plan is not None and len(plan.ring) == 1 else "dynamic programme"
+            return Outcome(plan, 0 if plan is None else plan.cost_ns, method, 0, is_truncated=False)
+        outcome = search_irregular(of, self.options, self.should_stop)
+        self.evaluations += outcome.weighed
+        self.is_truncated |= outcome.is_truncated
+        return outcome
 
     def offer(self, stages: tuple[Stage, ...], method: Method) -> bool:
         """Take a plan if it is legal and better than the one at hand."""

@@ -10,7 +10,7 @@ from exo.master.placement.ladder.fill import Filler
 from exo.master.placement.ladder.prices import Prices
 from exo.master.placement.ladder.ring import hierarchical_order
 
-_BASINS_MAX = 6
+_BASINS_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,9 @@ def _basins(of: Field, prices: Prices) -> list[list[int]]:
 def _fill_basin(of: Field, basin: Sequence[int], filler: Filler, *, min_stages: int) -> Filled | None:
     """Take the least number of devices that hold the model, and one or two more, with the best ends."""
     held, count = 0, 0
+    needed = max(2, min_stages, int(of.is_required.sum()))
+    if len(basin) < needed:
+        return None
     pools: set[int] = set()
     for index in basin:
         pool = int(of.pool[index])
@@ -71,10 +74,10 @@ def _fill_basin(of: Field, basin: Sequence[int], filler: Filler, *, min_stages: 
             held += int(of.plain_layers[index])
             pools.add(pool)
         count += 1
-        if held >= of.layer_count and count >= max(2, min_stages, int(of.is_required.sum())):
+        if held >= of.layer_count and count >= needed:
             break
     best: Filled | None = None
-    for size in range(count, min(count + 3, len(basin), of.layer_count) + 1):
+    for size in range(count, min(count + 2, len(basin), of.layer_count) + 1):
         found = best_ends(of, basin[:size], filler)
         if found is not None and (best is None or found.cost_ns < best.cost_ns):
             best = found
@@ -86,28 +89,34 @@ def _fill_basin(of: Field, basin: Sequence[int], filler: Filler, *, min_stages: 
 def best_ends(of: Field, used: Sequence[int], filler: Filler) -> Filled | None:
     """Return the best of the rings over the used devices that begin and end on their fastest or slowest ones."""
     ranked = filler.rank(used)
-    ends = ranked if len(ranked) <= 4 else [ranked[0], ranked[1], ranked[-2], ranked[-1]]
-    best: Filled | None = None
+    ends = ranked if len(ranked) <= 3 else [ranked[0], ranked[-2], ranked[-1]]
+    whole_ring = ring_ns(of, ranked)
+    best: tuple[int, int, int, dict[int, int]] | None = None
     for first in ends:
         for last in ends:
             if first == last:
                 continue
             filled = filler.fill(ranked, first, last)
-            if filled is None or (best is not None and filled[0] >= best.cost_ns):
+            if filled is None:
                 continue
-            ring = hierarchical_order(of, ranked, first, last)
-            cost = filled[0] + hops_ns(of, ring)
-            if best is None or cost < best.cost_ns:
-                best = Filled(cost, tuple(ring), tuple(filled[1][index] for index in ring))
-    return best
+            closing = of.problem.links.between(of.devices[last], of.devices[first])
+            cost = filled[0] + whole_ring - closing.forward_ns + closing.return_ns
+            if best is None or cost < best[0]:
+                best = (cost, first, last, filled[1])
+    if best is None:
+        return None
+    ring = hierarchical_order(of, ranked, best[1], best[2])
+    return Filled(best[0], tuple(ring), tuple(best[3][index] for index in ring))
 
 
-def hops_ns(of: Field, ring: Sequence[int]) -> int:
-    """Return what the ring's hops cost by class."""
-    if len(ring) < 2:
-        return 0
-    links, devices = of.problem.links, of.devices
-    total = links.between(devices[ring[-1]], devices[ring[0]]).return_ns
-    for source, target in zip(ring, ring[1:], strict=False):
-        total += links.between(devices[source], devices[target]).forward_ns
-    return total
+def ring_ns(of: Field, used: Sequence[int]) -> int:
+    """Return the forward cost of the cheapest closed ring through the used devices, by class."""
+    links = of.problem.links
+    zones = {of.devices[index].zone for index in used}
+    hosts = {(of.devices[index].zone, of.devices[index].host) for index in used}
+    if len(hosts) == 1:
+        return len(used) * links.host.forward_ns
+    inner = (len(used) - len(hosts)) * links.host.forward_ns
+    if len(zones) == 1:
+        return inner + len(hosts) * links.zone.forward_ns
+    return inner + (len(hosts) - len(zones)) * links.zone.forward_ns + len(zones) * links.cluster.forward_ns

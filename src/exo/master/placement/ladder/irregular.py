@@ -1,0 +1,122 @@
+"""Plans on measured, irregular links: a bound from the tree under them, subsets when few devices are left, else search."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from exo.master.placement.ladder.answer import Method, Options
+from exo.master.placement.ladder.exact import best_single
+from exo.master.placement.ladder.field import Field, narrowed
+from exo.master.placement.ladder.order_search import OrderSearch
+from exo.master.placement.ladder.prices import entry_costs, price, survivors
+from exo.master.placement.ladder.programme import INFINITE, draft_of, leaf_tables, run
+from exo.master.placement.ladder.ring import link_matrices
+from exo.master.placement.ladder.rings import RingScale
+from exo.master.placement.ladder.subsets import SUBSETS_OF_MAX, best_of_subsets
+from exo.master.placement.ladder.tree import single_linkage
+from exo.master.placement.ladder.water import Filled
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A plan, if any, with a bound on all plans, and how it was found."""
+
+    plan: Filled | None
+    lower_bound_ns: int
+    method: Method
+    weighed: int
+    is_truncated: bool
+
+
+def search_irregular(of: Field, options: Options, should_stop: Callable[[], bool]) -> Outcome:
+    """Return the best plan of least latency found on links of any shape.
+
+    Where the plan is None and nothing was truncated there is none at all.
+    """
+    least = max(2, of.problem.min_stages)
+    single = best_single(of)
+    upper = single.cost_ns if single is not None else INFINITE
+    usable = np.flatnonzero(of.most_layers > 0)
+    is_lost = bool((of.is_required & (of.most_layers < 1)).any())
+    if is_lost or len(usable) < least or least > of.layer_count:
+        return Outcome(single, upper, "single device", 0, is_truncated=False)
+    prices = price(of, entry_costs(of), min_stages=of.problem.min_stages)
+    forward, back = link_matrices(of)
+    bests: list[tuple[Filled, Method]] = [] if single is None else [(single, "single device")]
+    kept = survivors(of, prices, upper)
+    bound = min(upper, prices.lower_bound_ns)
+    weighed = 0
+    for share in (2, 1):
+        # The second time round, the first plan has ruled out more devices.
+        if len(kept) < least:
+            bound = upper
+            break
+        part = narrowed(of, kept)
+        ahead, home = forward[np.ix_(kept, kept)], back[np.ix_(kept, kept)]
+        sums = run(part, single_linkage(part, ahead, home), leaf_tables(part), min_stages=least)
+        if sums.best_ns >= upper:
+            bound = upper
+            break
+        bound = max(bound, sums.best_ns)
+        scale = RingScale(part, ahead, home)
+        search = OrderSearch(
+            scale,
+            part.size,
+            required=frozenset(np.flatnonzero(part.is_required).tolist()),
+            min_stages=least,
+            most_stages=of.layer_count,
+            evaluations_max=(options.evaluations_max - weighed) // share,
+            should_stop=should_stop,
+        )
+        draft = draft_of(part, sums, min_stages=least)
+        assert draft is not None
+        middle = [index for index in sorted(draft.layers) if index not in (draft.first, draft.last)]
+        search.start([draft.first, *middle, draft.last])
+        is_small = len(kept) <= SUBSETS_OF_MAX
+        if bests and set(bests[-1][0].ring) <= set(kept.tolist()):
+            inside = {index: position for position, index in enumerate(kept.tolist())}
+            search.start([inside[index] for index in bests[-1][0].ring])
+        if not is_small:
+            search.iterate(bound)
+        weighed += scale.weighed
+        if search.best is not None and search.best.cost_ns < upper:
+            upper = search.best.cost_ns
+            bests.append((_outside(search.best, kept.tolist()), "order search"))
+        if is_small:
+            found, is_whole = best_of_subsets(
+                scale,
+                ahead,
+                home,
+                required=frozenset(np.flatnonzero(part.is_required).tolist()),
+                min_stages=least,
+                most_stages=of.layer_count,
+                below_ns=upper,
+                should_stop=should_stop,
+            )
+            if found is not None:
+                upper = found.cost_ns
+                bests.append((_outside(found, kept.tolist()), "subset enumeration"))
+            if is_whole:
+                bound = upper
+            return _outcome(bests, bound, weighed, is_truncated=not is_whole)
+        if search.is_truncated or bound >= upper:
+            return _outcome(bests, min(bound, upper), weighed, is_truncated=search.is_truncated)
+        fewer = survivors(of, prices, upper)
+        if len(fewer) == len(kept):
+            break
+        kept = fewer
+    return _outcome(bests, min(bound, upper), weighed, is_truncated=False)
+
+
+def _outcome(
+    bests: list[tuple[Filled, Method]], bound: int, weighed: int, *, is_truncated: bool
+) -> Outcome:
+    if not bests:
+        return Outcome(None, bound, "order search", weighed, is_truncated)
+    plan, method = min(bests, key=lambda one: one[0].cost_ns)
+    return Outcome(plan, min(bound, plan.cost_ns), method, weighed, is_truncated)
+
+
+def _outside(plan: Filled, kept: list[int]) -> Filled:
+    return Filled(plan.cost_ns, tuple(kept[index] for index in plan.ring), plan.layers)
