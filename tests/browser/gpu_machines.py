@@ -48,6 +48,7 @@ UNTOLD: Json = {
     "processes": None,
     "is_memory_pressed": None,
     "thermal": None,
+    "energy_joules": None,
 }
 GOVERNED: Json = {
     "state": "slowed",

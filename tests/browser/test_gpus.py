@@ -141,7 +141,7 @@ def test_of_two_hundred_gpus_the_failed_one_is_seen_first(node, open_page, scree
     assert scroll_overflow_px(page) == 0
     rack.scroll_into_view_if_needed()
     screenshot(page, f"gpus-200-{width}")
-    rack.get_by_role("button", name="Show all devices of rack").click()
+    rack.get_by_role("button", name="Show all 201 devices of rack").click()
     expect(lines).to_have_count(201)
     assert scroll_overflow_px(page) == 0
     # They are told apart, and what they tell goes on.

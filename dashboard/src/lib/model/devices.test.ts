@@ -214,6 +214,7 @@ describe('what few devices have', () => {
         battery_percent: 41.4,
         is_plugged_in: true,
         is_memory_pressed: true,
+        energy_joules: 5_234_000,
         processes: [
           { pid: 7, used_bytes: 2 * GIB },
           { pid: 9, used_bytes: null },
@@ -224,6 +225,7 @@ describe('what few devices have', () => {
     expect(fact(device, 'Faults')).toBe('Xid 79: GPU has fallen off the bus.');
     expect(fact(device, 'Memory errors')).toBe('3 corrected, – that could not be');
     expect(fact(device, 'Battery')).toBe('41 %, plugged in');
+    expect(fact(device, 'Energy')).toBe('1.45 kWh since its driver counts');
     expect(fact(device, 'Memory pressure')).toBe('the system is short of memory');
     expect(fact(device, 'Held by')).toBe('process 7: 2 GiB, process 9: –');
     expect(fact(device, 'Use')).toBe('only watched: nothing can run on it');

@@ -200,6 +200,7 @@ function facts(device: Device, state: DeviceState | undefined): Fact[] {
     ['Faults', state?.faults.map((fault) => sentence(fault.message)).join(' ') || null],
     ['Memory errors', memoryErrors(state)],
     ['Battery', battery(state)],
+    ['Energy', energy(state)],
     ['Memory pressure', state?.is_memory_pressed ? 'the system is short of memory' : null],
     ['Held by', holders(state)],
   ];
@@ -234,6 +235,12 @@ function memoryErrors(state: DeviceState | undefined): string | null {
   const uncorrected = state?.ecc_uncorrected_count ?? null;
   if (corrected === null && uncorrected === null) return null;
   return `${corrected ?? UNKNOWN} corrected, ${uncorrected ?? UNKNOWN} that could not be`;
+}
+
+function energy(state: DeviceState | undefined): string | null {
+  const joules = state?.energy_joules ?? null;
+  if (joules === null) return null;
+  return `${(joules / 3.6e6).toLocaleString('en', { maximumSignificantDigits: 3 })} kWh since its driver counts`;
 }
 
 function battery(state: DeviceState | undefined): string | null {
