@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
-
-TESTS = Path(__file__).parent
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("default", deadline=None, max_examples=100)
 settings.register_profile(
@@ -23,16 +23,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(2, os.cpu_count() or 1) if is_whole else 0
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each file's tests in one process, and those that start nodes of their own all in the same.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Keep each file's tests in one process, and those that start whole nodes all in the same."""
+    return ByFile(config, log)
 
-    Nodes wait more than they work, and are best not disturbed by other nodes.
-    """
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        group = "nodes" if folder in {"browser", "cluster"} else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+class ByFile(LoadScopeScheduling):
+    """Whole nodes wait more than they work, and are best not disturbed by other nodes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "nodes" if file.startswith(("tests/browser/", "tests/cluster/")) else file
 
 
 @pytest.fixture(autouse=True)
