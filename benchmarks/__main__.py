@@ -14,6 +14,7 @@ BENCHMARKS = {
     "cluster": "benchmarks.cluster",
     "data_plane": "benchmarks.data_plane",
     "telemetry": "benchmarks.telemetry",
+    "thermal": "benchmarks.thermal",
 }
 """Name -> module with a `run(*, quick: bool) -> list[Result | NotMeasured]`. One of several parts names them in
 `PARTS`, and its `run` takes `parts` as well."""

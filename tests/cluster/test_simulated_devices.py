@@ -66,6 +66,9 @@ def test_devices_of_a_file_are_told_to_every_node_fail_go_and_come_back(tmp_path
         state = seen["steady"]["state"]
         assert "(simulated)" in seen["steady"]["device"]["name"]
         assert state["memory_used_bytes"] == 2**30 and state["power_watts"] == 160.0
+        governed = seen["steady"]["thermal"]["governed"]
+        assert governed == state["thermal"] and governed["limit_c"] == 90.0
+        assert governed["power_source"] == "measured" and 0 < governed["work_fraction"] <= 1
         eventually(
             lambda: devices_of(watching).get("flaky", {}).get("health") == "failed", "the device is lost"
         )

@@ -5,7 +5,13 @@ import httpx
 from exo.api.schemas.cluster import ClusterStateView, GpuInfoView, PeerList
 from exo.api.schemas.models import ModelList
 from exo.cluster.facts import PeerSeen
-from exo.shared.types.devices import DeviceGPUState, MemoryProfile, NodePerformanceProfile, SystemProfile
+from exo.shared.types.devices import (
+    DeviceGPUState,
+    MemoryProfile,
+    NodePerformanceProfile,
+    SystemProfile,
+    ThermalStatus,
+)
 from exo.shared.types.events import (
     DeviceAppeared,
     DeviceGPUStateUpdated,
@@ -38,6 +44,17 @@ def measure(world: World) -> None:
         health="degraded",
         health_reason="it is warm",
         last_update="2026-01-01T00:00:00Z",
+        thermal=ThermalStatus(
+            state="slowed",
+            reason="Slowed to 60% at 61 C.",
+            work_fraction=0.6,
+            limit_c=95.0,
+            predicted_temperature_c=70.5,
+            prediction_error_c=0.8,
+            sustained_fraction=0.65,
+            is_calibrated=True,
+            power_source="measured",
+        ),
     )
     world.coordinator.publish(
         [
@@ -76,6 +93,8 @@ async def test_state_says_what_is_known(world: World, http: httpx.AsyncClient) -
     assert state.topology.links[0].latency_ms == 0.5
     assert state.topology.metrics.mean_bandwidth_mbps == 1000.0
     assert state.gpu_device_state["a/cpu:0"].memory_used_bytes == 2 * GIB
+    thermal = state.gpu_device_state["a/cpu:0"].thermal
+    assert thermal is not None and (thermal.state, thermal.sustained_fraction) == ("slowed", 0.65)
     instance = state.instances["i"]
     assert (instance.status, instance.model_id, instance.loaded_layers) == ("ready", "toy", 6)
     assert instance.stages[0].address == "127.0.0.1:7"
@@ -144,6 +163,11 @@ async def test_gpu_info_joins_devices_telemetry_and_allocation(world: World, htt
     assert (device.health, device.health_reason) == ("degraded", "it is warm")
     assert device.memory_free_bytes == 6 * GIB
     assert device.thermal.headroom_c == 34.0
+    governed = device.thermal.governed
+    assert governed is not None and governed.reason == "Slowed to 60% at 61 C."
+    assert (governed.state, governed.work_fraction, governed.limit_c) == ("slowed", 0.6, 95.0)
+    assert (governed.predicted_temperature_c, governed.prediction_error_c) == (70.5, 0.8)
+    assert before.nodes[0].devices[0].thermal.governed is None
     assert [(held.instance_id, held.start_layer, held.end_layer) for held in device.allocations] == [
         ("i", 0, 6)
     ]

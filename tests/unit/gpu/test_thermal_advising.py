@@ -12,7 +12,7 @@ from exo.gpu.reading import DeviceReading
 from exo.gpu.thermal.advice import ThermalAdvice
 from exo.gpu.thermal.advising import advise, status_of
 from exo.gpu.thermal.battery import battery_state
-from exo.gpu.thermal.device_class import PRIORS
+from exo.gpu.thermal.device_class import PRIORS, DeviceClass
 from exo.gpu.thermal.observing import observe
 from exo.gpu.thermal.policy import BatteryPolicy, ThermalPolicy
 from exo.gpu.thermal.rc_model import RCModel
@@ -321,3 +321,47 @@ def test_settings_have_defaults_and_refuse_what_makes_no_sense() -> None:
     for text in ("much", "nan", "0", "99"):
         with pytest.raises(ConfigurationError, match=f"EXO_THERMAL_MARGIN is '{text}'; set it to a number"):
             ThermalSettings.from_environment({"EXO_THERMAL_MARGIN": text}, 2.0)
+
+
+def maybe(low: float, high: float) -> st.SearchStrategy[float | None]:
+    return st.one_of(st.none(), st.sampled_from([low, high]), st.floats(low, high))
+
+
+readings = st.builds(
+    DeviceReading,
+    temperature_c=maybe(-40, 126),
+    throttle_threshold_c=maybe(20, 150),
+    power_watts=maybe(0, 10_000),
+    power_limit_watts=maybe(0.001, 10_000),
+    compute_utilization_percent=maybe(0, 100),
+    battery_percent=maybe(0, 100),
+    is_plugged_in=st.one_of(st.none(), st.booleans()),
+    is_thermal_throttling=st.one_of(st.none(), st.booleans()),
+)
+"""Whatever `gpu.plausibility` lets through."""
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from(sorted(PRIORS)),
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.001, 2.0, 11.0, 40.0, 1e5]), readings, maybe(0, 1)), max_size=60
+    ),
+)
+def test_whatever_a_device_says_there_is_advice_that_can_be_followed(
+    kind: DeviceClass, story: list[tuple[float, DeviceReading, float | None]]
+) -> None:
+    heater = Heater(new_record(PRIORS[kind]))
+    for after_s, reading, share in story:
+        advice = heater.tell(after_s, reading, share)
+        assert 0 <= advice.work_fraction <= 1 and advice.reason
+        status = status_of(heater.record, heater.now_s)
+        assert status.work_fraction == advice.work_fraction
+        assert all(
+            value is None or math.isfinite(value)
+            for value in (
+                status.predicted_temperature_c,
+                status.prediction_error_c,
+                status.sustained_fraction,
+            )
+        )

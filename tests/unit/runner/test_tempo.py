@@ -58,7 +58,7 @@ def test_a_rest_becomes_longer_or_shorter_with_the_advice() -> None:
     rest_s = tempo.rest_s(2.0)
     assert rest_s == pytest.approx(1.0, abs=2 * CREDIT_MAX_S)
     tempo.advise(0.25, 2.0)
-    assert tempo.rest_s(2.0) == pytest.approx(2 * rest_s)
+    assert tempo.rest_s(2.0) == pytest.approx(2 * (rest_s or 0))
     tempo.advise(1.0, 2.1)
     assert tempo.rest_s(2.1) == 0.0
 

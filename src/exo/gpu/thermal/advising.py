@@ -184,7 +184,7 @@ def _reason(record: ThermalRecord, state: ThermalState, fraction: float, peak_c:
         else f"{peak_c:.0f} C predicted within {policy.horizon_s:.0f} s"
     )
     if state == "starting":
-        return f"Starts with {fraction:.0%} at {record.die_c:.0f} C, and does more as it is seen how it heats ({limit})."
+        return f"Starts with {fraction:.0%} at {record.die_c:.0f} C, and does more as its heat is known ({limit})."
     if state == "slowed":
         return f"Slowed to {fraction:.0%} at {record.die_c:.0f} C: {ahead}, {record.target_c:.0f} C allowed ({limit})."
     return f"Full work at {record.die_c:.0f} C: {ahead} ({limit})."

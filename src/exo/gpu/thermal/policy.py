@@ -8,6 +8,8 @@ class ThermalPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     margin_c: float = 5.0
     """Predicted temperatures stay this far below the limit."""
+    unforeseen_margin_c: float = 1.0
+    """Added to that while there is no model to foresee anything with."""
     hysteresis_c: float = 10.0
     """A device that was paused goes on when it is this much below limit and margin."""
     early_s: float = 6.0

@@ -83,6 +83,8 @@ class ThermalRecord(msgspec.Struct, frozen=True, kw_only=True):
         if self.is_calibrated:
             error_c = self.predictions.near.rms_c or 0.0
             target_c -= policy.error_weight * max(0.0, error_c - policy.error_free_c)
+        else:
+            target_c -= policy.unforeseen_margin_c
         return target_c
 
     @property
