@@ -26,14 +26,17 @@ from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.factory import GPUBackendFactory
 from exo.gpu.health_watch import HealthWatch
 from exo.gpu.limits import CallLimits
+from exo.gpu.thermal.settings import ThermalSettings
 from exo.shared.types.events import DeviceGPUStateUpdated, Telemetry
 from exo.shared.types.ids import DeviceId, NodeId
+from exo.worker.heat_watch import HeatWatch
 from exo.worker.telemetry import GPUTelemetryCollector, GPUTelemetryConfig
 
 if TYPE_CHECKING:
     from tests.support.nvml_stub import NvmlStub
 
 NODE_ID = NodeId("b" * 16)
+INTERVAL_S = 2.0
 PAUSE_S = 0.1
 """Between two collections where their time counts: a node waits 2 s."""
 
@@ -51,9 +54,10 @@ class Watched:
             devices=lambda: self.inventory.used,
             health=health,
             publish=self.publish,
-            config=GPUTelemetryConfig(),
+            config=GPUTelemetryConfig(interval_s=INTERVAL_S),
             clock=time.monotonic,
             now=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"),
+            heat=HeatWatch(ThermalSettings.from_environment({}, INTERVAL_S), clock=time.monotonic),
         )
 
     def publish(self, events: Sequence[Telemetry]) -> None:
@@ -124,7 +128,7 @@ async def cost(stub: "NvmlStub", seconds: float) -> dict[str, Any]:
         stub_driver.slow_down(stub)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watched.collector.start_monitoring)
-            await anyio.sleep(GPUTelemetryConfig().interval_s * 2)  # All are read, code is warm.
+            await anyio.sleep(INTERVAL_S * 2)  # All are read, code is warm.
             calls, started_s, used_s = stub_driver.calls(stub), time.perf_counter(), time.process_time()
             await anyio.sleep(seconds)
             used_s = time.process_time() - used_s

@@ -45,7 +45,7 @@ class GPUTelemetryConfig(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float = 2.0
     heartbeat_s: float = 10.0
     """A reading that did not change is told all the same this long after the last one."""
-    patience_s: float = 0.08
+    patience_s: float = 0.07
     """A collection waits so long; what a slow device says then is told with the next one."""
     thresholds: Thresholds = Thresholds()
 
@@ -164,9 +164,10 @@ class GPUTelemetryCollector:
                 self._reads[one.device.device_id] = asyncio.create_task(self._read(one))
         # Who did not answer in time before is not waited for again: the others are told the sooner.
         begun = [read for device_id, read in self._reads.items() if device_id not in late]
-        if begun:
-            await asyncio.wait(begun, timeout=self._config.patience_s)
+        until_s = anyio.current_time() + self._config.patience_s
         host = await anyio.to_thread.run_sync(read_host)
+        if begun:
+            await asyncio.wait(begun, timeout=max(0.0, until_s - anyio.current_time()))
         at_s = self._clock()
         events: list[Telemetry] = []
         for one in used:
