@@ -65,6 +65,26 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "gpu_throttling", "1 while heat slows the device down, else 0.", lambda now: now.is_thermal_throttling
     ),
+    Measure(
+        "gpu_temperature_predicted_celsius",
+        "The temperature predicted for 30 seconds later.",
+        lambda now: now.thermal.predicted_temperature_c if now.thermal is not None else None,
+    ),
+    Measure(
+        "gpu_temperature_prediction_error_celsius",
+        "How far such predictions were off lately, as a root mean square.",
+        lambda now: now.thermal.prediction_error_c if now.thermal is not None else None,
+    ),
+    Measure(
+        "gpu_work_ratio",
+        "How much of the time exo works on it, as heat and battery allow, 0 to 1.",
+        lambda now: now.thermal.work_fraction if now.thermal is not None else None,
+    ),
+    Measure(
+        "gpu_work_sustained_ratio",
+        "How much of full work it is predicted to hold for good, 0 to 1.",
+        lambda now: now.thermal.sustained_fraction if now.thermal is not None else None,
+    ),
     Measure("gpu_power_watts", "Power drawn: joules per second.", lambda now: now.power_watts),
     Measure(
         "gpu_energy_joules_total",

@@ -1,6 +1,7 @@
 """Keeps a thermal record of each device of this node, and has stages work as much as their devices' heat allows."""
 
 from collections.abc import Callable, Collection, Sequence
+from math import floor
 
 import msgspec
 from loguru import logger
@@ -19,6 +20,10 @@ LOOK_AGAIN_S = 1.0
 """A device that was read this lately needs no other look."""
 OVER_AFTER_S = 60.0
 """Of full work: from here on being slowed down counts as over. A device at its limit comes and goes."""
+
+IDLE_SHARE = 0.02
+"""Of the time: a stage that works less leaves a device to the others."""
+WORK_STEP = 0.01
 
 SetWork = Callable[[float], None]
 
@@ -135,9 +140,12 @@ class HeatWatch:
             reading = msgspec.structs.replace(reading, battery_percent=percent, is_plugged_in=is_plugged_in)
         return reading
 
+    def _on(self, device_id: DeviceId) -> list[_Stage]:
+        return [one for one in self._stages.values() if device_id in one.device_ids]
+
     def _worked_share(self, device_id: DeviceId) -> float | None:
         """Return the share of the time since the last reading that stages worked; None where none runs there."""
-        stages = [one for one in self._stages.values() if device_id in one.device_ids]
+        stages = self._on(device_id)
         for stage in stages:
             if stage.first is not None and stage.last is not None and stage.last[0] > stage.first[0]:
                 elapsed_s = stage.last[0] - stage.first[0]
@@ -149,18 +157,37 @@ class HeatWatch:
         kept.looked_s = now_s
         kept.record, advice = advise(kept.record, now_s)
         _announce(kept, advice, now_s)
-        if advice.work_fraction != kept.work_fraction:
-            kept.work_fraction = advice.work_fraction
-            for stage in self._stages.values():
-                if kept.device.device_id in stage.device_ids:
-                    self._tell(stage)
+        kept.work_fraction = advice.work_fraction
+        for stage in self._on(kept.device.device_id):
+            self._tell(stage)
 
     def _tell(self, stage: _Stage) -> None:
-        kept = (self._devices.get(device_id) for device_id in stage.device_ids)
-        fraction = min((one.work_fraction for one in kept if one is not None), default=1.0)
+        fractions = [self._allotted(stage, device_id) for device_id in stage.device_ids]
+        fraction = min(fractions, default=1.0)
         if fraction != stage.told:
             stage.told = fraction
             stage.set_work(fraction)
+
+    def _allotted(self, stage: _Stage, device_id: DeviceId) -> float:
+        """Return how much a stage may work on a device that others may use as well."""
+        kept = self._devices.get(device_id)
+        if kept is None or kept.work_fraction >= 1:
+            return 1.0
+        others = [one.share for one in self._on(device_id) if one is not stage and one.share > IDLE_SHARE]
+        return allotted(kept.work_fraction, others)
+
+
+def allotted(fraction: float, others: Sequence[float]) -> float:
+    """Return one stage's part of a device's work: what others leave of it, at least as much as each. Pure.
+
+    Args:
+        fraction: How much the device may work.
+        others: How much each of the other stages on it has worked lately.
+    """
+    if fraction <= 0:
+        return 0.0
+    part = max(fraction / (1 + len(others)), fraction - sum(others))
+    return max(WORK_STEP, floor(part / WORK_STEP + 1e-9) * WORK_STEP)
 
 
 def device_class(device: GPUDevice, reading: DeviceReading) -> DeviceClass:

@@ -29,6 +29,7 @@ from exo.shared.types.devices import (
     MemoryProfile,
     NodePerformanceProfile,
     SystemProfile,
+    ThermalStatus,
 )
 from exo.shared.types.ids import CommandId, DeviceId, ModelId, NodeId
 from exo.shared.types.instances import PlacementRequest
@@ -78,6 +79,14 @@ def full_reading(device: GPUDevice, node_id: NodeId) -> DeviceGPUState:
         ecc_uncorrected_count=1,
         faults=(DeviceFault(kind="xid", code=74, message="NVLink", is_fatal=False),),
         is_memory_pressed=False,
+        thermal=ThermalStatus(
+            state="slowed",
+            reason="Slowed to 60% at 61 C.",
+            work_fraction=0.6,
+            predicted_temperature_c=70.5,
+            prediction_error_c=0.8,
+            sustained_fraction=0.65,
+        ),
         last_update="2026-01-01T00:00:00Z",
     )
 
@@ -172,6 +181,10 @@ def test_a_device_that_tells_everything() -> None:
         "gpu_temperature_celsius": 61.0,
         "gpu_temperature_limit_celsius": 90.0,
         "gpu_throttling": 0,
+        "gpu_temperature_predicted_celsius": 70.5,
+        "gpu_temperature_prediction_error_celsius": 0.8,
+        "gpu_work_ratio": 0.6,
+        "gpu_work_sustained_ratio": 0.65,
         "gpu_power_watts": 212.5,
         "gpu_power_limit_watts": 350.0,
         "gpu_energy_joules_total": 86_400.5,
@@ -241,6 +254,17 @@ readings = st.builds(
     health=st.sampled_from(["healthy", "degraded", "failed"]),
     ecc_corrected_count=sizes,
     energy_joules=numbers,
+    thermal=st.one_of(
+        st.none(),
+        st.builds(
+            ThermalStatus,
+            state=st.just("slowed"),
+            reason=st.just(""),
+            work_fraction=st.floats(0, 1),
+            sustained_fraction=numbers,
+            predicted_temperature_c=numbers,
+        ),
+    ),
     last_update=st.sampled_from(["2026-01-01T00:00:00Z", "", "yesterday"]),
 )
 

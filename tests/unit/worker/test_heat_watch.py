@@ -18,7 +18,7 @@ from exo.gpu.thermal.settings import ThermalSettings
 from exo.shared.types.devices import DeviceGPUState, GPUDevice, ThermalStatus
 from exo.shared.types.events import DeviceGPUStateUpdated
 from exo.shared.types.ids import DeviceId, NodeId
-from exo.worker.heat_watch import OVER_AFTER_S, HeatWatch, device_class
+from exo.worker.heat_watch import OVER_AFTER_S, HeatWatch, allotted, device_class
 from exo.worker.telemetry import GPUTelemetryCollector, GPUTelemetryConfig
 from support.heated_stage import HeatedStage
 from support.inline_backend import InlineBackend
@@ -250,6 +250,43 @@ def test_a_stage_on_several_devices_works_as_much_as_the_hottest_allows() -> Non
     assert late == [0.0]
     watch.end("stage")
     watch.end("stage")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_several_stages_on_one_device_share_what_its_heat_allows(count: int) -> None:
+    clock = Clock()
+    watch = HeatWatch(ThermalSettings(), clock=clock)
+    told = [1.0] * count
+    busy_s = [0.0] * count
+    for number in range(count):
+        watch.begin(
+            f"stage {number}",
+            [device().device_id],
+            lambda fraction, number=number: told.__setitem__(number, fraction),
+        )
+    temperature_c, hottest_c = 40.0, 0.0
+    for _ in range(600):
+        watts = 30 + 420 * min(1.0, sum(told))
+        steady_c = 28 + watts / 5
+        temperature_c = steady_c + (temperature_c - steady_c) * 0.98
+        hottest_c = max(hottest_c, temperature_c)
+        clock.now_s += 2
+        for number in range(count):
+            busy_s[number] += 2 * told[number]
+            watch.note_work(f"stage {number}", busy_s[number])
+        watch.observe_reading(device(), cool(temperature_c=float(round(temperature_c)), power_watts=watts))
+    assert hottest_c < LIMIT_C - 3
+    assert LIMIT_C - 8 < temperature_c < LIMIT_C - 4
+    held = ((LIMIT_C - 5 - 28) * 5 - 30) / 420
+    assert sum(told) == pytest.approx(held, rel=0.12)
+
+
+def test_what_a_stage_does_not_use_is_the_others() -> None:
+    assert allotted(0.6, []) == 0.6
+    assert allotted(0.6, [0.3]) == allotted(0.6, [0.9]) == 0.3
+    assert allotted(0.6, [0.1]) == pytest.approx(0.5)
+    assert allotted(0.05, [0.05] * 9) == 0.01
+    assert allotted(0.0, [0.0]) == 0.0
 
 
 def test_the_hosts_battery_counts_for_its_gpus_and_not_for_simulated_ones() -> None:
