@@ -5,8 +5,12 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from exo.master.placement.ladder.evaluate import Stage, assess
 from exo.master.placement.ladder.problem import (
+    AtLeast,
+    AtMost,
     CostProblem,
     Device,
     Layer,
@@ -15,6 +19,8 @@ from exo.master.placement.ladder.problem import (
     MeasuredLink,
     Model,
     Pool,
+    Rule,
+    device_groups,
 )
 
 
@@ -142,3 +148,19 @@ def shuffled(problem: CostProblem, chance: random.Random) -> CostProblem:
         micro_batches=problem.micro_batches,
         rules=mixed(problem.rules),
     )
+
+
+def with_random_rules(problem: CostProblem, chance: random.Random) -> CostProblem:
+    """Add rules of the kinds that users ask for: spread over zones, at most so many of some, one of some groups."""
+    rules: list[Rule] = []
+    names = [device.device_id for device in problem.devices]
+    if chance.random() < 0.5:
+        zones = device_groups(problem.devices, by="zone")
+        rules.append(AtLeast(groups=zones, count=min(len(zones), chance.randint(1, 2)), reason="zone spread"))
+    if chance.random() < 0.5:
+        some = tuple(chance.sample(names, chance.randint(1, len(names))))
+        rules.append(AtMost(device_ids=some, count=chance.randint(0, 2), reason="anti-affinity"))
+    if chance.random() < 0.5:
+        groups = tuple(tuple(chance.sample(names, chance.randint(1, len(names)))) for _ in range(2))
+        rules.append(AtLeast(groups=groups, count=chance.randint(1, 2), reason="one of each"))
+    return msgspec.structs.replace(problem, rules=tuple(rules))

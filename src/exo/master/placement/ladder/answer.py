@@ -64,7 +64,7 @@ class Relaxation(msgspec.Struct, frozen=True, kw_only=True):
 class Infeasible(msgspec.Struct, frozen=True, kw_only=True):
     """There is no legal plan, or the problem is no problem."""
 
-    code: Literal["invalid", "infeasible"]
+    code: Literal["invalid", "infeasible", "truncated"]
     reasons: tuple[str, ...]
     relaxations: tuple[Relaxation, ...] = ()
 

@@ -32,6 +32,8 @@ class Field:
     first_layers: Integers
     last_layers: Integers
     only_layers: Integers
+    is_even: bool
+    """Whether a stage's time and size grow evenly with its layers: all are alike."""
     limit_ns: int | None = None
     """No stage may take longer."""
 
@@ -76,6 +78,7 @@ def field_of(problem: CostProblem) -> Field:
         first_layers=raw[:, 0],
         last_layers=raw[:, 0],
         only_layers=raw[:, 0],
+        is_even=model.is_uniform,
     )
     return limited(field, None)
 
@@ -106,9 +109,10 @@ def limited(field: Field, limit_ns: int | None) -> Field:
 
 def narrowed(field: Field, kept: Integers) -> Field:
     """Return the field with only these devices (indices, ascending)."""
+    indices: list[int] = kept.tolist()
     return replace(
         field,
-        devices=tuple(field.devices[index] for index in kept.tolist()),
+        devices=tuple(field.devices[index] for index in indices),
         layer_ns=field.layer_ns[kept],
         overhead_ns=field.overhead_ns[kept],
         head_ns=field.head_ns[kept],

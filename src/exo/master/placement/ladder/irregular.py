@@ -1,4 +1,4 @@
-"""Plans on measured, irregular links: a bound from the tree under them, subsets when few devices are left, else search."""
+"""Plans on measured, irregular links: a bound from the tree under them, all subsets of few devices, else search."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,9 +109,7 @@ def search_irregular(of: Field, options: Options, should_stop: Callable[[], bool
     return _outcome(bests, min(bound, upper), weighed, is_truncated=False)
 
 
-def _outcome(
-    bests: list[tuple[Filled, Method]], bound: int, weighed: int, *, is_truncated: bool
-) -> Outcome:
+def _outcome(bests: list[tuple[Filled, Method]], bound: int, weighed: int, *, is_truncated: bool) -> Outcome:
     if not bests:
         return Outcome(None, bound, "order search", weighed, is_truncated)
     plan, method = min(bests, key=lambda one: one[0].cost_ns)

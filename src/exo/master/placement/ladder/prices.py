@@ -108,7 +108,8 @@ def without_twins(of: Field, kept: Integers, prices: Prices, upper_ns: int, *, m
         on_host[one.zone, one.host] = on_host.get((one.zone, one.host), 0) + 1
     seen: dict[tuple[object, ...], int] = {}
     left: list[int] = []
-    for index in kept.tolist():
+    candidates: list[int] = kept.tolist()
+    for index in candidates:
         one = of.devices[index]
         if on_host[one.zone, one.host] > 1 or of.is_required[index]:
             left.append(index)

@@ -7,7 +7,7 @@ topmost one twice; the way from the last stage back to the first replaces one cr
 part. So the best plan is found without ever naming an order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,8 @@ class Sums:
     tables: list[Table]
     raw: dict[int, Table]
     """Tables of pool tops before their stages were counted up to `min_stages` only."""
+    closings_ns: list[int]
+    """Per node, the best plan that uses both sides and closes there."""
     best_ns: int
     best_node: int
 
@@ -77,25 +79,36 @@ def run(of: Field, tree: Tree, leaf: LeafTable, *, min_stages: int) -> Sums:
     """Fill all tables. `best_ns` is the least cost of a plan of two or more stages, `INFINITE` without one."""
     rows = max(1, min_stages)
     total_required = tree.required[-1]
-    sums = Sums(tree, [], {}, INFINITE, -1)
+    sums = Sums(tree, [], {}, [], INFINITE, -1)
     for number, node in enumerate(tree.nodes):
         if not isinstance(node, Joint):
             sums.tables.append(leaf(node)[np.newaxis])
+            sums.closings_ns.append(INFINITE)
             continue
-        joined = joined_table(of, sums.tables, node, tree, rows)
-        if tree.required[number] == total_required and joined.shape[2] > of.layer_count:
-            closing = joined[rows - 1 :, BOTH, of.layer_count]
-            if closing.size:
-                cost = int(closing.min()) + node.forward_ns
-                if cost < sums.best_ns:
-                    sums.best_ns, sums.best_node = cost, number
-        sums.tables.append(_with_alone(sums, number, node, joined, rows))
+        joined = joined_table(of, tree, node, sums.tables[node.left], sums.tables[node.right], rows)
+        closing = closing_ns(of, node, joined, rows)
+        sums.closings_ns.append(closing)
+        if tree.required[number] == total_required and closing < sums.best_ns:
+            sums.best_ns, sums.best_node = closing, number
+        left = sums.tables[node.left] if not tree.required[node.right] else None
+        right = sums.tables[node.right] if not tree.required[node.left] else None
+        table = with_alone(joined, left, right)
+        if node.is_pool_top:
+            sums.raw[number] = table
+            table = counted(table, rows)
+        sums.tables.append(table)
     return sums
 
 
-def joined_table(of: Field, tables: Sequence[Table], node: Joint, tree: Tree, rows: int) -> Table:
+def closing_ns(of: Field, node: Joint, joined: Table, rows: int) -> int:
+    """Return the cost of the best whole ring that crosses a joint at its top."""
+    if joined.shape[2] <= of.layer_count or joined.shape[0] < rows:
+        return INFINITE
+    return min(INFINITE, int(joined[rows - 1 :, BOTH, of.layer_count].min()) + node.forward_ns)
+
+
+def joined_table(of: Field, tree: Tree, node: Joint, left: Table, right: Table, rows: int) -> Table:
     """Return the table of plans that use devices on both sides of a joint."""
-    left, right = tables[node.left], tables[node.right]
     in_pool = node.pool >= 0
     most = _pool_rows(of, tree, node, rows) if in_pool else rows
     height = min(most, left.shape[0] + right.shape[0])
@@ -103,7 +116,7 @@ def joined_table(of: Field, tables: Sequence[Table], node: Joint, tree: Tree, ro
     made = np.full((height, 4, width), INFINITE, dtype=np.int64)
     has_leaf = (isinstance(tree.nodes[node.left], int), isinstance(tree.nodes[node.right], int))
     combinations = 7 if all(has_leaf) else 8 if has_leaf[1] else 9
-    is_even = of.problem.model.is_uniform
+    is_even = has_leaf[1] and of.is_even
     costs = np.full((9, 1), node.forward_ns, dtype=np.int64)
     costs[5], costs[6] = node.to_left_ns, node.to_right_ns
     for one in range(left.shape[0]):
@@ -111,8 +124,13 @@ def joined_table(of: Field, tables: Sequence[Table], node: Joint, tree: Tree, ro
             stages = one + other + 2
             if stages > most and in_pool:
                 continue
-            product = min_plus(left[one][_LEFT[:combinations]], right[other][_RIGHT[:combinations]], width)
-            product += costs[:combinations]
+            if is_even and right.shape[2] > _WINDOW_WORTH_FROM:
+                product = _with_even_leaf(of, left[one], tree.nodes[node.right], width)
+            else:
+                product = min_plus(
+                    left[one][_LEFT[:combinations]], right[other][_RIGHT[:combinations]], width
+                )
+            product += costs[: len(product)]
             row = made[min(stages, height) - 1]
             np.minimum(row[PLAIN], product[0], out=row[PLAIN])
             np.minimum(row[FIRST], product[1:3].min(axis=0), out=row[FIRST])
@@ -184,7 +202,7 @@ def _pool_rows(of: Field, tree: Tree, node: Joint, rows: int) -> int:
     memory on the fastest. That holds where a device's time grows evenly and is not limited.
     """
     leaves = tree.leaves[node.left] + tree.leaves[node.right]
-    if of.limit_ns is not None or not of.problem.model.is_uniform:
+    if of.limit_ns is not None or not of.is_even:
         return leaves
     return min(leaves, 3 + tree.required[node.left] + tree.required[node.right] + rows - 1)
 
@@ -199,23 +217,25 @@ def _forbid_overfull(of: Field, pool: int, table: Table) -> None:
             table[stages - 1, part, most + 1 :] = INFINITE
 
 
-def _with_alone(sums: Sums, number: int, node: Joint, joined: Table, rows: int) -> Table:
-    """Add the plans that use devices on one side only, where the other needs none."""
-    left, right = sums.tables[node.left], sums.tables[node.right]
-    height = max(joined.shape[0], left.shape[0], right.shape[0])
-    width = max(joined.shape[2], left.shape[2], right.shape[2])
+def with_alone(joined: Table | None, left: Table | None, right: Table | None) -> Table:
+    """Add the plans that use one side only, of those sides that are given."""
+    given = [table for table in (joined, left, right) if table is not None]
+    if len(given) == 1:
+        return given[0]
+    height, width = max(table.shape[0] for table in given), max(table.shape[2] for table in given)
     made = np.full((height, 4, width), INFINITE, dtype=np.int64)
-    made[: joined.shape[0], :, : joined.shape[2]] = joined
-    for side, other in ((left, node.right), (right, node.left)):
-        if not sums.tree.required[other]:
-            part = made[: side.shape[0], :, : side.shape[2]]
-            np.minimum(part, side, out=part)
-    if node.pool >= 0 and node.is_pool_top:
-        sums.raw[number] = made
-        counted = made[: min(rows, height)].copy()
-        if height > rows:
-            np.minimum(counted[-1], made[rows:].min(axis=0), out=counted[-1])
-        return counted
+    for table in given:
+        part = made[: table.shape[0], :, : table.shape[2]]
+        np.minimum(part, table, out=part)
+    return made
+
+
+def counted(table: Table, rows: int) -> Table:
+    """Count the stages of a pool's table only up to `rows`."""
+    if table.shape[0] <= rows:
+        return table
+    made = table[:rows].copy()
+    np.minimum(made[-1], table[rows:].min(axis=0), out=made[-1])
     return made
 
 
@@ -228,7 +248,7 @@ def draft_of(of: Field, sums: Sums, *, min_stages: int) -> Draft | None:
     assert isinstance(top, Joint)
     layers: dict[int, int] = {}
     ends = {FIRST: -1, LAST: -1}
-    joined = joined_table(of, sums.tables, top, sums.tree, rows)
+    joined = joined_table(of, sums.tree, top, sums.tables[top.left], sums.tables[top.right], rows)
     closing = joined[rows - 1 :, BOTH, of.layer_count]
     stages = rows - 1 + int(np.argmin(closing))
     todo = _part(sums, top, stages, BOTH, of.layer_count, int(closing.min()), rows)

@@ -1,6 +1,7 @@
 """Weighs rings on any links: hops by matrix, layers by filling, and the best place to begin."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class RingScale:
         """Return the forward cost all the way round."""
         forward = self.forward
         total = forward[ring[-1]][ring[0]]
-        for source, target in zip(ring, ring[1:], strict=False):
+        for source, target in pairwise(ring):
             total += forward[source][target]
         return total
 
@@ -88,7 +89,12 @@ class RingScale:
         closed = self.closed_ns(ring)
         forward, back = self.forward, self.back
         starts = sorted(
-            (closed - forward[ring[position - 1]][ring[position]] + back[ring[position - 1]][ring[position]], position)
+            (
+                closed
+                - forward[ring[position - 1]][ring[position]]
+                + back[ring[position - 1]][ring[position]],
+                position,
+            )
             for position in range(len(ring))
         )
         best: tuple[int, int, dict[int, int]] | None = None

@@ -1,14 +1,23 @@
 """The ladder itself: each rung improves the plan at hand or its bound, and the plan is checked before it leaves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from exo.master.placement.ladder.answer import Infeasible, Method, Options, Solution
+from exo.master.placement.ladder.branch import branch, keeps_rules
 from exo.master.placement.ladder.evaluate import Assessment, Stage, assess
 from exo.master.placement.ladder.exact import best_hierarchical
-from exo.master.placement.ladder.field import Field, field_of
+from exo.master.placement.ladder.field import Field, field_of, limited
 from exo.master.placement.ladder.greedy import memory_weighted_ring
 from exo.master.placement.ladder.irregular import Outcome, search_irregular
 from exo.master.placement.ladder.problem import CostProblem
+from exo.master.placement.ladder.water import Filled
+
+_CLOSE_ENOUGH = 1e-4
+"""A round this near to its bound is not worth another run of the programme."""
+_TRUNCATED = (
+    "The search was stopped before it found a plan or a proof that there is none; allow it more time."
+)
 
 
 class Search:
@@ -30,35 +39,110 @@ class Search:
         """Climb the ladder."""
         ring = memory_weighted_ring(self.field)
         if ring is not None:
-            self.offer(_stages(self.field, tuple(i for i, _ in ring), tuple(n for _, n in ring)), self._method)
+            self._offer_ring([index for index, _ in ring], [count for _, count in ring], self._method)
         baseline = self._assessment
         outcome = self._latency(self.field)
-        if outcome.plan is None:
-            return Infeasible(code="infeasible", reasons=("",))
-        self.offer(_stages(self.field, outcome.plan.ring, outcome.plan.layers), outcome.method)
+        if outcome.plan is not None:
+            self._offer_ring(outcome.plan.ring, outcome.plan.layers, outcome.method)
         self.lower_bound_ns = outcome.lower_bound_ns
-        assert self._stages is not None
-        assert self._assessment is not None
+        if self._stages is None or self._assessment is None:
+            if self.is_truncated:
+                return Infeasible(code="truncated", reasons=(_TRUNCATED,))
+            return Infeasible(code="infeasible", reasons=())
+        if self.problem.micro_batches > 1:
+            self._shorten_rounds()
         return Solution(
             stages=self._stages,
             assessment=self._assessment,
-            lower_bound_ns=self.lower_bound_ns,
+            lower_bound_ns=min(self.lower_bound_ns, self._assessment.round_ns),
             method=self._method,
             is_truncated=self.is_truncated,
             evaluations=self.evaluations,
             baseline=baseline,
         )
 
+    def _shorten_rounds(self) -> None:
+        """Look for the shortest round between the bound on latency and the plan at hand, halving what is between.
+
+        A plan with a round of at most R has no stage longer than R / micro-batches, and no latency above R.
+        """
+        low = self.lower_bound_ns
+        while self._assessment is not None and not self._is_close(low):
+            if self.should_stop():
+                self.is_truncated = True
+                break
+            middle = (low + self._assessment.round_ns) // 2
+            outcome = self._latency(limited(self.field, middle // self.problem.micro_batches))
+            before = self._assessment.round_ns
+            if outcome.plan is not None:
+                self._offer_ring(outcome.plan.ring, outcome.plan.layers, outcome.method)
+            if outcome.plan is None and self.is_truncated:
+                break
+            if outcome.plan is None or outcome.lower_bound_ns > middle:
+                low = middle + 1
+            elif self._assessment.round_ns == before:
+                # Neither a shorter round nor a proof that there is none: the links leave it open.
+                break
+        self.lower_bound_ns = low
+
+    def _is_close(self, low_ns: int) -> bool:
+        assert self._assessment is not None
+        return self._assessment.round_ns - low_ns <= self._assessment.round_ns * _CLOSE_ENOUGH
+
     def _latency(self, of: Field) -> Outcome:
-        """Return a plan of least latency and its bound, as exactly as the links allow."""
+        """Return a plan of least latency that keeps the rules, and its bound, as exactly as the links allow."""
+        outcome = self._without_rules(of)
+        rules = of.problem.rules
+        if outcome.plan is None or not rules:
+            return outcome
+        if keeps_rules([of.devices[index].device_id for index in outcome.plan.ring], rules):
+            return outcome
+        known = self._known(of)
+        if not self.options.has_constraint_layer:
+            return replace(outcome, plan=known)
+        found = branch(
+            of,
+            relaxed=outcome.plan,
+            relaxed_bound_ns=outcome.lower_bound_ns,
+            known=known,
+            branches_max=self.options.branches_max,
+            should_stop=self.should_stop,
+        )
+        self.evaluations += found.branches
+        self.is_truncated |= not found.is_whole
+        return Outcome(
+            found.plan,
+            found.lower_bound_ns,
+            "constraint layer",
+            found.branches,
+            is_truncated=not found.is_whole,
+        )
+
+    def _known(self, of: Field) -> Filled | None:
+        """The plan at hand, as one to beat: it keeps the rules, but perhaps not the field's limit."""
+        if self._stages is None or self._assessment is None or of.limit_ns is not None:
+            return None
+        index_of = {one.device_id: index for index, one in enumerate(of.devices)}
+        return Filled(
+            self._assessment.latency_ns,
+            tuple(index_of[stage.device_id] for stage in self._stages),
+            tuple(stage.end_layer - stage.start_layer for stage in self._stages),
+        )
+
+    def _without_rules(self, of: Field) -> Outcome:
         if of.problem.links.is_hierarchical:
             plan = best_hierarchical(of)
-            method: Method = "single device" if plan is not None and len(plan.ring) == 1 else "dynamic programme"
+            method: Method = (
+                "single device" if plan is not None and len(plan.ring) == 1 else "dynamic programme"
+            )
             return Outcome(plan, 0 if plan is None else plan.cost_ns, method, 0, is_truncated=False)
         outcome = search_irregular(of, self.options, self.should_stop)
         self.evaluations += outcome.weighed
         self.is_truncated |= outcome.is_truncated
         return outcome
+
+    def _offer_ring(self, ring: Sequence[int], layers: Sequence[int], method: Method) -> bool:
+        return self.offer(_stages(self.field, ring, layers), method)
 
     def offer(self, stages: tuple[Stage, ...], method: Method) -> bool:
         """Take a plan if it is legal and better than the one at hand."""
@@ -71,7 +155,7 @@ class Search:
         return True
 
 
-def _stages(of: Field, ring: tuple[int, ...], layers: tuple[int, ...]) -> tuple[Stage, ...]:
+def _stages(of: Field, ring: Sequence[int], layers: Sequence[int]) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     start = 0
     for index, count in zip(ring, layers, strict=True):

@@ -33,10 +33,10 @@ class Joint:
 class Tree:
     """Nodes in post-order: children before parents, the root last. A leaf is the index of its device."""
 
-    nodes: list[int | Joint] = field(default_factory=lambda: [])
-    required: list[int] = field(default_factory=lambda: [])
+    nodes: list[int | Joint] = field(default_factory=list)
+    required: list[int] = field(default_factory=list)
     """How many required devices lie below each node."""
-    leaves: list[int] = field(default_factory=lambda: [])
+    leaves: list[int] = field(default_factory=list)
     """How many devices lie below each node."""
 
     def add_leaf(self, device: int, *, is_required: bool) -> int:
@@ -54,8 +54,11 @@ class Tree:
         return len(self.nodes) - 1
 
 
-def hierarchy(of: Field) -> Tree:
-    """Return the exact tree of hierarchical links: zones of hosts of pools of devices, each sorted by name."""
+def hierarchy(of: Field, *, is_balanced: bool = False) -> Tree:
+    """Return the exact tree of hierarchical links: zones of hosts of pools of devices, each sorted by name.
+
+    What is alike hangs in a chain, or balanced, with short ways to the root.
+    """
     links = of.problem.links
     tree = Tree()
     zones: dict[str, dict[str, dict[int, list[int]]]] = {}
@@ -65,6 +68,9 @@ def hierarchy(of: Field) -> Tree:
         pools.setdefault(int(of.pool[index]), []).append(index)
 
     def chain(nodes: Sequence[int], cost: tuple[int, int], pool: int = -1) -> int:
+        if is_balanced and pool < 0 and len(nodes) > 2:
+            half = len(nodes) // 2
+            nodes = [chain(nodes[:half], cost), chain(nodes[half:], cost)]
         acc = nodes[0]
         for position, node in enumerate(nodes[1:], start=2):
             acc = tree.add_joint(
@@ -123,7 +129,7 @@ def single_linkage(of: Field, forward_ns: Integers, return_ns: Integers) -> Tree
     sources, targets = np.triu_indices(of.size, 1)
     heights = near[sources, targets]
     order = np.lexsort((targets, sources, heights))
-    pairs = zip(heights[order].tolist(), sources[order].tolist(), targets[order].tolist(), strict=True)
+    pairs: list[list[int]] = np.stack((heights[order], sources[order], targets[order]), axis=1).tolist()
     for height, source, target in pairs:
         left, right = sorted((leader[source], leader[target]))
         if left != right:

@@ -36,7 +36,7 @@ def _basins(of: Field, prices: Prices) -> list[list[int]]:
     """The whole cluster, its zones and its hosts, each in the order of price, cheapest way to the model first."""
     order = np.argsort(np.where(of.is_required, -1.0, prices.unit_ns), kind="stable")
     order = order[of.most_layers[order] > 0]
-    everything = order.tolist()
+    everything: list[int] = order.tolist()
     basins = [everything]
     if of.is_required.any():
         return basins
@@ -45,7 +45,8 @@ def _basins(of: Field, prices: Prices) -> list[list[int]]:
         one = of.devices[index]
         by_home.setdefault((one.zone,), []).append(index)
         by_home.setdefault((one.zone, one.host), []).append(index)
-    plain, unit = of.plain_layers.tolist(), prices.unit_ns.tolist()
+    plain: list[int] = of.plain_layers.tolist()
+    unit: list[float] = prices.unit_ns.tolist()
     costs: list[tuple[float, int, list[int]]] = []
     for number, basin in enumerate(by_home.values()):
         if 1 < len(basin) < len(everything):

@@ -1,0 +1,230 @@
+"""The constraint layer: branch and bound over which devices take part, for rules that the programme cannot hold.
+
+Built on python-constraint: one 0/1 variable per device, in the order of the tree's leaves; the value that the
+relaxed optimum gives it is tried first; user rules are ordinary function constraints; one bounding constraint
+prunes with the programme's tables (what is decided, joined with the best of what is free), and one reads the
+clock, for the library itself never stops.
+"""
+# python-constraint has no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportIncompatibleMethodOverride=false
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import constraint
+import numpy as np
+
+from exo.master.placement.ladder.bounding import PrefixBound
+from exo.master.placement.ladder.field import Field, narrowed
+from exo.master.placement.ladder.order_search import OrderSearch
+from exo.master.placement.ladder.problem import AtMost, Rule
+from exo.master.placement.ladder.ring import link_matrices
+from exo.master.placement.ladder.rings import RingScale
+from exo.master.placement.ladder.rule_prices import RulePrices
+from exo.master.placement.ladder.subsets import best_of_subsets
+from exo.master.placement.ladder.water import Filled
+
+_EXACT_UP_TO = 8
+"""Devices whose best order is found by trying all."""
+
+
+class _StoppedError(Exception):
+    """Raised when the caller's clock or the limit of branches ends the search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branched:
+    """The best plan that keeps the rules, if any was found, with a bound, and whether the search came to its end."""
+
+    plan: Filled | None
+    lower_bound_ns: int
+    branches: int
+    is_whole: bool
+
+
+def keeps_rules(names: Sequence[str], rules: Sequence[Rule]) -> bool:
+    """Say whether the devices that take part keep all rules."""
+    used = set(names)
+    for rule in rules:
+        if isinstance(rule, AtMost):
+            if len(used & set(rule.device_ids)) > rule.count:
+                return False
+        elif sum(1 for group in rule.groups if used & set(group)) < rule.count:
+            return False
+    return True
+
+
+def branch(
+    of: Field,
+    *,
+    relaxed: Filled,
+    relaxed_bound_ns: int,
+    known: Filled | None,
+    branches_max: int,
+    should_stop: Callable[[], bool],
+) -> Branched:
+    """Search all sets of devices that keep the rules for one that is better than `known`.
+
+    `relaxed` is a plan without the rules, `relaxed_bound_ns` what no such plan can beat.
+    """
+    search = _Branching(of, known, branches_max, should_stop)
+    is_whole = search.run(set(relaxed.ring))
+    least = min(search.open_ns, search.limit_ns) if is_whole else relaxed_bound_ns
+    return Branched(search.best, max(relaxed_bound_ns, least), search.branches, is_whole)
+
+
+class _Branching:
+    def __init__(
+        self, of: Field, known: Filled | None, branches_max: int, should_stop: Callable[[], bool]
+    ) -> None:
+        self.best = known
+        self.limit_ns = 2**60 if known is None else known.cost_ns
+        self.open_ns = 2**60
+        """Least bound of a set whose best order is not proven."""
+        self.branches = 0
+        self._of = of
+        self._branches_max = branches_max
+        self._should_stop = should_stop
+        self._bound = PrefixBound(of)
+        self._prices = RulePrices(of)
+
+    def run(self, relaxed: set[int]) -> bool:
+        """Search; return whether everything was seen."""
+        solver = _InOrder(self._bound.order)
+        problem = constraint.Problem(solver)
+        for device in self._bound.order:
+            problem.addVariable(device, [0, 1] if device in relaxed else [1, 0])
+        problem.addConstraint(_Clock(self._tick), self._bound.order)
+        index_of = {one.device_id: index for index, one in enumerate(self._of.devices)}
+        for rule in self._of.problem.rules:
+            check, names = _rule_check(rule, index_of)
+            problem.addConstraint(constraint.FunctionConstraint(check, assigned=False), names)
+        problem.addConstraint(_Bounding(self._is_worth_it), self._bound.order)
+        try:
+            for assignment in problem.getSolutionIter():
+                self._take([index for index, value in assignment.items() if value])
+        except _StoppedError:
+            return False
+        return True
+
+    def _tick(self) -> None:
+        self.branches += 1
+        if self.branches > self._branches_max or self._should_stop():
+            raise _StoppedError
+
+    def _is_worth_it(self, decisions: Sequence[int]) -> bool:
+        if self._bound.alone_ns(decisions) < self.limit_ns:
+            return True
+        if self._prices.several_ns(decisions, self._bound.order) >= self.limit_ns:
+            return False
+        return self._bound.several_ns(decisions) < self.limit_ns
+
+    def _take(self, used: list[int]) -> None:
+        found, bound = self._bound.plan_of(used)
+        if found is None:
+            return
+        plan: Filled | None = found
+        if not self._of.problem.links.is_hierarchical and len(found.ring) > 1:
+            plan, is_proven = self._ordered(found)
+            if not is_proven:
+                self.open_ns = min(self.open_ns, bound)
+        if plan is not None and plan.cost_ns < self.limit_ns:
+            self.best, self.limit_ns = plan, plan.cost_ns
+
+    def _ordered(self, found: Filled) -> tuple[Filled | None, bool]:
+        """Return the best order of a set on irregular links, and whether it is proven."""
+        kept = sorted(found.ring)
+        part = narrowed(self._of, np.array(kept, dtype=np.int64))
+        forward, back = link_matrices(part)
+        scale = RingScale(part, forward, back)
+        everybody = frozenset(range(len(kept)))
+        if len(kept) <= _EXACT_UP_TO:
+            plan, is_proven = best_of_subsets(
+                scale,
+                forward,
+                back,
+                required=everybody,
+                min_stages=len(kept),
+                most_stages=len(kept),
+                below_ns=self.limit_ns,
+                should_stop=self._should_stop,
+            )
+        else:
+            search = OrderSearch(
+                scale,
+                len(kept),
+                required=everybody,
+                min_stages=len(kept),
+                most_stages=len(kept),
+                evaluations_max=5_000,
+                should_stop=self._should_stop,
+            )
+            search.start([kept.index(index) for index in found.ring])
+            plan, is_proven = search.best, False
+        if plan is None:
+            return None, is_proven
+        return Filled(plan.cost_ns, tuple(kept[index] for index in plan.ring), plan.layers), is_proven
+
+
+class _InOrder(constraint.OptimizedBacktrackingSolver):
+    """Assigns the variables in the order of the tree's leaves, as the bound needs it."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        super().__init__(forwardcheck=False)
+        self._order = list(order)
+
+    def getSortedVariables(self, domains: object, vconstraints: object) -> list[int]:
+        """Return the variables in the given order."""
+        return self._order
+
+
+class _Clock(constraint.Constraint):
+    """Ends the search from within: the library has no deadline, and an unsolvable problem yields nothing."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self._tick = tick
+
+    def __call__(
+        self, variables: object, domains: object, assignments: object, forwardcheck: object = False
+    ) -> bool:
+        """Count a branch; raises to stop."""
+        self._tick()
+        return True
+
+
+class _Bounding(constraint.Constraint):
+    """Prunes what cannot be better than the plan at hand."""
+
+    def __init__(self, is_worth_it: Callable[[Sequence[int]], bool]) -> None:
+        self._is_worth_it = is_worth_it
+
+    def __call__(
+        self,
+        variables: Sequence[int],
+        domains: object,
+        assignments: dict[int, int],
+        forwardcheck: object = False,
+    ) -> bool:
+        """Say whether the assigned prefix can still lead to a better plan."""
+        return self._is_worth_it([assignments[one] for one in variables if one in assignments])
+
+
+def _rule_check(rule: Rule, index_of: dict[str, int]) -> tuple[Callable[..., bool], list[int]]:
+    """Return a function over the values of the rule's devices, and those. Undecided ones are neither 0 nor 1."""
+    if isinstance(rule, AtMost):
+        names = [index_of[one] for one in rule.device_ids if one in index_of]
+
+        def at_most(*values: object) -> bool:
+            return sum(1 for value in values if value == 1) <= rule.count
+
+        return at_most, names
+    flat = [index_of[one] for group in rule.groups for one in group if one in index_of]
+    names = list(dict.fromkeys(flat))
+    place = {index: position for position, index in enumerate(names)}
+    groups = [[place[index_of[one]] for one in group if one in index_of] for group in rule.groups]
+
+    def at_least(*values: object) -> bool:
+        return sum(1 for group in groups if any(values[one] != 0 for one in group)) >= rule.count
+
+    return at_least, names
