@@ -10,7 +10,10 @@ from exo.master.placement.ladder.exact import best_hierarchical
 from exo.master.placement.ladder.field import Field, field_of, limited
 from exo.master.placement.ladder.greedy import memory_weighted_ring
 from exo.master.placement.ladder.irregular import Outcome, search_irregular
+from exo.master.placement.ladder.prefix import PrefixProgramme
 from exo.master.placement.ladder.problem import CostProblem
+from exo.master.placement.ladder.programme import INFINITE
+from exo.master.placement.ladder.uneven import UnevenSearch, best_single_uneven, relaxed_bound_ns
 from exo.master.placement.ladder.water import Filled
 
 _CLOSE_ENOUGH = 1e-4
@@ -40,6 +43,10 @@ class Search:
         ring = memory_weighted_ring(self.field)
         if ring is not None:
             self._offer_ring([index for index, _ in ring], [count for _, count in ring], self._method)
+            if self._stages is None and not self.field.is_even:
+                split = PrefixProgramme(self.field).split([index for index, _ in ring])
+                if split is not None:
+                    self._offer_ring([index for index, _ in ring], split[1], self._method)
         baseline = self._assessment
         outcome = self._latency(self.field)
         if outcome.plan is not None:
@@ -90,7 +97,41 @@ class Search:
         return self._assessment.round_ns - low_ns <= self._assessment.round_ns * _CLOSE_ENOUGH
 
     def _latency(self, of: Field) -> Outcome:
-        """Return a plan of least latency that keeps the rules, and its bound, as exactly as the links allow."""
+        """Return a plan of least latency that keeps the rules, and its bound."""
+        return self._even_latency(of) if of.is_even else self._uneven_latency(of)
+
+    def _uneven_latency(self, of: Field) -> Outcome:
+        """Plan with average layers, split with the true ones, and bound with the lightest."""
+        search = UnevenSearch(of, self.should_stop)
+        single = best_single_uneven(of, search)
+        average = self._even_latency(replace(of, is_even=True))
+        for ring in (average.plan.ring if average.plan is not None else (), *self._rings_at_hand(of)):
+            search.try_ring(ring)
+        is_proven = search.try_all()
+        is_decided = is_proven
+        if search.best is None and not is_proven:
+            is_decided = search.find_any()
+        search.climb()
+        slopes = [
+            of.devices[index].layer_ns for index in (search.best.ring if search.best is not None else ())
+        ]
+        bound = single if is_proven else min(single, relaxed_bound_ns(of, slopes[:6]))
+        self.is_truncated |= search.is_truncated or (
+            search.best is None and not is_decided and bound < INFINITE
+        )
+        self.evaluations += search.splits
+        method: Method = "prefix programme"
+        if search.best is not None:
+            bound = search.best.cost_ns if is_proven else min(bound, search.best.cost_ns)
+        return Outcome(search.best, bound, method, search.splits, is_truncated=search.is_truncated)
+
+    def _rings_at_hand(self, of: Field) -> list[tuple[int, ...]]:
+        if self._stages is None:
+            return []
+        index_of = {one.device_id: index for index, one in enumerate(of.devices)}
+        return [tuple(index_of[stage.device_id] for stage in self._stages)]
+
+    def _even_latency(self, of: Field) -> Outcome:
         outcome = self._without_rules(of)
         rules = of.problem.rules
         if outcome.plan is None or not rules:
@@ -121,6 +162,8 @@ class Search:
     def _known(self, of: Field) -> Filled | None:
         """The plan at hand, as one to beat: it keeps the rules, but perhaps not the field's limit."""
         if self._stages is None or self._assessment is None or of.limit_ns is not None:
+            return None
+        if not self.field.is_even:
             return None
         index_of = {one.device_id: index for index, one in enumerate(of.devices)}
         return Filled(
