@@ -18,6 +18,7 @@ from exo.master.placement.ladder.water import Filled
 
 _CLOSE_ENOUGH = 1e-4
 """A round this near to its bound is not worth another run of the programme."""
+_NONE = "No devices that may take part hold the layers, the ends and the stages that were asked for."
 _TRUNCATED = (
     "The search was stopped before it found a plan or a proof that there is none; allow it more time."
 )
@@ -55,7 +56,7 @@ class Search:
         if self._stages is None or self._assessment is None:
             if self.is_truncated:
                 return Infeasible(code="truncated", reasons=(_TRUNCATED,))
-            return Infeasible(code="infeasible", reasons=())
+            return Infeasible(code="infeasible", reasons=(_NONE,))
         if self.problem.micro_batches > 1:
             self._shorten_rounds()
         return Solution(
@@ -74,6 +75,7 @@ class Search:
         A plan with a round of at most R has no stage longer than R / micro-batches, and no latency above R.
         """
         low = self.lower_bound_ns
+        is_proving = True
         while self._assessment is not None and not self._is_close(low):
             if self.should_stop():
                 self.is_truncated = True
@@ -83,14 +85,13 @@ class Search:
             before = self._assessment.round_ns
             if outcome.plan is not None:
                 self._offer_ring(outcome.plan.ring, outcome.plan.layers, outcome.method)
-            if outcome.plan is None and self.is_truncated:
-                break
-            if outcome.plan is None or outcome.lower_bound_ns > middle:
+            is_none_shorter = outcome.lower_bound_ns > middle and not outcome.is_truncated
+            if outcome.plan is None or is_none_shorter or self._assessment.round_ns == before:
+                # Without a proof only the search goes on, not the bound.
+                is_proving &= is_none_shorter
                 low = middle + 1
-            elif self._assessment.round_ns == before:
-                # Neither a shorter round nor a proof that there is none: the links leave it open.
-                break
-        self.lower_bound_ns = low
+                if is_proving:
+                    self.lower_bound_ns = low
 
     def _is_close(self, low_ns: int) -> bool:
         assert self._assessment is not None
@@ -178,7 +179,7 @@ class Search:
             method: Method = (
                 "single device" if plan is not None and len(plan.ring) == 1 else "dynamic programme"
             )
-            return Outcome(plan, 0 if plan is None else plan.cost_ns, method, 0, is_truncated=False)
+            return Outcome(plan, INFINITE if plan is None else plan.cost_ns, method, 0, is_truncated=False)
         outcome = search_irregular(of, self.options, self.should_stop)
         self.evaluations += outcome.weighed
         self.is_truncated |= outcome.is_truncated
