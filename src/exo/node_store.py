@@ -11,7 +11,7 @@ from exo.cluster.last_seen import LastSeen, read_last_seen, write_last_seen
 from exo.cluster.log.files import DiskFiles, sync_descriptor, sync_directory
 from exo.cluster.log.store import NodeStore, open_store, set_aside
 from exo.cluster.log.votes import FileVoteStore
-from exo.shared.errors import ConfigurationError, LogCorruptError
+from exo.shared.errors import ConfigurationError, LogCorruptError, LogNewerError
 from exo.shared.types.ids import NodeId
 
 VOTELESS_FILE = "voteless"
@@ -31,6 +31,7 @@ def open_node_store(home: Path, node_id: NodeId) -> Opened:
 
     Raises:
         ConfigurationError: The directory cannot be used, or another process uses it.
+        LogNewerError: A newer release wrote the log; it stays as it is.
         LogCorruptError: The log is damaged, and no other node is known that has a copy.
     """
     folder = home / "log"
@@ -38,6 +39,9 @@ def open_node_store(home: Path, node_id: NodeId) -> Opened:
     try:
         try:
             store = open_store(folder)
+        except LogNewerError:
+            # Nothing is wrong with it, and a cluster that is put back a release must not lose the log on every node.
+            raise
         except LogCorruptError as error:
             if not last_seen.others(node_id):
                 raise

@@ -32,6 +32,10 @@ class LogCorruptError(ExoError):
     exit_code = 3
 
 
+class LogNewerError(LogCorruptError):
+    """Raised when the log on disk is whole, and was written by a newer release: it stays where it is for that one."""
+
+
 class NoMasterError(ExoError):
     """Raised when a decision is wanted and no master can be reached."""
 

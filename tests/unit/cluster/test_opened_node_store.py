@@ -1,18 +1,26 @@
 """What a node finds in its data directory: a damaged log costs it the vote before the log is set aside."""
 
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from exo import node_store
 from exo.cluster.last_seen import LastSeen, write_last_seen
+from exo.cluster.log import format
+from exo.cluster.log.checksum import crc32c
+from exo.cluster.log.files import DiskFiles
+from exo.cluster.log.packed import pack
+from exo.cluster.log.slots import TwoSlots
 from exo.cluster.log.store import open_store
 from exo.cluster.raft.steps import HardState
 from exo.node_store import VOTELESS_FILE, open_node_store, regain_vote
-from exo.shared.errors import LogCorruptError
+from exo.shared.errors import LogCorruptError, LogNewerError
 from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import HostPort
-from support.entries import entries
+from support.entries import entries, entry
 
 A, B = NodeId("a"), NodeId("b")
 VOTED = HardState(term=7, voted_for=B)
@@ -87,3 +95,58 @@ def test_a_vote_that_cannot_be_read_any_more_keeps_no_node_from_starting(damaged
     opened = open_node_store(damaged, A)
     assert opened.is_voteless and opened.store.votes.load() == HardState()
     opened.store.close()
+
+
+# --- a log of a newer release ----------------------------------------------------------------------------------------
+
+
+def newer_segments(folder: Path) -> None:
+    header = struct.pack(">6sH", format.MAGIC, format.VERSION + 1)
+    segment = next(folder.glob("*.log"))
+    kept = segment.read_bytes()[format.HEADER_BYTES :]
+    segment.write_bytes(header + struct.pack(">I", crc32c(header)) + kept)
+
+
+def newer_events(folder: Path) -> None:
+    value = msgspec.to_builtins(entry(4))
+    value["event"] = {"type": "ThingOfTheFuture", "colour": "blue"}
+    payload = msgspec.msgpack.encode([value])
+    checked = struct.pack(">IQI", len(payload), 4, 1)
+    frame = format.MARKER + checked + struct.pack(">I", crc32c(checked + payload)) + payload
+    segment = next(folder.glob("*.log"))
+    data = segment.read_bytes()
+    *_, last = format.scan(data)
+    segment.write_bytes(data[: last.end] + frame)
+
+
+def newer_compressed_segments(folder: Path) -> None:
+    segment = next(folder.glob("*.log"))
+    segment.with_suffix(".log.zst").write_bytes(pack(b"EXOLOGZ1", 2, segment.read_bytes()))
+    segment.unlink()
+
+
+def newer_votes(folder: Path) -> None:
+    slots = TwoSlots(DiskFiles(folder), "vote", kind=b"VOTE", version=2, where="x", damage="")
+    slots.write(b"something of the future")
+    slots.close()
+
+
+@pytest.mark.parametrize("newer", [newer_segments, newer_events, newer_compressed_segments, newer_votes])
+def test_a_log_of_a_newer_release_stays_where_it_is_and_costs_no_vote(
+    tmp_path: Path, newer: Callable[[Path], None]
+) -> None:
+    """Where all nodes are put back a release at once, each would otherwise take the others for those with a copy."""
+    write_last_seen(tmp_path, LastSeen(members={A: HostPort("127.0.0.1", 1), B: HostPort("127.0.0.1", 2)}))
+    store = open_store(tmp_path / "log")
+    store.log.append(entries(1, 3))
+    store.log.sync()
+    store.votes.save(VOTED)
+    store.close()
+    newer(tmp_path / "log")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "log").iterdir() if path.suffix != ".lock"}
+    with pytest.raises(LogNewerError, match=r"newer release of exo.* start that release"):
+        open_node_store(tmp_path, A)
+    assert not (tmp_path / VOTELESS_FILE).exists()
+    assert not list(tmp_path.glob("log.damaged-*"))
+    after = {path.name: path.read_bytes() for path in (tmp_path / "log").iterdir()}
+    assert {name: after[name] for name in before} == before

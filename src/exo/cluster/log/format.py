@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from exo.cluster.log.checksum import crc32c
-from exo.shared.errors import LogCorruptError
+from exo.shared.errors import LogCorruptError, LogNewerError
 from exo.shared.types.events import LogEntry
 
 VERSION = 2
@@ -56,7 +56,7 @@ def is_header(data: bytes, name: str) -> bool:
     """Say whether a segment's header is whole.
 
     Raises:
-        LogCorruptError: It is whole, and of a version that this release cannot read.
+        LogNewerError: It is whole, and of a version that this release cannot read.
     """
     if len(data) < HEADER_BYTES:
         return False
@@ -64,7 +64,7 @@ def is_header(data: bytes, name: str) -> bool:
     if magic != MAGIC or checksum != crc32c(data[: HEADER_BYTES - 4]):
         return False
     if version > VERSION:
-        raise LogCorruptError(
+        raise LogNewerError(
             f"the log file {name} was written by a newer release of exo (format {version}, known up to "
             f"{VERSION}); start that release, or choose another data directory with EXO_HOME"
         )
@@ -155,7 +155,7 @@ def decode_frame(data: bytes, frame: Frame, name: str) -> tuple[LogEntry, ...]:
     try:
         entries = _decoder.decode(memoryview(data)[frame.payload_start : frame.end])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise LogCorruptError(
+        raise LogNewerError(
             f"the log file {name} was written by a newer release of exo (entries from {frame.first_index}: "
             f"{error}); start that release, or choose another data directory with EXO_HOME"
         ) from error

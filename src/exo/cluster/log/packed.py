@@ -9,7 +9,7 @@ import struct
 import zstandard
 
 from exo.cluster.log.checksum import crc32c
-from exo.shared.errors import LogCorruptError
+from exo.shared.errors import LogNewerError
 
 _LEVEL = 1
 """Of 16 MiB of entries level 1 makes 3.7 MB in 28 ms, level 3 4.2 MB in 69 ms."""
@@ -28,7 +28,7 @@ def unpack(kind: bytes, version: int, data: bytes, name: str) -> bytes | None:
     """Return the content; None: it is damaged.
 
     Raises:
-        LogCorruptError: It is whole, and of a version that this release cannot read.
+        LogNewerError: It is whole, and of a version that this release cannot read.
     """
     if len(data) < _HEADER_BYTES:
         return None
@@ -38,7 +38,7 @@ def unpack(kind: bytes, version: int, data: bytes, name: str) -> bytes | None:
     if found_kind != kind or crc32c(packed, crc32c(data[: _CHECKED.size])) != checksum:
         return None
     if found_version > version:
-        raise LogCorruptError(
+        raise LogNewerError(
             f"the file {name} was written by a newer release of exo (format {found_version}, known up to {version}); "
             "start that release, or choose another data directory with EXO_HOME"
         )

@@ -12,7 +12,7 @@ import msgspec
 
 from exo.cluster.log.checksum import crc32c
 from exo.cluster.log.files import Files
-from exo.shared.errors import LogCorruptError
+from exo.shared.errors import LogCorruptError, LogNewerError
 
 SLOT_BYTES = 4096
 _FILE_BYTES = 2 * SLOT_BYTES
@@ -56,7 +56,7 @@ class TwoSlots:
             raise LogCorruptError(damage)
         newest = max(found, key=lambda slot: slot.number, default=None)
         if newest is not None and newest.version > version:
-            raise LogCorruptError(
+            raise LogNewerError(
                 f"the file {name} in {where} was written by a newer release of exo (format {newest.version}, known "
                 f"up to {version}); start that release, or choose another data directory with EXO_HOME"
             )

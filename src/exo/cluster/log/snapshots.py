@@ -12,7 +12,7 @@ from exo.cluster.log.base import SnapshotStore
 from exo.cluster.log.files import DRAFT_SUFFIX, Files, write_whole
 from exo.cluster.log.packed import pack, unpack
 from exo.cluster.raft.messages import Snapshot
-from exo.shared.errors import LogCorruptError
+from exo.shared.errors import LogCorruptError, LogNewerError
 
 _NAME = re.compile(r"(\d{20})\.(snapshot|staged)")
 _KIND = b"EXOSNAP\n"
@@ -83,7 +83,7 @@ class FileSnapshotStore(SnapshotStore):
         try:
             return msgspec.msgpack.decode(data, type=Snapshot) if data else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise LogCorruptError(
+            raise LogNewerError(
                 f"the snapshot {name} in {self._where} was written by a newer release of exo ({error}); start that "
                 "release, or choose another data directory with EXO_HOME"
             ) from error
