@@ -416,7 +416,7 @@ async def test_a_handshake_that_trickles_is_hung_up_on(
 
 
 async def test_a_member_that_sends_too_long_a_frame_loses_its_connection(
-    membership: Membership, listener: Listener
+    membership: Membership, server: TcpTransport, listener: Listener
 ) -> None:
     accepted = asyncio.ensure_future(listener.accept())
     frame = struct.pack(">IB", 2**31, Kind.MESSAGE) + b"x" * 100
@@ -424,10 +424,13 @@ async def test_a_member_that_sends_too_long_a_frame_loses_its_connection(
     kinds = [kind for kind, _ in FrameSplitter().feed(answer)]
     assert kinds == [Kind.WELCOME, Kind.GOODBYE] and b"a frame of 2147483648 bytes" in answer
     assert "a frame of 2147483648 bytes" in (await ending(await accepted)).message
+    assert (server.counts["ended_malformed"], server.counts["ended_truncated"]) == (1, 0)
     await still_works(membership, listener)
 
 
-async def test_half_a_frame_is_no_message(membership: Membership, listener: Listener) -> None:
+async def test_half_a_frame_is_no_message(
+    membership: Membership, server: TcpTransport, listener: Listener
+) -> None:
     accepted = asyncio.ensure_future(listener.accept())
     frames = encode_frame(Kind.MESSAGE, b"whole") + encode_frame(Kind.MESSAGE, b"x" * 1000)[:500]
     await raw_tls(listener, membership.identity("a"), frames, protocol=CLUSTER_PROTOCOL, is_hanging_up=True)
@@ -435,10 +438,11 @@ async def test_half_a_frame_is_no_message(membership: Membership, listener: List
     assert await connection.receive() == b"whole"
     lost = await ending(connection)
     assert lost.is_ended and "went away" in lost.message
+    assert (server.counts["ended_malformed"], server.counts["ended_truncated"]) == (0, 1)
 
 
 async def test_bytes_that_were_changed_on_the_way_end_the_connection(
-    membership: Membership, listener: Listener
+    membership: Membership, server: TcpTransport, listener: Listener
 ) -> None:
     near, far = await connected(afar(membership.identity("a")), listener)
     assert isinstance(near, TcpConnection)
@@ -447,7 +451,32 @@ async def test_bytes_that_were_changed_on_the_way_end_the_connection(
     transport.write(b"\x17\x03\x03\x00\x20" + bytes(32))
     lost = await ending(far)
     assert "does not speak" in lost.message
+    assert server.counts["ended_malformed"] == 1
     await still_works(membership, listener)
+
+
+async def test_a_member_that_goes_away_between_frames_broke_nothing(
+    membership: Membership, server: TcpTransport, listener: Listener
+) -> None:
+    accepted = asyncio.ensure_future(listener.accept())
+    frame = encode_frame(Kind.MESSAGE, b"whole")
+    await raw_tls(listener, membership.identity("a"), frame, protocol=CLUSTER_PROTOCOL, is_hanging_up=True)
+    assert await (await accepted).receive() == b"whole"
+    await ending(await accepted)
+    assert (server.counts["ended_malformed"], server.counts["ended_truncated"]) == (0, 0)
+
+
+async def test_a_dialer_counts_what_a_member_sends_that_cannot_be_read(
+    membership: Membership, listener: Listener
+) -> None:
+    dialer = afar(membership.identity("a"))
+    near, far = await connected(dialer, listener)
+    assert isinstance(far, TcpConnection)
+    transport, channel = far._transport, far._channel  # pyright: ignore[reportPrivateUsage]
+    assert transport is not None and channel is not None
+    transport.write(channel.seal(struct.pack(">IB", 2**31, Kind.MESSAGE)))
+    assert "a frame of 2147483648 bytes" in (await ending(near)).message
+    assert dialer.counts["ended_malformed"] == 1
 
 
 async def hung_up(writer: asyncio.StreamWriter) -> None:

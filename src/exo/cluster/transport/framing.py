@@ -47,6 +47,11 @@ class FrameSplitter:
         """The peer has proved itself: its frames may be longer."""
         self.payload_bytes_max = payload_bytes_max
 
+    @property
+    def has_part(self) -> bool:
+        """A frame has begun and is not whole."""
+        return bool(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
         """Yield the frames that `data` completes.
 

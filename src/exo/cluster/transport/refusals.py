@@ -42,8 +42,10 @@ COUNTED = (
     "accepted_plain",
     "accepted_tls",
     "ended_expired",
+    "ended_malformed",
     "ended_revoked",
     "ended_identity_changed",
+    "ended_truncated",
     *(f"refused_{code}" for code in CODES),
 )
 """The keys of `TcpTransport.counts`, all there from the start."""

@@ -12,7 +12,7 @@ from exo.cluster.transport.base import Connection, Heartbeat, Transport
 from exo.cluster.transport.channel import Channel
 from exo.cluster.transport.dialling import Dialling
 from exo.cluster.transport.gate import Gate
-from exo.cluster.transport.tcp_connection import TcpConnection
+from exo.cluster.transport.tcp_connection import Breach, TcpConnection
 from exo.cluster.transport.tcp_listener import TcpListener
 from exo.cluster.trust.certificates import NodeCertificate
 from exo.cluster.trust.enrolment_server import EnrolmentLimits
@@ -162,6 +162,9 @@ class _Dialling(Dialling):
     def ended(self, connection: TcpConnection, error: HandshakeError | None) -> None:
         self._track(connection, False)
         super().ended(connection, error)
+
+    def broken(self, kind: Breach) -> None:
+        self._gate.counts[f"ended_{kind}"] += 1
 
     def reason_to_end(self, certificate: NodeCertificate) -> str | None:
         return self._gate.reason_to_end(certificate)

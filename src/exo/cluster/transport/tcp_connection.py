@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
-from typing import cast
+from typing import Literal, cast
 
 from exo.cluster.errors import ConnectionLostError, HandshakeError, connection_ended
 from exo.cluster.transport.addresses import plain_address
@@ -40,6 +40,9 @@ Not set otherwise: the kernel counts a peer that has no room as one that is gone
 _TCP_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
+Breach = Literal["malformed", "truncated"]
+
+
 class ConnectionOwner(ABC):
     """Who made a connection, and is told what becomes of it."""
 
@@ -61,6 +64,9 @@ class ConnectionOwner(ABC):
     @abstractmethod
     def ended(self, connection: "TcpConnection", error: HandshakeError | None) -> None:
         """The connection is over; `error` says why its handshake failed, if it did. Called once."""
+
+    def broken(self, kind: Breach) -> None:  # noqa: B027 - nothing to do where nothing is counted
+        """A peer that had been let in said what cannot be read, or went away in the middle of a frame."""
 
     @abstractmethod
     def reason_to_end(self, certificate: NodeCertificate) -> str | None:
@@ -213,6 +219,8 @@ class TcpConnection(asyncio.Protocol, Connection):
             self._refuse(error, data[0])
 
     def eof_received(self) -> bool:
+        if self._end_reason is None and self._is_greeted and self._splitter.has_part:
+            self._owner.broken("truncated")
         self._end("the other side went away")
         return False
 
@@ -267,7 +275,9 @@ class TcpConnection(asyncio.Protocol, Connection):
 
     def _refuse(self, error: HandshakeError, first_byte: int | None) -> None:
         """End because of something that the peer showed or said; tell it why, if it may be able to hear it."""
-        if not self._is_greeted:
+        if self._is_greeted:
+            self._owner.broken("malformed")
+        else:
             self._handshake_error = error
         if self._channel is None:
             if self._transport is not None:

@@ -11,7 +11,7 @@ from exo.cluster.transport.addresses import plain_address
 from exo.cluster.transport.base import Connection, Heartbeat, Listener
 from exo.cluster.transport.channel import Channel
 from exo.cluster.transport.gate import Gate
-from exo.cluster.transport.tcp_connection import ConnectionOwner, TcpConnection
+from exo.cluster.transport.tcp_connection import Breach, ConnectionOwner, TcpConnection
 from exo.cluster.trust.certificates import NodeCertificate
 from exo.cluster.trust.enrolment_server import EnrolmentLimits, serve_enrolment
 from exo.cluster.trust.messages import EnrolOrigin
@@ -178,6 +178,9 @@ class TcpListener(Listener, ConnectionOwner):
             self._gate.count_refused(error, connection.peer_address)
         elif timer is not None:
             self._gate.counts["abandoned"] += 1
+
+    def broken(self, kind: Breach) -> None:
+        self._gate.counts[f"ended_{kind}"] += 1
 
     def reason_to_end(self, certificate: NodeCertificate) -> str | None:
         return self._gate.reason_to_end(certificate)
