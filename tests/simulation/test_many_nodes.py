@@ -272,7 +272,7 @@ def test_two_of_five_voters_that_lost_their_logs_follow_and_get_their_votes_back
         await many.until_served(many.others(*victims))
         for node in victims:
             await node.start()
-        assert not any(node.up._kernel.core.may_vote for node in victims)
+        assert not any(node.up._kernel.situation.core.may_vote for node in victims)
         await many.until_served(victims)
         await many.simulation.until(lambda: not any(node.is_voteless for node in victims), timeout_s=10)
         await many.simulation.until(lambda: len(many.voters()) == 5, timeout_s=10)

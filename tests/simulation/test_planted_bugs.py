@@ -11,6 +11,7 @@ import pytest
 
 from exo.cluster import facts
 from exo.cluster.hosting import Hosting
+from exo.cluster.joining import Joining
 from exo.cluster.kernel import Kernel
 from exo.cluster.lane import Lane
 from exo.cluster.log.store import NodeStore
@@ -74,13 +75,13 @@ def commits_what_a_former_master_decided(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def does_not_come_back_as_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
-    ensure = Kernel.ensure_member
+    ensure = Joining.ensure_member
 
-    def ensure_once(self: Kernel) -> None:
-        if self._join_ticket is None:
+    def ensure_once(self: Joining) -> None:
+        if self._ticket is None:
             ensure(self)
 
-    monkeypatch.setattr(Kernel, "ensure_member", ensure_once)
+    monkeypatch.setattr(Joining, "ensure_member", ensure_once)
 
 
 def tells_a_new_master_only_what_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +90,7 @@ def tells_a_new_master_only_what_changes(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def yields_though_it_has_instances(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "_rank", lambda one: (one.cluster_id or "",))
-    monkeypatch.setattr(Kernel, "may_yield", property(lambda self: self.is_open))
+    monkeypatch.setattr(Kernel, "may_yield", property(lambda self: self.situation.is_open))
 
 
 def answers_before_the_caller_can_see_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def voters(node: SimulatedNode) -> set[str]:
 
 
 def core(node: SimulatedNode) -> Core:
-    return node.up._kernel.core
+    return node.up._kernel.situation.core
 
 
 def fact(node: SimulatedNode, tag: str) -> list[Decision]:

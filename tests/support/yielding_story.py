@@ -63,7 +63,7 @@ class YieldingStory:
         self.acknowledged.append(reply.instance.instance_id)
 
     def _note_yielding(self, coordinator: EmbeddedCoordinator) -> None:
-        submit = coordinator._kernel.submit
+        submit = coordinator._kernel.dispatch.submit
 
         def noting(events, cause_id, **more):
             submitted = submit(events, cause_id, **more)
@@ -71,7 +71,7 @@ class YieldingStory:
                 self.is_yielding.set()
             return submitted
 
-        coordinator._kernel.submit = noting
+        coordinator._kernel.dispatch.submit = noting
 
 
 def _placing(coordinator: EmbeddedCoordinator):

@@ -9,9 +9,8 @@ from exo.cluster.raft.messages import Snapshot
 from exo.cluster.raft.options import SnapshotPoint
 from exo.cluster.raft.quorum import voters_of
 from exo.cluster.raft.steps import HardState
-from exo.cluster.wire import decode_snapshot
+from exo.cluster.snapshotting import decode_state
 from exo.shared.apply import apply_entries
-from exo.shared.errors import LogCorruptError
 from exo.shared.types.events import LogEntry
 from exo.shared.types.ids import NodeId
 from exo.shared.types.state import State
@@ -81,18 +80,3 @@ def _first_voters(hard_state: HardState, entries: Sequence[LogEntry], node_id: N
     is_new = not entries and hard_state == HardState()
     is_old = bool(entries) and not any(voters_of(entry.event) for entry in entries[:1])
     return Voters(voters=(node_id,)) if is_new or is_old else Voters()
-
-
-def decode_state(snapshot: Snapshot) -> State:
-    """Return the state in a snapshot.
-
-    Raises:
-        LogCorruptError: It is of a newer release.
-    """
-    try:
-        return decode_snapshot(snapshot.data)
-    except msgspec.DecodeError as error:
-        raise LogCorruptError(
-            f"the snapshot at entry {snapshot.index} was written by a newer release of exo ({error}); start that "
-            "release, or choose another data directory with EXO_HOME"
-        ) from error

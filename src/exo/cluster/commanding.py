@@ -28,6 +28,7 @@ class Commanding:
     def __init__(self, kernel: Kernel, clock: Callable[[], float], *, settle_s: float) -> None:
         self.handler: CommandHandler | None = None
         self._kernel = kernel
+        self._situation = kernel.situation
         self._clock = clock
         self._settle_s = settle_s
         self._started_s: float | None = None
@@ -49,10 +50,10 @@ class Commanding:
         try:
             with anyio.fail_after(timeout_s):
                 answer = await self._send(command)
-                while self._kernel.state.index < answer.index:
+                while self._situation.state.index < answer.index:
                     await self._kernel.board.changed.wait()
         except TimeoutError as error:
-            what = "answered" if self._kernel.leadership.master_node_id is not None else "could be reached"
+            what = "answered" if self._situation.leadership.master_node_id is not None else "could be reached"
             raise NoMasterError(
                 f"no master {what} within {timeout_s:g} s; try again, or see `exo status`"
             ) from error
@@ -64,7 +65,7 @@ class Commanding:
         options = self._kernel.options
         without_since_s = self._clock()
         while True:
-            leadership = self._kernel.leadership
+            leadership = self._situation.leadership
             if leadership.is_self and self.handler is not None:
                 held_s = self._held_s()
                 if held_s < 0.001:
@@ -88,10 +89,10 @@ class Commanding:
 
     def _held_s(self) -> float:
         """Return how long to hold a command back at most, looking again at every change."""
-        if self._started_s is None or not self._settle_s or self._kernel.state.instances:
+        if self._started_s is None or not self._settle_s or self._situation.state.instances:
             return 0.0
         age_s = self._clock() - self._started_s
-        if self._kernel.is_joining:
+        if self._situation.is_joining:
             return 3 * self._settle_s - age_s
         return self._settle_s - age_s
 
@@ -105,11 +106,11 @@ class Commanding:
 
     async def _execute(self, command: Command, answered: Callable[[Answer], None]) -> None:
         try:
-            if self.handler is None or not self._kernel.leadership.is_self:
+            if self.handler is None or not self._situation.leadership.is_self:
                 answered(self._failure("the master has no one to carry commands out; try again"))
                 return
             reply = await self.handler(command)
-            answered(Answer(call_id=0, index=self._kernel.state.index, reply=reply))
+            answered(Answer(call_id=0, index=self._situation.state.index, reply=reply))
         except ExoError as error:
             answered(self._failure(error.message))
         except Exception as error:
@@ -123,7 +124,7 @@ class Commanding:
             self._running_count -= 1
 
     def _failure(self, message: str) -> Answer:
-        return Answer(call_id=0, index=self._kernel.state.index, error=message)
+        return Answer(call_id=0, index=self._situation.state.index, error=message)
 
 
 def _settle(future: asyncio.Future[Answer], answer: Answer) -> None:

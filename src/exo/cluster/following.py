@@ -51,6 +51,7 @@ class Following:
         give_up: GiveUp,
     ) -> None:
         self._kernel = kernel
+        self._situation = kernel.situation
         self._scout = scout
         self._transport = transport
         self._clock = clock
@@ -73,7 +74,7 @@ class Following:
 
     async def _attempt(self, address: HostPort) -> None:
         was_following = False
-        self._kernel.is_joining = self._kernel.standing == "leader"
+        self._situation.is_joining = self._situation.standing == "leader"
         try:
             connection = await self._transport.dial(address, timeout_s=self._scout.timeout_s(address))
             reason = "the node is stopping"
@@ -89,13 +90,13 @@ class Following:
             self._kernel.counts["master_faulty"] += isinstance(error, msgspec.DecodeError)
             logger.warning("joining the node at {} failed: {}", address, str(error) or "no answer")
         finally:
-            self._kernel.is_joining = False
+            self._situation.is_joining = False
             self._scout.attempted(address, succeeded=was_following)
             self._kernel.board.announce()
 
     async def _join(self, connection: Connection, address: HostPort) -> tuple[bool, str]:
         """Say whether a master was followed, and why that is over."""
-        state, own = self._kernel.state, self._kernel.facts()
+        state, own = self._situation.state, self._situation.facts()
         with anyio.fail_after(self._kernel.options.answer_timeout_s):
             await connection.send(
                 encode(Hello(facts=own, intent="join", last_index=state.index, last_term=state.term))
@@ -104,7 +105,7 @@ class Following:
             if isinstance(answer, NotNow):
                 if answer.code == "removed":
                     self._scout.removed(address)
-                    self._kernel.told_of_removal(answer.facts)
+                    self._situation.told_of_removal(answer.facts)
                 self._scout.report(Sighting(address=address, facts=answer.facts, via="greeting"))
                 return False, "that was all"
             if not isinstance(answer, Welcome):
@@ -119,14 +120,14 @@ class Following:
             if is_known and answer.facts.incarnation == own.incarnation and answer.facts.term < own.term:
                 return False, f"term {answer.facts.term} is over, this is term {own.term}"
         snapshot = await self._receive_snapshot(connection) if answer.is_snapshot_next else None
-        own = self._kernel.facts()
+        own = self._situation.facts()
         if answer.facts.cluster_id != own.cluster_id or answer.facts.incarnation != own.incarnation:
             is_outlived = answer.facts.cluster_id == own.cluster_id
             if (
-                self._kernel.standing == "leader"
+                self._situation.standing == "leader"
                 and not is_outlived
                 and (
-                    not (self._kernel.may_yield and is_senior(answer.facts, self._kernel.facts()))
+                    not (self._kernel.may_yield and is_senior(answer.facts, self._situation.facts()))
                     or self._is_busy()
                 )
             ):
@@ -134,13 +135,13 @@ class Following:
             if not await self._give_up(answer.facts):
                 return False, "this cluster has something to lose by now"
             logger.info("joining the cluster of {} at {}", answer.facts.name, address)
-        elif self._kernel.standing == "leader":
+        elif self._situation.standing == "leader":
             return False, "this node leads by now"
         else:
             logger.info("following {} at {} in term {}", answer.facts.name, address, answer.facts.term)
         self._scout.orphan_since_s = None
         try:
-            self._kernel.uplink.begin(connection, answer, snapshot)
+            self._kernel.follow(connection, answer, snapshot)
             return True, await self._follow(connection)
         finally:
             self._scout.orphan_since_s = self._clock()
@@ -160,7 +161,7 @@ class Following:
                 message = await self._receive(connection)
             except ConnectionLostError as error:
                 logger.info("the master is lost: {}", error.message)
-                self._scout.silent_master = None if error.is_ended else self._kernel.uplink.master_node_id
+                self._scout.silent_master = None if error.is_ended else self._situation.master_node_id
                 return error.message
             except msgspec.DecodeError as error:
                 self._kernel.counts["master_faulty"] += 1
@@ -168,7 +169,7 @@ class Following:
                 return f"this node speaks another release of exo ({error})"
             match message:
                 case Entries():
-                    fault = self._kernel.uplink.entries_received(message)
+                    fault = self._kernel.learning.entries_received(message)
                     if fault is not None:
                         self._kernel.counts["master_faulty"] += 1
                         logger.warning("leaving the master: {}", fault)
@@ -176,7 +177,7 @@ class Following:
                 case TelemetryTick():
                     self._kernel.lane.tick_received(message)
                 case LiveState():
-                    self._kernel.uplink.live_received(message)
+                    self._kernel.lane.live_received(message)
                 case Answer():
                     self._kernel.uplink.answer_received(message)
                 case KeepAuthority():
@@ -199,7 +200,7 @@ class Following:
         except msgspec.DecodeError as error:
             return f"it sent a state that cannot be read ({error})"
         if snapshot is not None:
-            self._kernel.uplink.snapshot_received(snapshot)
+            self._kernel.learning.snapshot_received(snapshot)
         return None
 
     async def _receive_snapshot(self, connection: Connection) -> State:

@@ -57,3 +57,12 @@ def judge(own: ClusterFacts, seen: ClusterFacts, *, is_waiting: bool) -> Judgeme
     if own.master_node_id is None and not is_waiting:
         return Judgement("joining", "this node's master is gone for good", join=seen.master_address)
     return Judgement("other_cluster", f"it belongs to the cluster {seen.cluster_id}")
+
+
+def is_word_of_removal(own: ClusterFacts, theirs: ClusterFacts) -> bool:
+    """Say whether to believe a node by which this one is no member: it leads this cluster, and knows no less. Pure."""
+    if theirs.cluster_id != own.cluster_id or not theirs.is_master:
+        return False
+    return theirs.incarnation > own.incarnation or (
+        theirs.incarnation == own.incarnation and theirs.term >= own.term and theirs.index >= own.index
+    )

@@ -14,6 +14,7 @@ from exo.cluster.errors import ConnectionLostError
 from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts, Sighting, is_senior
 from exo.cluster.kernel import Kernel
 from exo.cluster.session import Session
+from exo.cluster.situation import Situation
 from exo.cluster.transport.base import Connection, Listener
 from exo.cluster.trust.certificates import is_node_id
 from exo.cluster.wire import (
@@ -46,7 +47,7 @@ Carry = Callable[[Connection, ClusterFacts], Awaitable[str]]
 """Exchanges what voters say until the connection ends; returns why it did."""
 
 
-def refusal(kernel: Kernel, own: ClusterFacts, hello: Hello) -> NotNowCode | None:
+def refusal(situation: Situation, own: ClusterFacts, hello: Hello) -> NotNowCode | None:
     """Return why the dialer cannot follow this node now, or None when it can."""
     theirs = hello.facts
     if theirs.version != PROTOCOL_VERSION:
@@ -60,14 +61,14 @@ def refusal(kernel: Kernel, own: ClusterFacts, hello: Hello) -> NotNowCode | Non
     if hello.intent == "agree":
         if theirs.cluster_id != own.cluster_id or own.cluster_id is None:
             return "other_cluster"
-        is_known = theirs.node_id in kernel.state.nodes or theirs.node_id in kernel.core.voters.members
+        is_known = theirs.node_id in situation.state.nodes or theirs.node_id in situation.core.voters.members
         # A node that has just come knows nobody yet, and believes whoever knows it.
-        return None if is_known or not kernel.state.nodes else "not_member"
+        return None if is_known or not situation.state.nodes else "not_member"
     if not own.is_master:
         return "not_master"
-    if theirs.node_id in kernel.state.access.removed:
+    if theirs.node_id in situation.state.access.removed:
         return "removed"
-    if kernel.is_joining:
+    if situation.is_joining:
         # Two clusters that take each other in at the same time would both be gone.
         return "busy"
     if theirs.cluster_id == own.cluster_id:
@@ -94,6 +95,7 @@ class Reception:
         carry: Carry,
     ) -> None:
         self._kernel = kernel
+        self._situation = kernel.situation
         self._listener = listener
         self._report = report
         self._execute = execute
@@ -140,8 +142,8 @@ class Reception:
             connection.close(reason)
 
     async def _greet(self, connection: Connection, hello: Hello) -> str:
-        own = self._kernel.facts()
-        code = refusal(self._kernel, own, hello)
+        own = self._situation.facts()
+        code = refusal(self._situation, own, hello)
         if code is not None:
             self._kernel.counts["peer_turned_away"] += 1
             await connection.send(encode(NotNow(code=code, facts=own)))
@@ -206,6 +208,7 @@ class Reception:
                     self._kernel.confirm().add_done_callback(partial(self._confirmed, session, call_id))
                 case Farewell():
                     self._kernel.hosting.farewell_received(session)
+                    self._kernel.electorate.manage()
                 case Hello():
                     return self._malformed("it said hello twice")
 

@@ -36,6 +36,7 @@ class Mesh:
         noticed_at: Callable[[NodeId], HostPort | None],
     ) -> None:
         self._kernel = kernel
+        self._situation = kernel.situation
         self._transport = transport
         self._clock = clock
         self._report = report
@@ -58,15 +59,13 @@ class Mesh:
                     await anyio.sleep(0.005)
 
     def _look(self, tasks: TaskGroup) -> None:
-        kernel, now_s = self._kernel, self._clock()
-        wanted = kernel.peers_to_link()
+        situation, links, now_s = self._situation, self._kernel.links, self._clock()
+        wanted = situation.peers_to_link()
         self._missing_since_s = {
-            node_id: self._missing_since_s.get(node_id, now_s)
-            for node_id in wanted
-            if node_id not in kernel.links
+            node_id: self._missing_since_s.get(node_id, now_s) for node_id in wanted if node_id not in links
         }
         for node_id, since_s in self._missing_since_s.items():
-            is_polite = node_id > kernel.node_id or kernel.core.leading is not None
+            is_polite = node_id > situation.node_id or situation.core.leading is not None
             _, due_s = self._pauses_s.get(node_id, (0.0, 0.0))
             if node_id in self._dialling or now_s < due_s:
                 continue
@@ -105,7 +104,7 @@ class Mesh:
             self._pauses_s[node_id] = (pause_s, self._clock() + pause_s)
 
     async def _greet(self, connection: Connection, node_id: NodeId) -> str:
-        own = self._kernel.facts()
+        own = self._situation.facts()
         with anyio.fail_after(self._kernel.options.answer_timeout_s):
             await connection.send(encode(Hello(facts=own, intent="agree")))
             answer = decode_from_listener(await connection.receive())
@@ -115,7 +114,10 @@ class Mesh:
         is_other = connection.peer_node_id not in (None, node_id)
         if not isinstance(answer, Agreed) or answer.facts.node_id != node_id or is_other:
             return "it is another node than was expected"
-        if answer.facts.cluster_id != self._kernel.cluster_id or own.cluster_id != self._kernel.cluster_id:
+        if (
+            answer.facts.cluster_id != self._situation.cluster_id
+            or own.cluster_id != self._situation.cluster_id
+        ):
             return "it belongs to another cluster"
         self._pauses_s[node_id] = (0.0, 0.0)
         return await self.carry(connection, answer.facts)

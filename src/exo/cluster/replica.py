@@ -136,7 +136,7 @@ class EmbeddedCoordinator(Coordinator):
         self._round_trips = RoundTrips(
             self._kernel.board, self._kernel.lane, self.node_id, clock, refresh_s=options.link_refresh_s
         )
-        self._scout = Scout(self._kernel, transport, clock)
+        self._scout = Scout(self._kernel.situation, options, transport, clock, self._kernel.prospects)
         self._mesh = Mesh(
             self._kernel,
             transport,
@@ -167,15 +167,15 @@ class EmbeddedCoordinator(Coordinator):
 
     @property
     def node_id(self) -> NodeId:
-        return self._kernel.node_id
+        return self._kernel.situation.node_id
 
     @property
     def state(self) -> State:
-        return self._kernel.state
+        return self._kernel.situation.state
 
     @property
     def leadership(self) -> Leadership:
-        return self._kernel.leadership
+        return self._kernel.situation.leadership
 
     @property
     def peers_seen(self) -> tuple[PeerSeen, ...]:
@@ -193,7 +193,7 @@ class EmbeddedCoordinator(Coordinator):
     @property
     def removed_from(self) -> Removal | None:
         """Which cluster has put this node out, until one takes it in again."""
-        return self._kernel.removed_from
+        return self._kernel.situation.removed_from
 
     async def propose(self, events: Sequence[Decision], *, cause_id: str) -> int:
         """See Coordinator.
@@ -206,11 +206,11 @@ class EmbeddedCoordinator(Coordinator):
         """
         if not events:
             return self.state.index
-        if not are_facts(events) and self._kernel.core.leading is None:
+        if not are_facts(events) and self._kernel.situation.core.leading is None:
             raise NoMasterError(
                 "this node does not lead; look at the state and decide again on the one that does"
             )
-        ticket, future = self._kernel.submit(events, cause_id)
+        ticket, future = self._kernel.dispatch.submit(events, cause_id)
         try:
             with anyio.fail_after(self._options.proposal_timeout_s):
                 return await future
@@ -257,7 +257,7 @@ class EmbeddedCoordinator(Coordinator):
             return _chain(entries, rest)
         oldest_index = recent.oldest_index
         entries = recent.after(oldest_index - 1) or ()
-        if kernel.is_agreeing and after_index < oldest_index:
+        if kernel.situation.is_agreeing and after_index < oldest_index:
             return self._feed_from_log(after_index, oldest_index - 1, _chain(entries, rest))
         return _chain(entries, rest)
 
@@ -283,7 +283,7 @@ class EmbeddedCoordinator(Coordinator):
         kernel = self._kernel
         try:
             with anyio.fail_after(timeout_s):
-                if kernel.standing == "leader":
+                if kernel.situation.standing == "leader":
                     index = await kernel.confirm()
                 elif kernel.uplink.master is not None:
                     answer = await kernel.uplink.confirm()
@@ -292,7 +292,7 @@ class EmbeddedCoordinator(Coordinator):
                     index = answer.index
                 else:
                     raise NoMasterError("no master can be reached; try again, or see `exo status`")
-                while kernel.state.index < index:
+                while kernel.situation.state.index < index:
                     await kernel.board.changed.wait()
         except TimeoutError as error:
             raise NoMasterError(
@@ -303,47 +303,47 @@ class EmbeddedCoordinator(Coordinator):
     async def forget(self, node_ids: Sequence[NodeId]) -> int:
         """See Coordinator. What only the forgotten voters had is lost."""
         kernel = self._kernel
-        if kernel.leadership.master_node_id is not None:
+        if kernel.situation.leadership.master_node_id is not None:
             raise ConfigurationError(
                 "there is a master, so nobody has to be forgotten by force; use `exo node remove NODE`"
             )
-        if not kernel.is_agreeing:
+        if not kernel.situation.is_agreeing:
             raise ConfigurationError(
                 "this node keeps no copy of the log; run this on one of "
-                f"{', '.join(sorted(kernel.voters.members)) or 'the voters'}"
+                f"{', '.join(sorted(kernel.situation.voters.members)) or 'the voters'}"
             )
-        unknown = set(node_ids) - kernel.voters.members - {kernel.node_id}
-        others = kernel.voters.members - {kernel.node_id}
+        unknown = set(node_ids) - kernel.situation.voters.members - {kernel.situation.node_id}
+        others = kernel.situation.voters.members - {kernel.situation.node_id}
         if unknown or not set(node_ids).issuperset(others):
             raise ConfigurationError(
                 f"name every voter that is gone, and nobody else: {', '.join(sorted(others))}"
             )
         kernel.force_history(node_ids)
         with anyio.move_on_after(self._options.answer_timeout_s):
-            while not kernel.is_open:
+            while not kernel.situation.is_open:
                 await kernel.board.changed.wait()
-        if not kernel.is_open:
+        if not kernel.situation.is_open:
             raise NoMasterError("the history could not be begun anew; see the log of this node")
-        return kernel.state.index
+        return kernel.situation.state.index
 
     async def leave(self) -> None:
         """Hand over what this node does for the others, as far as that is possible in a moment; it stops soon."""
         kernel = self._kernel
-        kernel.is_leaving = True
+        kernel.situation.is_leaving = True
         has_others = any(
-            key != kernel.node_id and node.is_connected for key, node in self.state.nodes.items()
+            key != kernel.situation.node_id and node.is_connected for key, node in self.state.nodes.items()
         )
-        if not has_others or not kernel.is_member:
+        if not has_others or not kernel.situation.is_member:
             return
         with anyio.move_on_after(self._options.leave_s):
-            if kernel.standing == "leader":
+            if kernel.situation.standing == "leader":
                 await self.propose(
-                    [NodeDisconnected(node_id=kernel.node_id, reason=STOPPED)],
-                    cause_id=f"leave-{kernel.boot_id}",
+                    [NodeDisconnected(node_id=kernel.situation.node_id, reason=STOPPED)],
+                    cause_id=f"leave-{kernel.situation.boot_id}",
                 )
             else:
                 kernel.uplink.say_farewell()
-            while kernel.is_agreeing or kernel.standing == "leader":
+            while kernel.situation.is_agreeing or kernel.situation.standing == "leader":
                 await kernel.board.changed.wait()
 
     def share_authority(self, authority: KeepAuthority | None, keep: Callable[[KeepAuthority], None]) -> None:
@@ -353,8 +353,8 @@ class EmbeddedCoordinator(Coordinator):
             authority: The key, where this node has it.
             keep: Called with the key that a master passes on to this node.
         """
-        self._kernel.authority, self._kernel.keep_authority = authority, keep
-        self._kernel.hosting.wake_all()
+        self._kernel.keep_authority = keep
+        self._kernel.hosting.share_authority(authority)
 
     # --- taking part --------------------------------------------------------------------------------------------
 
@@ -393,10 +393,10 @@ class EmbeddedCoordinator(Coordinator):
         self._kernel.begin(boot, may_vote=not self._is_voteless)
         tasks.start_soon(self._writer.run)
         tasks.start_soon(self._reception.run)
-        core = self._kernel.core
+        core = self._kernel.situation.core
         # A node with half of a log may read there that it votes alone: it does not, and has to find the others first.
         if core.is_promotable and core.voters == Voters(voters=(self.node_id,)):
-            while not self._kernel.is_member:
+            while not self._kernel.situation.is_member:
                 await self._kernel.board.changed.wait()
         tasks.start_soon(self._following.run)
         tasks.start_soon(self._mesh.run)
@@ -406,7 +406,7 @@ class EmbeddedCoordinator(Coordinator):
         tasks.start_soon(self._tick)
         tasks.start_soon(self._measure)
         for discovery in self._discoveries:
-            tasks.start_soon(discovery.run, self._kernel.facts, self._scout.report)
+            tasks.start_soon(discovery.run, self._kernel.situation.facts, self._scout.report)
         if self._discoveries:
             tasks.start_soon(self._nudge)
 
@@ -446,7 +446,7 @@ class EmbeddedCoordinator(Coordinator):
         """Let others know soon when this node's cluster, its master or its weight changes."""
         before = None
         while True:
-            facts = self._kernel.facts()
+            facts = self._kernel.situation.facts()
             now = (facts.cluster_id, facts.master_node_id, facts.member_count, facts.instance_count > 0)
             if now != before:
                 before = now
@@ -459,7 +459,7 @@ class EmbeddedCoordinator(Coordinator):
         kernel = self._kernel
         self._is_yielding = True
         try:
-            if kernel.standing == "leader" and not await self._dissolve(into):
+            if kernel.situation.standing == "leader" and not await self._dissolve(into):
                 return False
             # Without a pause since the caller found nothing to lose, or behind the last entry of this cluster's log.
             kernel.forsake()
@@ -470,11 +470,11 @@ class EmbeddedCoordinator(Coordinator):
 
     async def _dissolve(self, into: ClusterFacts) -> bool:
         kernel = self._kernel
-        if kernel.core.voters.members == frozenset((self.node_id,)) and not kernel.hosting.sessions:
+        if kernel.situation.core.voters.members == frozenset((self.node_id,)) and not kernel.hosting.sessions:
             return True
         assert into.cluster_id is not None and into.master_address is not None
         farewell = ClusterDissolved(into_cluster_id=into.cluster_id, address=into.master_address)
-        ticket, future = kernel.submit([farewell], f"yield-{kernel.boot_id}")
+        ticket, future = kernel.dispatch.submit([farewell], f"yield-{kernel.situation.boot_id}")
         try:
             with anyio.fail_after(self._options.answer_timeout_s):
                 await future
@@ -483,7 +483,7 @@ class EmbeddedCoordinator(Coordinator):
         finally:
             kernel.proposals.withdraw(ticket)
         with anyio.move_on_after(self._options.farewell_s):
-            while not kernel.hosting.have_all(kernel.state.index):  # noqa: ASYNC110 (an answer announces nothing)
+            while not kernel.hosting.have_all(kernel.situation.state.index):  # noqa: ASYNC110 (an answer announces nothing)
                 await anyio.sleep(self._options.tick_s / 5)
         return True
 
@@ -492,24 +492,26 @@ class EmbeddedCoordinator(Coordinator):
         kernel, board = self._kernel, self._kernel.board
         homeless_since_s: float | None = None
         while True:
-            if kernel.farewell is not None and not self._is_yielding:
-                was_removed = kernel.farewell == "removed"
+            if kernel.situation.farewell is not None and not self._is_yielding:
+                was_removed = kernel.situation.farewell == "removed"
                 kernel.forsake()
                 await self._writer.reset()
                 if was_removed:
                     await self._begin_anew()
                     continue
-            if kernel.core.may_vote and self._is_voteless:
+            if kernel.situation.core.may_vote and self._is_voteless:
                 self._is_voteless = False
                 await self._run_blocking(self._vote_regained)
             wait_s: float | None = None
-            is_homeless = kernel.is_spare or (kernel.cluster_id is None and not kernel.core.voters.voters)
+            is_homeless = kernel.situation.is_spare or (
+                kernel.situation.cluster_id is None and not kernel.situation.core.voters.voters
+            )
             if is_homeless and not self._is_yielding and not self._is_voteless:
                 now_s = self._clock()
                 homeless_since_s = now_s if homeless_since_s is None else homeless_since_s
                 wait_s = homeless_since_s + self._options.homeless_s - now_s
                 if wait_s <= 0.001:
-                    if kernel.is_spare:
+                    if kernel.situation.is_spare:
                         kernel.forsake()
                         await self._writer.reset()
                         continue
@@ -527,7 +529,11 @@ class EmbeddedCoordinator(Coordinator):
         if self._is_voteless:
             self._is_voteless = False
             await self._run_blocking(self._vote_regained)
-        if kernel.cluster_id is None and not kernel.core.voters.voters and kernel.standing == "orphan":
+        if (
+            kernel.situation.cluster_id is None
+            and not kernel.situation.core.voters.voters
+            and kernel.situation.standing == "orphan"
+        ):
             kernel.found()
 
 

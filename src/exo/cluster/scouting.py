@@ -9,8 +9,10 @@ from loguru import logger
 from exo.cluster.errors import ConnectionLostError, DialError, HandshakeError
 from exo.cluster.facts import ClusterFacts, PeerSeen, PeerStatus, Sighting, is_senior
 from exo.cluster.judging import judge
-from exo.cluster.kernel import Kernel
+from exo.cluster.options import CoordinatorOptions
 from exo.cluster.raft.quorum import has_majority
+from exo.cluster.signal import Signal
+from exo.cluster.situation import Situation
 from exo.cluster.transport.base import Transport
 from exo.cluster.wire import Hello, NotNow, decode_from_listener, encode
 from exo.shared.types.ids import NodeId
@@ -56,16 +58,24 @@ class _Attempts(msgspec.Struct):
 class Scout:
     """Keeps what was noticed and answers whom to dial next."""
 
-    def __init__(self, kernel: Kernel, transport: Transport, clock: Callable[[], float]) -> None:
-        self._kernel = kernel
+    def __init__(
+        self,
+        situation: Situation,
+        options: CoordinatorOptions,
+        transport: Transport,
+        clock: Callable[[], float],
+        changed: Signal,
+    ) -> None:
+        self._situation = situation
+        self._options = options
         self._transport = transport
         self._clock = clock
         self._noticed: dict[str, _Noticed] = {}
         self._attempts: dict[HostPort, _Attempts] = {}
         self._to_look_at: dict[HostPort, str] = {}
-        self._own_addresses: set[HostPort] = {kernel.identity.cluster_address}
+        self._own_addresses: set[HostPort] = {situation.identity.cluster_address}
         self._warned: set[str] = set()
-        self.changed = kernel.prospects
+        self.changed = changed
         self.orphan_since_s: float | None = None
         self.silent_master: NodeId | None = None
         """The last one, if it fell silent: others may know more by now, and dialling it takes long."""
@@ -89,7 +99,7 @@ class Scout:
             self.changed.fire()
 
     def _facts_seen(self, facts: ClusterFacts, via: str) -> None:
-        own = self._kernel.facts()
+        own = self._situation.facts()
         if facts.node_id == own.node_id and facts.boot_id == own.boot_id:
             if len(self._own_addresses) < OWN_ADDRESSES_MAX:
                 self._own_addresses.add(facts.cluster_address)
@@ -129,7 +139,7 @@ class Scout:
         count = before.seen.count + 1 if before is not None else 1
         told_s = before.told_s if before is not None else now
         self._noticed[key] = _Noticed(facts, msgspec.structs.replace(seen, count=count), now, told_s)
-        while len(self._noticed) > self._kernel.options.sightings_max:
+        while len(self._noticed) > self._options.sightings_max:
             del self._noticed[next(iter(self._noticed))]
         # Strangers' beacons are no news; who was named, or should not be there, is.
         is_named = seen.via in ("static", "dial") and (seen.status in _REFUSALS or is_final)
@@ -171,8 +181,8 @@ class Scout:
     @property
     def peers_seen(self) -> tuple[PeerSeen, ...]:
         """Everybody noticed, newest last, with what became of it as of now."""
-        own, now = self._kernel.facts(), self._clock()
-        removal = self._kernel.removed_from
+        own, now = self._situation.facts(), self._clock()
+        removal = self._situation.removed_from
         if removal is not None:
             detail = REMOVED.format(removal.reason)
             own_end = PeerSeen(
@@ -192,7 +202,7 @@ class Scout:
                 noticed.seen, age_s=round(now - noticed.last_s, 3), **self._judged(own, noticed.facts)
             )
             for noticed in self._noticed.values()
-            if noticed.seen.status != "removed" or self._kernel.standing != "follower"
+            if noticed.seen.status != "removed" or self._situation.standing != "follower"
         )
 
     def _judged(self, own: ClusterFacts, facts: ClusterFacts | None) -> dict[str, str]:
@@ -220,11 +230,11 @@ class Scout:
         """Return how long to wait for an answer: at first not long, for of several addresses one may be dead."""
         attempts = self._attempts.get(address)
         failed_count = 0 if attempts is None else attempts.failed_count
-        return min(self._kernel.options.dial_timeout_s, FIRST_TIMEOUT_S * (1 + failed_count))
+        return min(self._options.dial_timeout_s, FIRST_TIMEOUT_S * (1 + failed_count))
 
     def attempted(self, address: HostPort, *, succeeded: bool) -> None:
         """An attempt to join is over; the next one at this address waits, longer each time that it fails."""
-        options = self._kernel.options
+        options = self._options
         attempts = self._attempts.setdefault(address, _Attempts())
         attempts.failed_count = 0 if succeeded else attempts.failed_count + 1
         if succeeded:
@@ -233,7 +243,7 @@ class Scout:
             self._noticed.pop(f"removed {address}", None)
         attempts.pause_s = min(max(options.redial_s, 2 * attempts.pause_s), options.redial_max_s)
         attempts.due_s = self._clock() + attempts.pause_s
-        if len(self._attempts) > self._kernel.options.sightings_max:
+        if len(self._attempts) > self._options.sightings_max:
             self._attempts = {
                 key: value for key, value in self._attempts.items() if value.due_s > self._clock()
             }
@@ -244,28 +254,28 @@ class Scout:
 
     def _wanted(self, now: float) -> list[HostPort]:
         """Return the addresses worth joining, best first."""
-        kernel = self._kernel
-        if kernel.standing == "follower":
+        situation = self._situation
+        if situation.standing == "follower":
             return []
-        own_address = kernel.identity.cluster_address
+        own_address = situation.identity.cluster_address
         certain: list[HostPort] = []
-        if kernel.standing == "orphan":
-            if kernel.redirected_to is not None:
-                certain.append(kernel.redirected_to)
+        if situation.standing == "orphan":
+            if situation.redirected_to is not None:
+                certain.append(situation.redirected_to)
             # The leader that this node's peers know, else the last master, and those who may have elected another.
-            known = [kernel.core.leader_id]
-            if kernel.core.leader_id is None:
-                known.append(kernel.last_known.master_node_id)
-            if not kernel.is_agreeing:
-                known += kernel.last_known.voters.voters
+            known = [situation.core.leader_id]
+            if situation.core.leader_id is None:
+                known.append(situation.last_known.master_node_id)
+            if not situation.is_agreeing:
+                known += situation.last_known.voters.voters
             if self.silent_master in known:
                 known.remove(self.silent_master)
                 known.append(self.silent_master)
             addresses = (
-                kernel.address_of(node_id) for node_id in known if node_id not in (None, kernel.node_id)
+                situation.address_of(node_id) for node_id in known if node_id not in (None, situation.node_id)
             )
             certain += [address for address in addresses if address not in (None, own_address)]
-        own = self._kernel.facts()
+        own = self._situation.facts()
         seniors: list[ClusterFacts] = []
         for noticed in self._noticed.values():
             facts = noticed.facts
@@ -282,28 +292,28 @@ class Scout:
 
     def _is_waiting(self, facts: ClusterFacts) -> bool:
         """Say whether an orphan goes on waiting for its master in spite of these facts."""
-        kernel = self._kernel
-        if kernel.cluster_id is None:
+        situation = self._situation
+        if situation.cluster_id is None:
             return False
-        if kernel.has_something_to_lose:
+        if situation.has_something_to_lose:
             return True
-        if facts.node_id in kernel.last_known.nodes and facts.cluster_id != kernel.cluster_id:
+        if facts.node_id in situation.last_known.nodes and facts.cluster_id != situation.cluster_id:
             return self._may_elect()
-        if kernel.is_agreeing:
+        if situation.is_agreeing:
             return True
         since_s = self.orphan_since_s
-        return since_s is None or self._clock() - since_s < kernel.options.orphan_patience_s
+        return since_s is None or self._clock() - since_s < self._options.orphan_patience_s
 
     def _may_elect(self) -> bool:
         """Say whether so many of this node's cluster may be left that they can agree on a master."""
-        kernel = self._kernel
-        voters = kernel.voters if kernel.voters.voters else kernel.last_known.voters
+        situation = self._situation
+        voters = situation.voters if situation.voters.voters else situation.last_known.voters
         now = self._clock()
         elsewhere = {
             noticed.facts.node_id
             for noticed in self._noticed.values()
             if noticed.facts is not None
-            and noticed.facts.cluster_id not in (None, kernel.cluster_id)
+            and noticed.facts.cluster_id not in (None, situation.cluster_id)
             and now - noticed.last_s <= FRESH_S
         }
         return has_majority(voters, {*voters.voters} - elsewhere)
@@ -311,7 +321,7 @@ class Scout:
     def _is_connected_member(self, address: HostPort) -> bool:
         return any(
             node.is_connected and node.identity.cluster_address == address
-            for node in self._kernel.state.nodes.values()
+            for node in self._situation.state.nodes.values()
         )
 
     # --- looking ------------------------------------------------------------------------------------------------
@@ -325,7 +335,7 @@ class Scout:
             await self.changed.wait()
 
     async def _look(self, address: HostPort, via: str) -> None:
-        options = self._kernel.options
+        options = self._options
         try:
             connection = await self._transport.dial(address, timeout_s=options.dial_timeout_s)
         except DialError as error:
@@ -333,7 +343,7 @@ class Scout:
             return
         try:
             with anyio.fail_after(options.answer_timeout_s):
-                await connection.send(encode(Hello(facts=self._kernel.facts(), intent="look")))
+                await connection.send(encode(Hello(facts=self._situation.facts(), intent="look")))
                 answer = decode_from_listener(await connection.receive())
             if isinstance(answer, NotNow):
                 self._noticed.pop(str(address), None)

@@ -32,13 +32,13 @@ class Writer:
         has_to_tidy = False
         while True:
             async with self._lock:
-                writes = self._kernel.take_writes()
+                writes = self._kernel.disk_work.take()
                 if writes:
-                    core = self._kernel.core
+                    core = self._kernel.situation.core
                     await self._guarded(self._store.apply_writes, writes)
-                    if self._kernel.core is core:  # Else this node has left its cluster meanwhile.
+                    if self._kernel.situation.core is core:  # Else this node has left its cluster meanwhile.
                         self._kernel.written(writes[-1].number)
-                    snapshot = self._kernel.take_snapshot()
+                    snapshot = self._kernel.disk_work.take_snapshot()
                     if snapshot is not None:
                         await self._guarded(self._store.save_local_snapshot, snapshot)
             if writes:
@@ -47,7 +47,7 @@ class Writer:
                 async with self._lock:
                     has_to_tidy = bool(await self._run_blocking(self._store.tidy))
             else:
-                await self._kernel.log_work.wait()
+                await self._kernel.disk_work.added.wait()
 
     async def reset(self) -> None:
         """Forget everything on disk, once what is being written is done. The kernel is part of no cluster.

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exo.cluster.boot import Boot, decode_state, read_store
+from exo.cluster.boot import Boot, read_store
 from exo.cluster.log.store import NodeStore, memory_store
 from exo.cluster.raft.messages import Snapshot
 from exo.cluster.raft.options import SnapshotPoint
 from exo.cluster.raft.steps import HardState
+from exo.cluster.snapshotting import decode_state
 from exo.cluster.wire import encode_state
 from exo.shared.apply import apply_entries
 from exo.shared.errors import LogCorruptError, LogOrderError

@@ -110,9 +110,9 @@ async def test_what_a_removed_node_says_counts_no_more(nodes: TrustedNodes) -> N
     (session,) = hosting.sessions.values()
     own = other.coordinator.state.nodes[NodeId(other.name)].identity
     # It does not hear of it in time, and goes on.
-    other.coordinator._kernel._removed = lambda reason: None  # type: ignore[method-assign]
+    other.coordinator._kernel.situation.removed = lambda reason: None  # type: ignore[method-assign]
     assert isinstance(await master.remove(other.name), Done)
     assert session.is_removed
-    other.coordinator._kernel.submit([NodeJoined(identity=own)], "again")
+    other.coordinator._kernel.dispatch.submit([NodeJoined(identity=own)], "again")
     await until(lambda: not hosting.sessions, master)
     assert set(master.coordinator.state.nodes) == {master.name}

@@ -37,7 +37,7 @@ async def test_mistakes_without_end_are_not_logged(node: EmbeddedCoordinator) ->
     lines: list[str] = []
     sink = logger.add(lines.append, level="WARNING")
     try:
-        own = node._kernel.facts()
+        own = node._kernel.situation.facts()
         for number in range(1000):
             copy = msgspec.structs.replace(own, boot_id=f"boot-{number}", cluster_id=ClusterId(f"c{number}"))
             node._scout.report(Sighting(address=HostPort("x", 1), facts=copy, via="multicast"))
@@ -50,7 +50,7 @@ async def test_mistakes_without_end_are_not_logged(node: EmbeddedCoordinator) ->
 async def test_a_forged_echo_does_not_keep_a_node_from_its_master(cluster: MemoryCluster) -> None:
     master, node = await cluster.start_cluster("a", "b")
     address = master.state.nodes[master.node_id].identity.cluster_address
-    own = node._kernel.facts()
+    own = node._kernel.situation.facts()
     for number in range(1000):
         port = number or address.port
         forged = msgspec.structs.replace(own, cluster_address=HostPort(address.host, port))
