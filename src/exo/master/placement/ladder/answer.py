@@ -72,7 +72,7 @@ class Infeasible(msgspec.Struct, frozen=True, kw_only=True):
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the search. They count work, not time, so that equal input gives the equal plan."""
 
-    evaluations_max: int = 120_000
+    evaluations_max: int = 60_000
     """Rings that the order search may weigh."""
     branches_max: int = 20_000
     """Assignments that the constraint layer may try."""

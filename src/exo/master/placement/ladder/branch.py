@@ -16,7 +16,7 @@ import constraint
 import numpy as np
 
 from exo.master.placement.ladder.bounding import PrefixBound
-from exo.master.placement.ladder.field import Field, narrowed
+from exo.master.placement.ladder.field import Field, Flags, narrowed
 from exo.master.placement.ladder.order_search import OrderSearch
 from exo.master.placement.ladder.problem import AtMost, Rule
 from exo.master.placement.ladder.ring import link_matrices
@@ -53,6 +53,47 @@ def keeps_rules(names: Sequence[str], rules: Sequence[Rule]) -> bool:
         elif sum(1 for group in rule.groups if used & set(group)) < rule.count:
             return False
     return True
+
+
+def rule_masks(of: Field) -> Callable[[Flags], Flags]:
+    """Return a function that says of sets of devices, one a row, which keep the rules."""
+    index_of = {one.device_id: index for index, one in enumerate(of.devices)}
+    rules = [
+        (rule.count, [[index_of[one] for one in rule.device_ids if one in index_of]], True)
+        if isinstance(rule, AtMost)
+        else (rule.count, [[index_of[one] for one in group if one in index_of] for group in rule.groups], False)
+        for rule in of.problem.rules
+    ]
+
+    def keep(masks: Flags) -> Flags:
+        kept = np.ones(len(masks), dtype=np.bool_)
+        for count, groups, is_at_most in rules:
+            if is_at_most:
+                kept &= masks[:, groups[0]].sum(axis=1) <= count
+            else:
+                kept &= np.sum([masks[:, group].any(axis=1) for group in groups], axis=0) >= count
+        return kept
+
+    return keep
+
+
+def improve_within_rules(
+    of: Field, ring: Sequence[int], *, evaluations_max: int, should_stop: Callable[[], bool]
+) -> Filled | None:
+    """Return the best plan of several stages near a ring that keeps the rules, on links of any shape."""
+    search = OrderSearch(
+        RingScale(of, *link_matrices(of)),
+        of.size,
+        required=frozenset(np.flatnonzero(of.is_required).tolist()),
+        min_stages=of.problem.min_stages,
+        most_stages=of.layer_count,
+        evaluations_max=evaluations_max,
+        should_stop=should_stop,
+        keeps_rules=rule_masks(of),
+    )
+    search.start(ring)
+    search.iterate(0)
+    return search.best
 
 
 def branch(

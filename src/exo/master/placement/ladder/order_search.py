@@ -17,6 +17,7 @@ from exo.master.placement.ladder.water import Filled
 
 Ring = tuple[int, ...]
 _SEED = 20
+_FAR = 2**60
 _WEIGHED_MAX = 6
 """Rings of one neighbourhood that are weighed in full, most promising first."""
 _IDLE_KICKS_MAX = 25
@@ -35,8 +36,11 @@ class OrderSearch:
         most_stages: int,
         evaluations_max: int,
         should_stop: Callable[[], bool],
+        keeps_rules: Callable[[Flags], Flags] | None = None,
     ) -> None:
+        """`keeps_rules` says of sets of devices, one a row, which are allowed; without it all are."""
         self.best: Filled | None = None
+        self._keeps_rules = keeps_rules
         self.is_truncated = False
         self._scale = scale
         self._size = size
@@ -49,7 +53,12 @@ class OrderSearch:
 
     def start(self, ring: Sequence[int]) -> None:
         """Descend from a ring."""
-        found = self._scale.weigh(ring, 2**60) if len(ring) >= self._least else None
+        if len(ring) < self._least or (
+            self._keeps_rules is not None
+            and not self._keeps_rules(self._masks(np.array([ring], dtype=np.int64)))[0]
+        ):
+            return
+        found = self._scale.weigh(ring, 2**60)
         if found is None:
             return
         found = self._descended(found)
@@ -102,7 +111,7 @@ class OrderSearch:
         absent = np.flatnonzero(~used)
         if count > self._least and loose.any():
             rests = ring[drops(count)][loose]
-            yield rests, self._scale.floors_ns(self._masks(rests))
+            yield rests, self._floors_ns(rests)
         if absent.size and loose.any():
             rests = ring[drops(count)][loose]
             sets = np.concatenate(
@@ -124,7 +133,12 @@ class OrderSearch:
         """Put the last device of each row into every place of the ring of the others."""
         places = insertions(sets.shape[1] - 1)
         orders = sets[:, places].reshape(-1, sets.shape[1])
-        return orders, np.repeat(self._scale.floors_ns(self._masks(sets)), len(places))
+        return orders, np.repeat(self._floors_ns(sets), len(places))
+
+    def _floors_ns(self, sets: Integers) -> Integers:
+        masks = self._masks(sets)
+        floors = self._scale.floors_ns(masks)
+        return floors if self._keeps_rules is None else np.where(self._keeps_rules(masks), floors, _FAR)
 
     def _masks(self, rows: Integers) -> Flags:
         masks = np.zeros((len(rows), self._size), dtype=np.bool_)

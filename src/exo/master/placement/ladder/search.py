@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from exo.master.placement.ladder.answer import Infeasible, Method, Options, Solution
-from exo.master.placement.ladder.branch import branch, keeps_rules
+from exo.master.placement.ladder.branch import branch, improve_within_rules, keeps_rules
 from exo.master.placement.ladder.evaluate import Assessment, Stage, assess
 from exo.master.placement.ladder.exact import best_hierarchical
 from exo.master.placement.ladder.field import Field, field_of, limited
@@ -140,6 +140,15 @@ class Search:
         if keeps_rules([of.devices[index].device_id for index in outcome.plan.ring], rules):
             return outcome
         known = self._known(of)
+        if known is not None and len(known.ring) > 1:
+            near = improve_within_rules(
+                of,
+                known.ring,
+                evaluations_max=self.options.evaluations_max // 3,
+                should_stop=self.should_stop,
+            )
+            if near is not None and near.cost_ns < known.cost_ns:
+                known = near
         if not self.options.has_constraint_layer:
             return replace(outcome, plan=known)
         found = branch(
