@@ -6,6 +6,7 @@ from exo.api.access_callers import Caller
 from exo.api.context import ApiContext
 from exo.cluster.trust.authority import request_fingerprint
 from exo.cluster.trust.certificates import to_der
+from exo.cluster.trust.errors import CertificateError
 from exo.cluster.trust.messages import (
     EnrolAnswer,
     EnrolGranted,
@@ -41,6 +42,7 @@ class EnrolmentDesk:
         """
         state = self._context.coordinator.state
         if request.namespace != state.namespace:
+            self._count("other_namespace")
             return EnrolRefused(
                 code="other_namespace",
                 reason=f"this cluster is of the namespace {state.namespace}; "
@@ -50,12 +52,17 @@ class EnrolmentDesk:
         is_proven = token is not None and verify_proof(
             bytes.fromhex(token.verifier), request, origin.server_certificate_sha256
         )
+        try:
+            fingerprint = request_fingerprint(request.csr, request.node_id)
+        except CertificateError:
+            self._count("request_malformed")
+            raise
         command = EnrolNode(
             command_id=CommandId(uuid.uuid4().hex),
             node_id=request.node_id,
             name=request.name,
             request_der=request.csr,
-            fingerprint=request_fingerprint(request.csr, request.node_id),
+            fingerprint=fingerprint,
             address=str(origin.address),
             proof="none" if request.token_id is None else "token",
             is_proven=is_proven,
@@ -78,3 +85,7 @@ class EnrolmentDesk:
                 return EnrolRefused(code=reply.code, reason=reply.message)
             case _:
                 raise RuntimeError(f"EnrolNode was answered with {type(reply).__name__}")
+
+    def _count(self, code: str) -> None:
+        """Count what is refused here; what the master refuses is counted where commands leave."""
+        self._context.metrics.enrolments_refused.labels(code).inc()

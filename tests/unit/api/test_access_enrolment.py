@@ -127,6 +127,9 @@ async def test_other_namespaces_and_foreign_requests_are_refused(door: Door) -> 
     for csr in (b"nothing", create_request(KEY_PEM, NodeId("somebody"))):
         with pytest.raises(CertificateError):
             await door.enrol(replace(request(), csr=csr), ORIGIN)
+    metrics = (await door.http.get("/metrics")).text
+    assert 'exo_enrolments_refused_total{reason="other_namespace"} 1.0' in metrics
+    assert 'exo_enrolments_refused_total{reason="request_malformed"} 2.0' in metrics
     assert door.world.coordinator.proposed == []
 
 

@@ -377,6 +377,7 @@ async def test_garbage_is_refused_and_asks_nobody(
     answer = decode_from_server(await connection.receive())
     assert isinstance(answer, EnrolRefused) and answer.code == "malformed"
     await ending(connection)
+    assert cluster.transport.counts["ended_malformed"] == 1
     assert not cluster.asked
 
 
@@ -387,6 +388,7 @@ async def test_a_stranger_cannot_send_more_than_a_frame_of_16_kib(
     reader, writer = await asyncio.open_connection(*_of(listener), ssl=context)
     writer.write(encode_frame(Kind.MESSAGE, bytes(ENROL_FRAME_BYTES_MAX + 1)))
     assert b"a frame of 16386 bytes" in await asyncio.wait_for(reader.read(), SAFETY_S)
+    assert cluster.transport.counts["ended_malformed"] == 1
     writer.close()
     connection = await stranger(listener)
     with pytest.raises(ValueError, match="at most 16384"):

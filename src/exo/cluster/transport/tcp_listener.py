@@ -216,6 +216,7 @@ class TcpListener(Listener, ConnectionOwner):
                 origin=origin,
                 enrol=enrol,
                 limits=self._limits,
+                on_malformed=lambda: self.broken("malformed"),
             )
         )
         self._enrolling[connection] = task

@@ -1,6 +1,7 @@
 """The server's side of asking to join: one stranger's connection from the offer to the answer."""
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 from loguru import logger
@@ -44,14 +45,26 @@ async def serve_enrolment(
     origin: EnrolOrigin,
     enrol: Enrol,
     limits: EnrolmentLimits,
+    on_malformed: Callable[[], None],
 ) -> None:
-    """Answer the requests of one stranger until there is a decision, then hang up."""
+    """Answer the requests of one stranger until there is a decision, then hang up.
+
+    Args:
+        connection: To the stranger, who has seen this node's certificate and shown none.
+        authority_der: What the stranger compares with its token.
+        origin: Where the stranger is.
+        enrol: Decides.
+        limits: How much the stranger may use.
+        on_malformed: Told of a request that cannot be read.
+    """
     reason = "the enrolment is over"
     try:
         async with asyncio.timeout(limits.connection_timeout_s):
             await connection.send(encode_enrolment(EnrolOffer(authority=authority_der)))
             while True:
                 answer = await _answer(connection, origin, enrol, limits)
+                if isinstance(answer, EnrolRefused) and answer.code == "malformed":
+                    on_malformed()
                 await connection.send(_encode(answer))
                 if not isinstance(answer, EnrolWaiting):
                     break
