@@ -11,6 +11,7 @@ from exo.cluster.raft.quorum import voters_of
 from exo.cluster.raft.steps import HardState
 from exo.cluster.snapshotting import decode_state
 from exo.shared.apply import apply_entries
+from exo.shared.errors import ConfigurationError
 from exo.shared.types.events import LogEntry
 from exo.shared.types.ids import NodeId
 from exo.shared.types.state import State
@@ -66,6 +67,28 @@ def read_store(store: NodeStore, node_id: NodeId) -> Boot:
         state=state,
         guess=apply_entries(state, entries),
     )
+
+
+def begin_store(store: NodeStore, node_id: NodeId, namespace: str) -> Boot:
+    """Read back what a node goes on from, and empty the store where that is nothing. Waits for the disk.
+
+    Raises:
+        ConfigurationError: The log belongs to another namespace.
+        LogCorruptError: See read_store.
+        LogOrderError: See read_store.
+    """
+    boot = read_store(store, node_id)
+    guess = boot.guess
+    if guess.index and guess.namespace != namespace:
+        raise ConfigurationError(
+            f"the data directory belongs to the namespace {guess.namespace!r}, not {namespace!r}; "
+            "start with that namespace, or choose another directory with EXO_HOME"
+        )
+    if guess.dissolved_into is not None and boot.point.voters.voters == (node_id,):
+        # It was about to join another cluster: it starts as a new node, and finds that one.
+        store.reset()
+        return read_store(store, node_id)
+    return boot
 
 
 def _voters_at(snapshot: Snapshot | None, state: State) -> Voters | None:

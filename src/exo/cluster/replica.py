@@ -3,46 +3,39 @@
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
-from itertools import islice
 from uuid import uuid4
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup, TaskStatus
-from loguru import logger
 
+from exo.cluster.asking import Asking
 from exo.cluster.believing import are_facts
-from exo.cluster.boot import Boot, read_store
+from exo.cluster.boot import Boot, begin_store
 from exo.cluster.commanding import Commanding
 from exo.cluster.coordinator import CommandHandler, Coordinator, CountedKind, Leadership
 from exo.cluster.discovery.base import Discovery
 from exo.cluster.errors import LogWriteError
-from exo.cluster.facts import ClusterFacts, PeerSeen, Removal
+from exo.cluster.facts import PeerSeen, Removal
+from exo.cluster.feeding import Feeding
 from exo.cluster.following import Following
 from exo.cluster.kernel import Kernel
 from exo.cluster.leading import Reception
 from exo.cluster.log.store import NodeStore
-from exo.cluster.membership import STOPPED
 from exo.cluster.mesh import Mesh
+from exo.cluster.moving import Moving
 from exo.cluster.options import CoordinatorOptions
 from exo.cluster.round_trips import RoundTrips
+from exo.cluster.rounds import Rounds
 from exo.cluster.scouting import Scout
 from exo.cluster.transport.base import Listener, Transport
 from exo.cluster.wire import KeepAuthority
 from exo.cluster.writer import RunBlocking, Writer
-from exo.shared.errors import ConfigurationError, ExoError, NoMasterError
+from exo.shared.errors import ExoError, NoMasterError
 from exo.shared.types.commands import Command, Reply
-from exo.shared.types.events import (
-    ClusterDissolved,
-    Decision,
-    LogEntry,
-    NodeDisconnected,
-    Telemetry,
-    TelemetryFrame,
-)
+from exo.shared.types.events import Decision, LogEntry, Telemetry, TelemetryFrame
 from exo.shared.types.ids import NodeId
 from exo.shared.types.nodes import NodeIdentity
 from exo.shared.types.state import State
@@ -116,12 +109,8 @@ class EmbeddedCoordinator(Coordinator):
         self._listener = listener
         self._transport = transport
         self._discoveries = tuple(discoveries)
-        self._options = options
         self._run_blocking = run_blocking
-        self._clock = clock
         self._is_voteless = is_voteless
-        self._vote_regained = vote_regained
-        self._is_yielding = False
         self._kernel = Kernel(
             identity=identity,
             namespace=namespace,
@@ -132,11 +121,22 @@ class EmbeddedCoordinator(Coordinator):
             random=random_number,
             is_checking_invariants=is_checking_invariants,
         )
-        self._writer = Writer(self._kernel, store, run_blocking)
-        self._round_trips = RoundTrips(
-            self._kernel.board, self._kernel.lane, self.node_id, clock, refresh_s=options.link_refresh_s
+        situation, board = self._kernel.situation, self._kernel.board
+        self._asking = Asking(self._kernel, self.propose)
+        self._feeding = Feeding(situation, board, self._kernel.recent, store, run_blocking)
+        self._commanding = Commanding(
+            self._kernel, clock, settle_s=options.settle_s if self._discoveries else 0.0
         )
-        self._scout = Scout(self._kernel.situation, options, transport, clock, self._kernel.prospects)
+        self._writer = Writer(self._kernel, store, run_blocking)
+        self._moving = Moving(
+            self._kernel,
+            self._writer,
+            clock,
+            is_voteless=is_voteless,
+            vote_regained=vote_regained,
+            run_blocking=run_blocking,
+        )
+        self._scout = Scout(situation, options, transport, clock, self._kernel.prospects)
         self._mesh = Mesh(
             self._kernel,
             transport,
@@ -144,16 +144,13 @@ class EmbeddedCoordinator(Coordinator):
             report=self._scout.report,
             noticed_at=self._scout.noticed_at,
         )
-        self._commanding = Commanding(
-            self._kernel, clock, settle_s=options.settle_s if self._discoveries else 0.0
-        )
         self._following = Following(
             self._kernel,
             self._scout,
             transport,
             clock=clock,
             is_busy=lambda: self._commanding.is_busy,
-            give_up=self._give_up,
+            give_up=self._moving.give_up,
         )
         self._reception = Reception(
             self._kernel,
@@ -162,6 +159,10 @@ class EmbeddedCoordinator(Coordinator):
             execute=self._commanding.execute,
             carry=self._mesh.carry,
         )
+        round_trips = RoundTrips(
+            board, self._kernel.lane, self.node_id, clock, refresh_s=options.link_refresh_s
+        )
+        self._rounds = Rounds(self._kernel, round_trips, self._discoveries)
 
     # --- Coordinator --------------------------------------------------------------------------------------------
 
@@ -211,12 +212,13 @@ class EmbeddedCoordinator(Coordinator):
                 "this node does not lead; look at the state and decide again on the one that does"
             )
         ticket, future = self._kernel.dispatch.submit(events, cause_id)
+        timeout_s = self._kernel.options.proposal_timeout_s
         try:
-            with anyio.fail_after(self._options.proposal_timeout_s):
+            with anyio.fail_after(timeout_s):
                 return await future
         except TimeoutError as error:
             raise NoMasterError(
-                f"no master could be reached for {self._options.proposal_timeout_s:g} s; "
+                f"no master could be reached for {timeout_s:g} s; "
                 "start the node that was the master, or see `exo status`"
             ) from error
         finally:
@@ -248,103 +250,18 @@ class EmbeddedCoordinator(Coordinator):
         reach back to `after_index`, the feed begins with the oldest that is there, so look at the first index.
         A feed also ends when this node goes on from a snapshot: then the state is to be read again.
         """
-        kernel = self._kernel
-        recent, rest = kernel.recent, kernel.board.feeds.open()
-        if after_index is None:
-            return rest
-        entries = recent.after(after_index)
-        if entries is not None:
-            return _chain(entries, rest)
-        oldest_index = recent.oldest_index
-        entries = recent.after(oldest_index - 1) or ()
-        if kernel.situation.is_agreeing and after_index < oldest_index:
-            return self._feed_from_log(after_index, oldest_index - 1, _chain(entries, rest))
-        return _chain(entries, rest)
-
-    async def _feed_from_log(
-        self, after_index: int, until_index: int, rest: AsyncIterator[LogEntry | TelemetryFrame]
-    ) -> AsyncIterator[LogEntry | TelemetryFrame]:
-        reader = self._store.log.read(after_index)
-        while after_index < until_index:
-            part = partial(_take, reader, min(1000, until_index - after_index))
-            try:
-                entries: list[LogEntry] = await self._run_blocking(part)
-            except OSError:
-                return  # The log was reset or compacted meanwhile.
-            for entry in entries:
-                after_index = entry.index
-                yield entry
-            if not entries:
-                return
-        async for item in rest:
-            yield item
+        return self._feeding.open(after_index)
 
     async def confirm(self, *, timeout_s: float) -> int:
-        kernel = self._kernel
-        try:
-            with anyio.fail_after(timeout_s):
-                if kernel.situation.standing == "leader":
-                    index = await kernel.confirm()
-                elif kernel.uplink.master is not None:
-                    answer = await kernel.uplink.confirm()
-                    if answer.error is not None:
-                        raise NoMasterError(answer.error)
-                    index = answer.index
-                else:
-                    raise NoMasterError("no master can be reached; try again, or see `exo status`")
-                while kernel.situation.state.index < index:
-                    await kernel.board.changed.wait()
-        except TimeoutError as error:
-            raise NoMasterError(
-                f"no majority confirmed within {timeout_s:g} s that there is a master; see `exo status`"
-            ) from error
-        return index
+        return await self._asking.confirm(timeout_s=timeout_s)
 
     async def forget(self, node_ids: Sequence[NodeId]) -> int:
         """See Coordinator. What only the forgotten voters had is lost."""
-        kernel = self._kernel
-        if kernel.situation.leadership.master_node_id is not None:
-            raise ConfigurationError(
-                "there is a master, so nobody has to be forgotten by force; use `exo node remove NODE`"
-            )
-        if not kernel.situation.is_agreeing:
-            raise ConfigurationError(
-                "this node keeps no copy of the log; run this on one of "
-                f"{', '.join(sorted(kernel.situation.voters.members)) or 'the voters'}"
-            )
-        unknown = set(node_ids) - kernel.situation.voters.members - {kernel.situation.node_id}
-        others = kernel.situation.voters.members - {kernel.situation.node_id}
-        if unknown or not set(node_ids).issuperset(others):
-            raise ConfigurationError(
-                f"name every voter that is gone, and nobody else: {', '.join(sorted(others))}"
-            )
-        kernel.force_history(node_ids)
-        with anyio.move_on_after(self._options.answer_timeout_s):
-            while not kernel.situation.is_open:
-                await kernel.board.changed.wait()
-        if not kernel.situation.is_open:
-            raise NoMasterError("the history could not be begun anew; see the log of this node")
-        return kernel.situation.state.index
+        return await self._asking.forget(node_ids)
 
     async def leave(self) -> None:
         """Hand over what this node does for the others, as far as that is possible in a moment; it stops soon."""
-        kernel = self._kernel
-        kernel.situation.is_leaving = True
-        has_others = any(
-            key != kernel.situation.node_id and node.is_connected for key, node in self.state.nodes.items()
-        )
-        if not has_others or not kernel.situation.is_member:
-            return
-        with anyio.move_on_after(self._options.leave_s):
-            if kernel.situation.standing == "leader":
-                await self.propose(
-                    [NodeDisconnected(node_id=kernel.situation.node_id, reason=STOPPED)],
-                    cause_id=f"leave-{kernel.situation.boot_id}",
-                )
-            else:
-                kernel.uplink.say_farewell()
-            while kernel.situation.is_agreeing or kernel.situation.standing == "leader":
-                await kernel.board.changed.wait()
+        await self._asking.leave()
 
     def share_authority(self, authority: KeepAuthority | None, keep: Callable[[KeepAuthority], None]) -> None:
         """Pass the key of the cluster's authority on to whoever may lead next, while this node leads.
@@ -388,166 +305,24 @@ class EmbeddedCoordinator(Coordinator):
                 self._store.close()
 
     async def _start(self, tasks: TaskGroup) -> None:
-        boot = await self._read()
+        boot: Boot = await self._run_blocking(begin_store, self._store, self.node_id, self._namespace)
         self._commanding.start(tasks)
         self._kernel.begin(boot, may_vote=not self._is_voteless)
         tasks.start_soon(self._writer.run)
         tasks.start_soon(self._reception.run)
-        core = self._kernel.situation.core
+        situation = self._kernel.situation
+        core = situation.core
         # A node with half of a log may read there that it votes alone: it does not, and has to find the others first.
         if core.is_promotable and core.voters == Voters(voters=(self.node_id,)):
-            while not self._kernel.situation.is_member:
+            while not situation.is_member:
                 await self._kernel.board.changed.wait()
         tasks.start_soon(self._following.run)
         tasks.start_soon(self._mesh.run)
         tasks.start_soon(self._scout.run)
-        tasks.start_soon(self._watch)
-        tasks.start_soon(self._flush)
-        tasks.start_soon(self._tick)
-        tasks.start_soon(self._measure)
+        tasks.start_soon(self._moving.run)
         for discovery in self._discoveries:
-            tasks.start_soon(discovery.run, self._kernel.situation.facts, self._scout.report)
-        if self._discoveries:
-            tasks.start_soon(self._nudge)
-
-    async def _read(self) -> Boot:
-        boot: Boot = await self._run_blocking(read_store, self._store, self.node_id)
-        guess = boot.guess
-        if guess.index and guess.namespace != self._namespace:
-            raise ConfigurationError(
-                f"the data directory belongs to the namespace {guess.namespace!r}, not {self._namespace!r}; "
-                "start with that namespace, or choose another directory with EXO_HOME"
-            )
-        if guess.dissolved_into is not None and boot.point.voters.voters == (self.node_id,):
-            # It was about to join another cluster: it starts as a new node, and finds that one.
-            await self._run_blocking(self._store.reset)
-            boot = await self._run_blocking(read_store, self._store, self.node_id)
-        return boot
-
-    async def _flush(self) -> None:
-        """Pass telemetry on: at once when it is rare, and never more often than the flush interval."""
-        while True:
-            while not self._kernel.has_telemetry:
-                await self._kernel.lane.work.wait()
-            self._kernel.flush_telemetry()
-            await anyio.sleep(self._options.telemetry_flush_s)
-
-    async def _tick(self) -> None:
-        while True:
-            await anyio.sleep(self._options.tick_s)
-            self._kernel.tick()
-
-    async def _measure(self) -> None:
-        while True:
-            await anyio.sleep(self._options.measure_s)
-            self._round_trips.check(self._kernel.connections)
-
-    async def _nudge(self) -> None:
-        """Let others know soon when this node's cluster, its master or its weight changes."""
-        before = None
-        while True:
-            facts = self._kernel.situation.facts()
-            now = (facts.cluster_id, facts.master_node_id, facts.member_count, facts.instance_count > 0)
-            if now != before:
-                before = now
-                for discovery in self._discoveries:
-                    discovery.nudge()
-            await self._kernel.board.changed.wait()
-
-    async def _give_up(self, into: ClusterFacts) -> bool:
-        """Be part of no cluster any more, to join another one. Everybody who was part of this one comes along."""
-        kernel = self._kernel
-        self._is_yielding = True
-        try:
-            if kernel.situation.standing == "leader" and not await self._dissolve(into):
-                return False
-            # Without a pause since the caller found nothing to lose, or behind the last entry of this cluster's log.
-            kernel.forsake()
-            await self._writer.reset()
-            return True
-        finally:
-            self._is_yielding = False
-
-    async def _dissolve(self, into: ClusterFacts) -> bool:
-        kernel = self._kernel
-        if kernel.situation.core.voters.members == frozenset((self.node_id,)) and not kernel.hosting.sessions:
-            return True
-        assert into.cluster_id is not None and into.master_address is not None
-        farewell = ClusterDissolved(into_cluster_id=into.cluster_id, address=into.master_address)
-        ticket, future = kernel.dispatch.submit([farewell], f"yield-{kernel.situation.boot_id}")
-        try:
-            with anyio.fail_after(self._options.answer_timeout_s):
-                await future
-        except (TimeoutError, NoMasterError):
-            return False
-        finally:
-            kernel.proposals.withdraw(ticket)
-        with anyio.move_on_after(self._options.farewell_s):
-            while not kernel.hosting.have_all(kernel.situation.state.index):  # noqa: ASYNC110 (an answer announces nothing)
-                await anyio.sleep(self._options.tick_s / 5)
-        return True
-
-    async def _watch(self) -> None:
-        """Leave a cluster that is no more, and form a new one when there is none to join."""
-        kernel, board = self._kernel, self._kernel.board
-        homeless_since_s: float | None = None
-        while True:
-            if kernel.situation.farewell is not None and not self._is_yielding:
-                was_removed = kernel.situation.farewell == "removed"
-                kernel.forsake()
-                await self._writer.reset()
-                if was_removed:
-                    await self._begin_anew()
-                    continue
-            if kernel.situation.core.may_vote and self._is_voteless:
-                self._is_voteless = False
-                await self._run_blocking(self._vote_regained)
-            wait_s: float | None = None
-            is_homeless = kernel.situation.is_spare or (
-                kernel.situation.cluster_id is None and not kernel.situation.core.voters.voters
-            )
-            if is_homeless and not self._is_yielding and not self._is_voteless:
-                now_s = self._clock()
-                homeless_since_s = now_s if homeless_since_s is None else homeless_since_s
-                wait_s = homeless_since_s + self._options.homeless_s - now_s
-                if wait_s <= 0.001:
-                    if kernel.situation.is_spare:
-                        kernel.forsake()
-                        await self._writer.reset()
-                        continue
-                    logger.info("no cluster took this node in: it forms one of its own")
-                    kernel.found()
-                    continue
-            else:
-                homeless_since_s = None
-            with anyio.move_on_after(wait_s):
-                await board.changed.wait()
-
-    async def _begin_anew(self) -> None:
-        """Form a cluster after this node was removed: nobody counts on it, and there is nobody to wait for."""
-        kernel = self._kernel
-        if self._is_voteless:
-            self._is_voteless = False
-            await self._run_blocking(self._vote_regained)
-        if (
-            kernel.situation.cluster_id is None
-            and not kernel.situation.core.voters.voters
-            and kernel.situation.standing == "orphan"
-        ):
-            kernel.found()
-
-
-async def _chain(
-    entries: Sequence[LogEntry], rest: AsyncIterator[LogEntry | TelemetryFrame]
-) -> AsyncIterator[LogEntry | TelemetryFrame]:
-    for entry in entries:
-        yield entry
-    async for item in rest:
-        yield item
-
-
-def _take(reader: Iterator[LogEntry], count: int) -> list[LogEntry]:
-    return list(islice(reader, count))
+            tasks.start_soon(discovery.run, situation.facts, self._scout.report)
+        self._rounds.start(tasks)
 
 
 def _first(group: BaseExceptionGroup[ExoError]) -> ExoError:
