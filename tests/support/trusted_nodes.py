@@ -169,7 +169,7 @@ class TrustedNode:
         assert pem is not None
         return create_token(to_der(pem), random_bytes=lambda count: secret[:count]).reveal()
 
-    def join(self, token: str, address: HostPort | None = None) -> None:
+    def join(self, token: str | None, address: HostPort | None = None) -> None:
         """As `exo join` does."""
         text = None if address is None else str(address)
         write_pending_join(self.home, PendingJoin(token=token, address=text))

@@ -1,4 +1,7 @@
-"""`<home>/keys/token`: a join token that waits to be used by the node of a data directory, and when it can be."""
+"""What `exo join` and the node of a data directory tell each other: `<home>/keys/token` and `<home>/keys/join`.
+
+The first is the wish that waits to be fulfilled, with a token or without one; the second is what came of it.
+"""
 
 from pathlib import Path
 
@@ -11,12 +14,14 @@ from exo.shared.errors import ConfigurationError
 from exo.shared.types.state import State
 
 TOKEN_FILE = Path("keys") / "token"
+OUTCOME_FILE = Path("keys") / "join"
 
 
 class PendingJoin(msgspec.Struct, frozen=True, kw_only=True):
     """What `exo join` left. Its `repr` does not show the token."""
 
-    token: str
+    token: str | None = None
+    """None: the node asks, and waits until somebody approves it."""
     address: str | None = None
     """`HOST:PORT` of a node of the cluster; None: whichever is found."""
 
@@ -24,13 +29,22 @@ class PendingJoin(msgspec.Struct, frozen=True, kw_only=True):
         return f"PendingJoin(address={self.address!r})"
 
 
+class JoinOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Why this node is not in the cluster that it was to join."""
+
+    text: str
+    is_waiting: bool
+    """It goes on by itself."""
+
+
 def write_pending_join(home: Path, pending: PendingJoin) -> None:
-    """Leave a token for the node, readable by its user only.
+    """Leave for the node what it is to join with, readable by its user only.
 
     Raises:
         ConfigurationError: It cannot be written.
     """
     try:
+        write_join_outcome(home, None)
         write_private(home / TOKEN_FILE, msgspec.json.encode(pending).decode() + "\n")
     except OSError as error:
         raise ConfigurationError(
@@ -61,7 +75,28 @@ def remove_pending_join(home: Path) -> None:
     (home / TOKEN_FILE).unlink(missing_ok=True)
 
 
-def reason_not_to_join(state: State, wanted_authority_hash: str, *, has_master: bool) -> str | None:
+def write_join_outcome(home: Path, outcome: JoinOutcome | None) -> None:
+    """Note for `exo doctor` how joining goes; None: there is nothing to say any more.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path = home / OUTCOME_FILE
+    if outcome is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_private(path, msgspec.json.encode(outcome).decode() + "\n")
+
+
+def read_join_outcome(home: Path) -> JoinOutcome | None:
+    """Return how joining went last, if there is anything to say about it."""
+    try:
+        return msgspec.json.decode((home / OUTCOME_FILE).read_bytes(), type=JoinOutcome)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def reason_not_to_join(state: State, wanted_authority_hash: str | None, *, has_master: bool) -> str | None:
     """Return why a node cannot join the cluster with this authority, or None when it can.
 
     A cluster with something to lose is never given up: with another cluster's certificate in the place of its own,
@@ -69,7 +104,7 @@ def reason_not_to_join(state: State, wanted_authority_hash: str, *, has_master: 
 
     Args:
         state: As folded on the node.
-        wanted_authority_hash: Of the cluster that it is to join.
+        wanted_authority_hash: Of the cluster that it is to join; None: of another one than its own.
         has_master: It reaches its master. A member that does not may have been removed, or away for too long.
     """
     access = state.access

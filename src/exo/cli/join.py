@@ -1,4 +1,4 @@
-"""`exo join`: have this machine's node join the cluster that a token is for."""
+"""`exo join`: have this machine's node join the cluster that a token is for, or ask one to let it in."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +11,13 @@ from exo.cli.commands import Verbose, home_given, is_typed
 def join(
     context: typer.Context,
     token: Annotated[
-        str,
-        typer.Argument(metavar="TOKEN", help="From `exo token create` on a node of the cluster; -: read it."),
-    ],
+        str | None,
+        typer.Argument(
+            metavar="TOKEN",
+            help="From `exo token create` on a node of the cluster; -: read it. Without one the node asks, and waits "
+            "until somebody there approves it.",
+        ),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -25,7 +29,7 @@ def join(
     ] = None,
     _verbose: Verbose = 0,
 ) -> None:
-    """Join a cluster with a token: at once if the node runs, else when it starts."""
+    """Join a cluster, with a token or when approved there: at once if the node runs, else when it starts."""
     import sys
 
     from exo.api.access_join import PendingJoin, write_pending_join
@@ -36,7 +40,8 @@ def join(
     from exo.shared.errors import ConfigurationError
     from exo.shared.types.nodes import HostPort
 
-    plain = parse_token(sys.stdin.readline() if token == "-" else token)
+    plain = parse_token(sys.stdin.readline() if token == "-" else token) if token is not None else None
+    shown = plain.reveal() if plain is not None else None
     try:
         checked = None if address is None else str(HostPort.parse(address, CLUSTER_PORT))
     except ValueError as error:
@@ -45,14 +50,15 @@ def join(
     folder = (given or default_home()).expanduser().absolute()
     if noted_url(folder) is not None:
         with NodeClient.open(None, folder) as client:
-            noted = client.post("/access/join", {"token": plain.reveal(), "address": checked})
+            noted = client.post("/access/join", {"token": shown, "address": checked})
         is_used_now = noted["is_used_now"]
     else:
         prepare_home(folder)
-        write_pending_join(folder, PendingJoin(token=plain.reveal(), address=checked))
+        write_pending_join(folder, PendingJoin(token=shown, address=checked))
         is_used_now = False
-    if is_used_now:
-        print("the node asks the cluster now; `exo status` shows when it has joined")
+    when = "the node asks the cluster now" if is_used_now else "the node asks the cluster when it starts next"
+    if plain is None:
+        print(f"{when}; let it in there: exo node list, then exo node approve ID")
     else:
-        print("the token is kept for the node; it joins when it starts next")
-    remarks().print(f"the cluster's authority is {plain.authority_hash}")
+        print(f"{when}; `exo status` shows when it has joined, `exo doctor --peers` why it has not")
+        remarks().print(f"the cluster's authority is {plain.authority_hash}")

@@ -220,7 +220,8 @@ def explain_announced(found: Listened, *, own_node_id: str | None, namespace: st
             findings.append(Finding("heard", "note", text, step))
         elif not one.is_known:
             step = (
-                f"if it is yours: exo node approve {head.node_id} (here), or exo join TOKEN (there); "
+                "if it is yours: exo join TOKEN (there), or exo join (there) and "
+                f"exo node approve {head.node_id} (here); "
                 "a node of this user on this host needs the same EXO_HOST_SECRET_FILE"
             )
             findings.append(

@@ -131,7 +131,9 @@ def fingerprint(text: str) -> str:
 
 def _wish(client: "NodeClient", node: str) -> Json:
     wishes: list[Json] = client.get("/nodes")["wishes"]
-    return _only(_matching(wishes, node), node, what="node that wants to join")
+    return _only(
+        _matching(wishes, node), node, what="node that wants to join", hint="; on that one: exo join"
+    )
 
 
 def _matching(rows: list[Json], text: str) -> list[Json]:
@@ -146,12 +148,12 @@ def _matching(rows: list[Json], text: str) -> list[Json]:
     return []
 
 
-def _only(rows: list[Json], text: str, *, what: str = "node") -> Json:
+def _only(rows: list[Json], text: str, *, what: str = "node", hint: str = "") -> Json:
     from exo.shared.errors import ConfigurationError
 
     if len(rows) == 1:
         return rows[0]
     if not rows:
-        raise ConfigurationError(f"there is no {what} {text!r}; `exo node list` shows those there are")
+        raise ConfigurationError(f"there is no {what} {text!r}; `exo node list` shows those there are{hint}")
     ids = ", ".join(row["node_id"] for row in rows)
     raise ConfigurationError(f"{text!r} may be any of {ids}; give the whole id")

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from exo.api.access_join import JoinOutcome, read_join_outcome
 from exo.cli.advice import explain_status
 from exo.cli.checks import Finding, home_folder
 from exo.cli.client import NodeClient
@@ -51,6 +52,7 @@ def examine_peers(
     state, peers = _ask_node(open_client, findings)
     namespace: str = state["namespace"] if state is not None else os.environ.get("EXO_NAMESPACE") or "default"
     own_node_id: str | None = state["node_id"] if state is not None else None
+    findings += explain_joining(read_join_outcome(home_folder(home)))
 
     secret = _secret(findings)
     port = _port("EXO_DISCOVERY_PORT", CLUSTER_PORT)
@@ -80,6 +82,20 @@ def parse_target(text: str) -> HostPort:
         return HostPort.parse(text, CLUSTER_PORT)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
+
+
+def explain_joining(outcome: JoinOutcome | None) -> list[Finding]:
+    """Say why this node is not in the cluster that it was told to join."""
+    if outcome is None:
+        return []
+    if outcome.is_waiting:
+        return [
+            Finding(
+                "joining", "note", outcome.text, "it goes on asking; to end that: exo join with another token"
+            )
+        ]
+    step = "exo token create on a node of that cluster, then here: exo join TOKEN"
+    return [Finding("joining", "broken", outcome.text, step)]
 
 
 def explain_peers(peers: list[Json]) -> list[Finding]:

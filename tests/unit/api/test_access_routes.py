@@ -10,7 +10,7 @@ import pytest
 from loguru import logger
 
 import exo.api
-from exo.api.access_join import TOKEN_FILE, read_pending_join, remove_pending_join
+from exo.api.access_join import TOKEN_FILE, PendingJoin, read_pending_join, remove_pending_join
 from exo.api.context import NodeActions
 from exo.api.present_access import without_secrets
 from exo.api.schemas.access import (
@@ -200,6 +200,10 @@ async def test_a_token_to_join_with_is_left_for_the_node_and_used_at_once_where_
     pending = read_pending_join(world.home)
     assert pending is not None and (pending.token, pending.address) == (token, "192.0.2.9:52416")
     assert token not in repr(pending) and "b" * 32 not in lines.text and "JoinCluster" in lines.text
+    async with client_of(world.app()) as http:
+        noted = parse(JoinNoted, (await http.post("/access/join", json={"address": "192.0.2.9"})).content)
+    assert (noted.authority_hash, noted.is_used_now) == (None, True)
+    assert read_pending_join(world.home) == PendingJoin(address="192.0.2.9:52416")
     remove_pending_join(world.home)
     assert read_pending_join(world.home) is None
     (world.home / TOKEN_FILE).write_text("{")

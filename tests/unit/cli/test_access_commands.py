@@ -93,7 +93,8 @@ def test_nodes_are_listed_approved_declined_and_removed(ruled: RunningWorld, run
     assert len(json.loads(run("node", "list", "--json").out)["wishes"]) == 2
     vague = run("node", "approve", "12")
     assert vague.code == 2 and "1234abcd, 1299ffff" in vague.err
-    assert "exo node list" in run("node", "approve", "nobody").err
+    nobody = run("node", "approve", "nobody").err
+    assert "exo node list" in nobody and "exo join" in nobody
     approved = run("node", "approve", "1234")
     assert approved.code == 0 and "cdcd" in approved.out and "192.0.2.7" in approved.out
     declined = run("node", "decline", "attic", "--reason", "not ours")
@@ -141,6 +142,9 @@ def test_a_token_is_kept_for_a_node_that_does_not_run(run: Run, tmp_path: Path) 
     assert read_pending_join(home) == PendingJoin(token=TOKEN, address="192.0.2.9:52416")
     run("--home", str(home), "join", TOKEN)
     assert read_pending_join(home) == PendingJoin(token=TOKEN)
+    asked = run("--home", str(home), "join", "--address", "192.0.2.9")
+    assert asked.code == 0 and "when it starts next" in asked.out and "exo node approve ID" in asked.out
+    assert read_pending_join(home) == PendingJoin(address="192.0.2.9:52416")
 
 
 @pytest.mark.parametrize("is_used_now", [True, False])
@@ -158,6 +162,9 @@ def test_a_node_that_runs_is_given_the_token(
     assert outcome.code == 0 and len(wanted) == is_used_now
     assert ("asks the cluster now" in outcome.out) == is_used_now
     assert read_pending_join(ready.world.home) == PendingJoin(token=TOKEN)
+    asked = run("--home", str(home), "join")
+    assert asked.code == 0 and len(wanted) == 2 * is_used_now
+    assert read_pending_join(ready.world.home) == PendingJoin()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from exo.api.access_join import JoinOutcome, PendingJoin, write_join_outcome, write_pending_join
 from exo.cli import listening, peers
 from exo.cli.listening import explain_announced, explain_clock, explain_multicast, listen
 from exo.cluster.discovery.interfaces import Interface
@@ -167,6 +168,26 @@ def test_what_is_no_address_is_refused(run: Run, alone: int, target: str) -> Non
     outcome = run("doctor", "--peers", target)
     assert outcome.code == 2
     assert "is not an address" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("is_waiting", "status", "step"), [(True, "note", "goes on"), (False, "broken", "exo token create")]
+)
+def test_why_this_node_was_not_let_in_is_told(
+    run: Run, alone: int, tmp_path: Path, is_waiting: bool, status: str, step: str
+) -> None:
+    home = tmp_path / "home"
+    write_join_outcome(home, JoinOutcome(text="the cluster refused: a wrong token", is_waiting=is_waiting))
+    outcome = run("doctor", "--peers", "--json", "--home", str(home))
+    assert outcome.code == (0 if is_waiting else 1)
+    (joining,) = texts(outcome.out, "joining")
+    assert (joining["status"], joining["text"]) == (status, "the cluster refused: a wrong token")
+    assert step in joining["next_step"]
+    # A token given anew has not been tried yet.
+    write_pending_join(home, PendingJoin())
+    assert not texts(run("doctor", "--peers", "--json", "--home", str(home)).out, "joining")
+    (home / "keys" / "join").write_text("noise")
+    assert not texts(run("doctor", "--peers", "--json", "--home", str(home)).out, "joining")
 
 
 def test_a_certificate_that_cannot_be_used_is_told(run: Run, alone: int, tmp_path: Path) -> None:

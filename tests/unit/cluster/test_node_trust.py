@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from exo.api.access_join import TOKEN_FILE, reason_not_to_join
+from exo.api.access_join import TOKEN_FILE, read_join_outcome, reason_not_to_join
 from exo.cluster.trust.authority import issue_certificate
 from exo.cluster.trust.certificates import NodeCertificate
 from exo.cluster.trust.errors import CertificateError
@@ -17,6 +17,7 @@ from exo.cluster.wire import KeepAuthority
 from exo.node_trust import certificate
 from exo.node_trust.authority import Heirloom
 from exo.shared.types.access import KeyId
+from exo.shared.types.commands import Done
 from exo.shared.types.events import AuthorityCreated, Decision, InstanceCreated, KeyCreated, NodeJoined
 from exo.shared.types.ids import NodeId
 from exo.shared.types.state import State
@@ -200,6 +201,84 @@ async def test_a_token_finds_its_cluster_among_others_and_waits_for_its_master(n
     assert joiner.trust.identity is not None and master.trust.identity is not None
     assert joiner.trust.identity.authority_hash == master.trust.identity.authority_hash
     assert other.nodes == {"other"}
+
+
+async def test_a_node_without_a_token_waits_until_somebody_lets_it_in(nodes: TrustedNodes) -> None:
+    a = await nodes.start("a")
+    await a.make_token()
+    b = await nodes.start("b", host="127.0.0.2", peers=[a])
+    await until(lambda: len(b.coordinator.peers_seen) == 1, b)
+    assert not a.coordinator.state.access.wishes, "nobody asks unless told to"
+    b.join(None)
+    await until(lambda: set(a.coordinator.state.access.wishes) == {"b"}, a, b)
+    await until(lambda: outcome_of(b) != "", b)
+    outcome = read_join_outcome(b.home)
+    assert outcome is not None and outcome.is_waiting and "exo node approve b" in outcome.text
+    assert b.nodes == {"b"} and b.trust.identity is None
+    assert isinstance(await a.approve("b"), Done)
+    await until(lambda: a.nodes == b.nodes == {"a", "b"}, a, b)
+    assert not (b.home / TOKEN_FILE).exists() and read_join_outcome(b.home) is None
+    assert b.trust.identity is not None
+    assert b.trust.store.known_authority(a.address) == b.trust.identity.authority_hash
+
+
+async def test_a_token_that_comes_while_a_node_waits_is_used_at_once(nodes: TrustedNodes) -> None:
+    a = await nodes.start("a")
+    token = await a.make_token()
+    b = await nodes.start("b", host="127.0.0.2")
+    b.join(None, a.address)
+    await until(lambda: "b" in a.coordinator.state.access.wishes, a, b)
+    b.join(token, a.address)
+    await until(lambda: a.nodes == b.nodes == {"a", "b"}, a, b)
+
+
+async def test_a_node_that_waited_and_has_something_to_lose_by_then_stays(nodes: TrustedNodes) -> None:
+    a = await nodes.start("a")
+    await a.make_token()
+    b = await nodes.start("b", host="127.0.0.2")
+    b.join(None, a.address)
+    await until(lambda: "b" in a.coordinator.state.access.wishes, a, b)
+    await b.make_token()
+    await until(lambda: b.trust.identity is not None, b)
+    identity = b.trust.identity
+    assert isinstance(await a.approve("b"), Done)
+    await until(lambda: "its own has an authority" in outcome_of(b), b)
+    assert not (b.home / TOKEN_FILE).exists()
+    assert b.trust.identity == identity and b.nodes == {"b"}
+
+
+async def test_of_several_clusters_a_node_without_a_token_asks_none(nodes: TrustedNodes) -> None:
+    a, b = await nodes.start("a"), await nodes.start("b", host="127.0.0.2")
+    await a.make_token()
+    await b.make_token()
+    c = await nodes.start("c", host="127.0.0.3", peers=[a, b])
+    await until(lambda: len(c.coordinator.peers_seen) == 2, c)
+    c.join(None)
+    await until(lambda: "exo join --address" in outcome_of(c), c)
+    assert not a.coordinator.state.access.wishes and not b.coordinator.state.access.wishes
+    c.join(None, b.address)
+    await until(lambda: "c" in b.coordinator.state.access.wishes, b, c)
+    assert not a.coordinator.state.access.wishes
+
+
+async def test_why_a_token_did_not_help_is_noted_for_people(nodes: TrustedNodes) -> None:
+    a = await nodes.start("a")
+    token = await a.make_token()
+    b = await nodes.start("b", host="127.0.0.2")
+    wrong = token[:-4] + ("aaaa" if not token.endswith("aaaa") else "bbbb")
+    b.join(wrong, a.address)
+    await until(lambda: "exo token create" in outcome_of(b), b)
+    outcome = read_join_outcome(b.home)
+    assert outcome is not None and not outcome.is_waiting and str(a.address) in outcome.text
+    assert wrong not in outcome.text and not (b.home / TOKEN_FILE).exists()
+    b.join(token, a.address)
+    await until(lambda: a.nodes == b.nodes == {"a", "b"}, a, b)
+    assert read_join_outcome(b.home) is None
+
+
+def outcome_of(node: TrustedNode) -> str:
+    outcome = read_join_outcome(node.home)
+    return "" if outcome is None else outcome.text
 
 
 async def test_a_node_whose_cluster_has_an_authority_keeps_its_key_when_told_to_join_another(

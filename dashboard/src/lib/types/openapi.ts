@@ -15,7 +15,7 @@ export interface paths {
         put?: never;
         /**
          * Join Cluster
-         * @description Have this node join the cluster that a token is for.
+         * @description Have this node join the cluster that a token is for, or ask one to let it in.
          */
         post: operations["join_cluster"];
         delete?: never;
@@ -1624,14 +1624,14 @@ export interface components {
         };
         /**
          * JoinNoted
-         * @description The token lies ready for this node.
+         * @description What it is to join with lies ready for this node.
          */
         JoinNoted: {
             /**
              * Authority Hash
-             * @description Of the cluster that the token is for.
+             * @description Of the cluster that the token is for; null without a token.
              */
-            authority_hash: string;
+            authority_hash: string | null;
             /**
              * Is Used Now
              * @description False: when the node starts next.
@@ -1645,11 +1645,14 @@ export interface components {
         JoinWish: {
             /**
              * Address
-             * @description `HOST:PORT` of one of its nodes; null: one that is found and has the token's authority.
+             * @description `HOST:PORT` of one of its nodes; null: one that is found and has the token's authority, or the only one found.
              */
             address?: string | null;
-            /** Token */
-            token: string;
+            /**
+             * Token
+             * @description Null: the node asks without one, and waits until somebody there approves it.
+             */
+            token?: string | null;
         };
         /** KeyList */
         KeyList: {

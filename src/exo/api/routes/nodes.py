@@ -126,9 +126,9 @@ async def forget_nodes(wish: ForgetWish, context: Context) -> Response:
     "/access/join", operation_id="join_cluster", response_model=JoinNoted, responses=problems(409, 422)
 )
 async def join_cluster(wish: JoinWish, context: Context) -> Response:
-    """Have this node join the cluster that a token is for."""
+    """Have this node join the cluster that a token is for, or ask one to let it in."""
     try:
-        token = parse_token(wish.token)
+        token = None if wish.token is None else parse_token(wish.token)
         address = None if wish.address is None else str(HostPort.parse(wish.address, CLUSTER_PORT))
     except TokenError as error:
         raise ApiError(422, "token_malformed", error.message, param="token") from error
@@ -136,17 +136,18 @@ async def join_cluster(wish: JoinWish, context: Context) -> Response:
         raise ApiError(422, "address_malformed", str(error), param="address") from error
     coordinator = context.coordinator
     has_master = coordinator.leadership.master_node_id is not None
-    reason = reason_not_to_join(coordinator.state, token.authority_hash, has_master=has_master)
+    authority_hash = None if token is None else token.authority_hash
+    reason = reason_not_to_join(coordinator.state, authority_hash, has_master=has_master)
     if reason is not None:
         raise ApiError(409, "cannot_join", reason)
-    await _leave_token(context, PendingJoin(token=token.reveal(), address=address))
+    await _leave_token(context, PendingJoin(token=None if token is None else token.reveal(), address=address))
     await context.desk.note_action(
-        "JoinCluster", {"authority_hash": token.authority_hash, "cluster_address": address}
+        "JoinCluster", {"authority_hash": authority_hash, "cluster_address": address}
     )
     wanted = context.actions.join_wanted
     if wanted is not None:
         wanted()
-    return json_answer({"authority_hash": token.authority_hash, "is_used_now": wanted is not None})
+    return json_answer({"authority_hash": authority_hash, "is_used_now": wanted is not None})
 
 
 async def _leave_token(context: ApiContext, pending: PendingJoin) -> None:

@@ -148,16 +148,17 @@ class Decided(Shape):
 class JoinWish(Wish):
     """A cluster that this node is to join."""
 
-    token: Annotated[Text, StringConstraints(min_length=1, max_length=512)]
+    token: Annotated[Text, StringConstraints(min_length=1, max_length=512)] | None = None
+    """Null: the node asks without one, and waits until somebody there approves it."""
     address: Annotated[Text, StringConstraints(max_length=512)] | None = None
-    """`HOST:PORT` of one of its nodes; null: one that is found and has the token's authority."""
+    """`HOST:PORT` of one of its nodes; null: one that is found and has the token's authority, or the only one found."""
 
 
 class JoinNoted(Shape):
-    """The token lies ready for this node."""
+    """What it is to join with lies ready for this node."""
 
-    authority_hash: str
-    """Of the cluster that the token is for."""
+    authority_hash: str | None
+    """Of the cluster that the token is for; null without a token."""
     is_used_now: bool
     """False: when the node starts next."""
 

@@ -166,12 +166,13 @@ def _stranger(head: BeaconHead, fault: PeerStatus, host: str, own: ClusterFacts,
     elif head.cluster_id == own.cluster_id:
         detail = (
             "it says that it is of this cluster, but has none of its keys: it was not let in, or no longer is; "
-            f"let it in with `exo node approve {head.node_id}`, or with `exo join TOKEN` on it"
+            f"let it in with `exo join TOKEN` on it, or with `exo join` on it and `exo node approve {head.node_id}`"
         )
     else:
         detail = (
             f"it has another key, of another user, host or cluster ({head.cluster_id or 'none yet'}); "
-            f"if it is yours, let it in with `exo node approve {head.node_id}`, or with `exo join TOKEN` on it"
+            f"if it is yours, let it in with `exo join TOKEN` on it, or with `exo join` on it and "
+            f"`exo node approve {head.node_id}` here"
         )
     return PeerSeen(
         address=address,
