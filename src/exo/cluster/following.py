@@ -46,7 +46,6 @@ class Following:
         scout: Scout,
         transport: Transport,
         *,
-        clock: Callable[[], float],
         is_busy: Callable[[], bool],
         give_up: GiveUp,
     ) -> None:
@@ -54,7 +53,6 @@ class Following:
         self._situation = kernel.situation
         self._scout = scout
         self._transport = transport
-        self._clock = clock
         self._is_busy = is_busy
         self._give_up = give_up
         self._parts = bytearray()
@@ -139,12 +137,12 @@ class Following:
             return False, "this node leads by now"
         else:
             logger.info("following {} at {} in term {}", answer.facts.name, address, answer.facts.term)
-        self._scout.orphan_since_s = None
+        self._scout.master_found()
         try:
             self._kernel.follow(connection, answer, snapshot)
             return True, await self._follow(connection)
         finally:
-            self._scout.orphan_since_s = self._clock()
+            self._scout.master_lost()
             self._kernel.uplink.lost(connection)
 
     async def _follow(self, connection: Connection) -> str:
@@ -161,7 +159,7 @@ class Following:
                 message = await self._receive(connection)
             except ConnectionLostError as error:
                 logger.info("the master is lost: {}", error.message)
-                self._scout.silent_master = None if error.is_ended else self._situation.master_node_id
+                self._scout.master_silent(None if error.is_ended else self._situation.master_node_id)
                 return error.message
             except msgspec.DecodeError as error:
                 self._kernel.counts["master_faulty"] += 1

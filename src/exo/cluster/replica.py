@@ -148,7 +148,6 @@ class EmbeddedCoordinator(Coordinator):
             self._kernel,
             self._scout,
             transport,
-            clock=clock,
             is_busy=lambda: self._commanding.is_busy,
             give_up=self._moving.give_up,
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from exo.cluster import scouting
+from exo.cluster import attempts
 from exo.node_trust import joining
 from exo.shared.types.commands import Done, Refusal
 from exo.shared.types.events import NodeJoined
@@ -16,7 +16,7 @@ from support.trusted_nodes import TrustedNode, TrustedNodes, trusted_nodes, unti
 @pytest.fixture
 async def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TrustedNodes]:
     monkeypatch.setattr(joining, "RETRY_S", 0.2)
-    monkeypatch.setattr(scouting, "UNWELCOME_S", 0.2)
+    monkeypatch.setattr(attempts, "UNWELCOME_S", 0.2)
     async with trusted_nodes(tmp_path) as nodes:
         yield nodes
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from loguru import logger
 
-from exo.cluster import scouting
+from exo.cluster import scouting, sightings
 from exo.cluster.facts import Sighting
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.shared.types.ids import ClusterId
@@ -43,7 +43,7 @@ async def test_mistakes_without_end_are_not_logged(node: EmbeddedCoordinator) ->
             node._scout.report(Sighting(address=HostPort("x", 1), facts=copy, via="multicast"))
     finally:
         logger.remove(sink)
-    assert len(lines) == scouting.WARNINGS_MAX
+    assert len(lines) == sightings.WARNINGS_MAX
     assert [peer.status for peer in node.peers_seen] == ["same_node_id"]
 
 
@@ -58,5 +58,5 @@ async def test_a_forged_echo_does_not_keep_a_node_from_its_master(cluster: Memor
     assert len(node._scout._own_addresses) == scouting.OWN_ADDRESSES_MAX
     cluster.network.break_connections("a", "b")
     await cluster.until(lambda: node.leadership.master_node_id is None)
-    assert address in node._scout._wanted(0.0)
+    assert address in node._scout._wanted()
     await cluster.until_one()
