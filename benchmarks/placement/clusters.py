@@ -156,7 +156,9 @@ def random_built(
     shape = model(layers, max(1, int(size / (layers + 2))), hidden, 0, int(size / (layers + 2)))
     assumed = Assumptions(
         host_link=LinkFigures(latency_s=chance.uniform(20e-6, 80e-6), bandwidth_bytes_per_s=10e9),
-        zone_link=LinkFigures(latency_s=chance.uniform(1e-4, 1e-3), bandwidth_bytes_per_s=10 ** chance.uniform(8, 9.5)),
+        zone_link=LinkFigures(
+            latency_s=chance.uniform(1e-4, 1e-3), bandwidth_bytes_per_s=10 ** chance.uniform(8, 9.5)
+        ),
         cluster_link=LinkFigures(
             latency_s=chance.uniform(2e-3, 3e-2), bandwidth_bytes_per_s=10 ** chance.uniform(6.8, 8)
         ),
@@ -199,7 +201,9 @@ def _devices(
     return made, pools
 
 
-def _measured(devices: Sequence[DeviceFigures], chance: random.Random) -> Mapping[tuple[str, str], LinkFigures]:
+def _measured(
+    devices: Sequence[DeviceFigures], chance: random.Random
+) -> Mapping[tuple[str, str], LinkFigures]:
     """Every pair measured, by no rule: some near pairs are slow and some far ones fast."""
     links: dict[tuple[str, str], LinkFigures] = {}
     for one in devices:

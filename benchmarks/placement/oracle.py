@@ -105,8 +105,10 @@ def _several(problem: CostProblem, timeout_s: float) -> Optimum | None:
                 model.add(is_hit <= sum(used[index_of[one]] for one in group))
                 hit.append(is_hit)
             model.add(sum(hit) >= rule.count)
-    hops = _by_class(model, problem, used, first, last) if problem.links.is_hierarchical else _by_arc(
-        model, problem, used, first, last
+    hops = (
+        _by_class(model, problem, used, first, last)
+        if problem.links.is_hierarchical
+        else _by_arc(model, problem, used, first, last)
     )
     model.minimize(
         sum(

@@ -23,7 +23,6 @@ from exo.master.placement.ladder.problem import (
     device_groups,
 )
 
-
 Item = TypeVar("Item")
 
 

@@ -64,7 +64,8 @@ class Relaxation(msgspec.Struct, frozen=True, kw_only=True):
 class Infeasible(msgspec.Struct, frozen=True, kw_only=True):
     """There is no legal plan, or the problem is no problem."""
 
-    code: Literal["invalid", "infeasible", "truncated"]
+    code: Literal["invalid", "infeasible", "undecided"]
+    """`undecided`: the search ended, or was stopped, without a plan and without a proof that there is none."""
     reasons: tuple[str, ...]
     relaxations: tuple[Relaxation, ...] = ()
 

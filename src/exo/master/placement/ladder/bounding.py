@@ -17,6 +17,7 @@ from exo.master.placement.ladder.programme import (
     with_alone,
 )
 from exo.master.placement.ladder.ring import hierarchical_order, link_matrices
+from exo.master.placement.ladder.surcharges import Surcharges, surcharged
 from exo.master.placement.ladder.tree import Joint, Tree, hierarchy, single_linkage
 from exo.master.placement.ladder.water import Filled
 
@@ -26,14 +27,17 @@ _REMEMBERED_MAX = 20_000
 class PrefixBound:
     """Bounds plans of which the first devices, in the order of the tree's leaves, are decided."""
 
-    def __init__(self, of: Field) -> None:
-        self._of = of
+    def __init__(self, of: Field, charges: Surcharges) -> None:
+        self._plain = of
+        self._of = of = surcharged(of, charges)
+        self._offset_ns = charges.offset_ns
         self._rows = max(1, of.problem.min_stages)
-        self._tree = _tree_of(of)
+        self._tree = tree_of(of)
         self.order: list[int] = [node for node in self._tree.nodes if isinstance(node, int)]
         """Devices in the order of the leaves, left to right."""
         self._sums = run(of, self._tree, leaf_tables(of), min_stages=self._rows)
-        times = of.layer_ns * of.layer_count + of.overhead_ns + of.head_ns
+        plain = self._plain
+        times = plain.layer_ns * plain.layer_count + plain.overhead_ns + plain.head_ns
         can_alone = (of.only_layers >= of.layer_count) & (self._rows <= 1)
         self._alone: list[int] = np.where(can_alone, times, INFINITE).tolist()
         self._remembered: dict[tuple[int, tuple[int, ...]], tuple[Table | None, int, int]] = {}
@@ -68,7 +72,8 @@ class PrefixBound:
 
     def several_ns(self, decisions: Sequence[int]) -> int:
         """Return a cost that no plan of several stages with these first decisions can beat."""
-        return self._table(len(self._tree.nodes) - 1, tuple(decisions))[2]
+        found = self._table(len(self._tree.nodes) - 1, tuple(decisions))[2]
+        return INFINITE if found >= INFINITE else found + self._offset_ns
 
     def _table(self, number: int, given: tuple[int, ...]) -> tuple[Table | None, int, int]:
         """Return a node's table under the decisions (None: nobody may take part), how many below are forced, and
@@ -110,14 +115,16 @@ class PrefixBound:
     def plan_of(self, used: Sequence[int]) -> tuple[Filled | None, int]:
         """Return the best plan of exactly these devices on the tree, and what it bounds their true cost by."""
         kept = sorted(used)
+        if not kept:
+            return None, INFINITE
         if len(kept) == 1:
             cost = self._alone[kept[0]]
             if cost >= INFINITE:
                 return None, INFINITE
             return Filled(cost, (kept[0],), (self._of.layer_count,)), cost
-        part = narrowed(self._of, np.array(kept, dtype=np.int64))
+        part = narrowed(self._plain, np.array(kept, dtype=np.int64))
         part.is_required[:] = True
-        sums = run(part, _tree_of(part), leaf_tables(part), min_stages=self._rows)
+        sums = run(part, tree_of(part), leaf_tables(part), min_stages=self._rows)
         draft = draft_of(part, sums, min_stages=self._rows)
         if draft is None:
             return None, INFINITE
@@ -132,7 +139,8 @@ class PrefixBound:
         )
 
 
-def _tree_of(of: Field) -> Tree:
+def tree_of(of: Field) -> Tree:
+    """Return the tree of a field's links, with short ways to the root where it is exact."""
     if of.problem.links.is_hierarchical:
         return hierarchy(of, is_balanced=True)
     return single_linkage(of, *link_matrices(of))

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 import constraint
 import numpy as np
 
-from exo.master.placement.ladder.bounding import PrefixBound
+from exo.master.placement.ladder.bounding import PrefixBound, tree_of
 from exo.master.placement.ladder.field import Field, Flags, narrowed
 from exo.master.placement.ladder.order_search import OrderSearch
+from exo.master.placement.ladder.prices import entry_costs, price, survivors
 from exo.master.placement.ladder.problem import AtMost, Rule
 from exo.master.placement.ladder.ring import link_matrices
 from exo.master.placement.ladder.rings import RingScale
 from exo.master.placement.ladder.rule_prices import RulePrices
 from exo.master.placement.ladder.subsets import best_of_subsets
+from exo.master.placement.ladder.surcharges import Surcharges, price_rules
 from exo.master.placement.ladder.water import Filled
 
 _EXACT_UP_TO = 8
@@ -61,7 +63,11 @@ def rule_masks(of: Field) -> Callable[[Flags], Flags]:
     rules = [
         (rule.count, [[index_of[one] for one in rule.device_ids if one in index_of]], True)
         if isinstance(rule, AtMost)
-        else (rule.count, [[index_of[one] for one in group if one in index_of] for group in rule.groups], False)
+        else (
+            rule.count,
+            [[index_of[one] for one in group if one in index_of] for group in rule.groups],
+            False,
+        )
         for rule in of.problem.rules
     ]
 
@@ -109,25 +115,53 @@ def branch(
 
     `relaxed` is a plan without the rules, `relaxed_bound_ns` what no such plan can beat.
     """
-    search = _Branching(of, known, branches_max, should_stop)
-    is_whole = search.run(set(relaxed.ring))
-    least = min(search.open_ns, search.limit_ns) if is_whole else relaxed_bound_ns
-    return Branched(search.best, max(relaxed_bound_ns, least), search.branches, is_whole)
+    upper = 2**60 if known is None else known.cost_ns
+    prices = price(of, entry_costs(of), min_stages=of.problem.min_stages)
+    alone = (of.only_layers >= of.layer_count) & (of.problem.min_stages <= 1)
+    kept = np.union1d(survivors(of, prices, upper), np.flatnonzero(alone))
+    part = narrowed(of, kept)
+    inside = {index: position for position, index in enumerate(kept.tolist())}
+    hint = [inside[index] for index in relaxed.ring if index in inside]
+    if part.size < 2:
+        charges = Surcharges(np.zeros(part.size, dtype=np.int64), 0, 0)
+    else:
+        charges = price_rules(part, tree_of(part), hint, upper)
+    if part.size < 1:
+        return Branched(known, upper, 0, is_whole=True)
+    search = _Branching(part, charges, upper, branches_max, should_stop)
+    is_whole = search.run(set(hint))
+    best = known
+    if search.best is not None:
+        outside: list[int] = kept.tolist()
+        best = Filled(
+            search.best.cost_ns, tuple(outside[one] for one in search.best.ring), search.best.layers
+        )
+    if is_whole:
+        least = min(search.open_ns, search.limit_ns)
+    else:
+        singles = (of.layer_ns * of.layer_count + of.overhead_ns + of.head_ns)[alone]
+        least = min(charges.bound_ns, search.limit_ns, int(singles.min(initial=2**60)))
+    return Branched(best, max(relaxed_bound_ns, least), search.branches, is_whole)
 
 
 class _Branching:
     def __init__(
-        self, of: Field, known: Filled | None, branches_max: int, should_stop: Callable[[], bool]
+        self,
+        of: Field,
+        charges: Surcharges,
+        limit_ns: int,
+        branches_max: int,
+        should_stop: Callable[[], bool],
     ) -> None:
-        self.best = known
-        self.limit_ns = 2**60 if known is None else known.cost_ns
+        self.best: Filled | None = None
+        self.limit_ns = limit_ns
         self.open_ns = 2**60
         """Least bound of a set whose best order is not proven."""
         self.branches = 0
         self._of = of
         self._branches_max = branches_max
         self._should_stop = should_stop
-        self._bound = PrefixBound(of)
+        self._bound = PrefixBound(of, charges)
         self._prices = RulePrices(of)
 
     def run(self, relaxed: set[int]) -> bool:

@@ -20,8 +20,8 @@ def memory_weighted_ring(of: Field) -> Ring | None:
 
     None does not mean that there is no plan: only that this simple split found none in a few tries.
     """
-    order = _roomiest_first(of)
-    least = max(1, of.problem.min_stages, int(of.is_required.sum()))
+    order, wanted = _roomiest_first(of)
+    least = max(1, of.problem.min_stages, wanted)
     if not order or least > min(len(order), of.layer_count):
         return None
     pools: set[int] = set()
@@ -47,8 +47,11 @@ def memory_weighted_ring(of: Field) -> Ring | None:
     return None
 
 
-def _roomiest_first(of: Field) -> list[int]:
-    """Required ones first, then by room; a second one of a pool adds no memory, so it comes after all first ones."""
+def _roomiest_first(of: Field) -> tuple[list[int], int]:
+    """Required ones first, then by room; a second one of a pool adds no memory, so it comes after all first ones.
+
+    Returns the order and how many at its head must be taken.
+    """
     room = of.room_bytes[of.pool]
     usable = np.flatnonzero((of.most_layers > 0) | (of.only_layers > 0))
     ordered = usable[np.lexsort((usable, -room[usable], ~of.is_required[usable]))].tolist()
@@ -59,10 +62,10 @@ def _roomiest_first(of: Field) -> list[int]:
         turns[pool] = turns.get(pool, 0) + 1
         keyed.append((not of.is_required[index], turns[pool], position))
     ordered = [ordered[position] for _, _, position in sorted(keyed)]
-    return _within_rules(of, ordered) if of.problem.rules else ordered
+    return _within_rules(of, ordered) if of.problem.rules else (ordered, int(of.is_required.sum()))
 
 
-def _within_rules(of: Field, ordered: Sequence[int]) -> list[int]:
+def _within_rules(of: Field, ordered: Sequence[int]) -> tuple[list[int], int]:
     """Put forward what the rules ask for, and leave out what they forbid."""
     ids = [one.device_id for one in of.devices]
     allowed = [(set(rule.device_ids), rule.count) for rule in of.problem.rules if isinstance(rule, AtMost)]
@@ -87,9 +90,10 @@ def _within_rules(of: Field, ordered: Sequence[int]) -> list[int]:
                 break
             if any(ids[index] in group and not taken & set(group) for group in rule.groups):
                 take(index)
+    wanted = len(kept)
     for index in ordered:
         take(index)
-    return kept
+    return kept, wanted
 
 
 def split_by_memory(of: Field, chosen: Sequence[int]) -> Ring | None:

@@ -12,6 +12,7 @@ from exo.master.placement.ladder.field import Field
 from exo.master.placement.ladder.problem import AVERAGE_TIME_WEIGHT
 
 _FAR = 2**60
+_SHARINGS_MAX = 3
 Hops = Callable[[Sequence[int]], int]
 """What the hops of a ring cost, the way back included."""
 
@@ -32,29 +33,55 @@ class PrefixProgramme:
     def split(self, ring: Sequence[int]) -> tuple[int, list[int]] | None:
         """Return the least time of the stages, hops left out, and the layers of each; None where they do not fit.
 
-        Devices of one pool that would overfill it share its room in proportion to what they took.
+        Devices of one pool that would overfill it share its room in proportion to what they took, or else in the
+        best of some other proportions.
         """
         rooms = [self._rooms[self._pools[index]] for index in ring]
-        for _ in range(3):
+        found: tuple[int, list[int]] | None = None
+        for _ in range(_SHARINGS_MAX):
             found = self._split(ring, rooms)
             if found is None:
-                return None
+                break
             taken = self._taken(found[1])
-            pools: dict[int, list[int]] = {}
-            for position, index in enumerate(ring):
-                pools.setdefault(self._pools[index], []).append(position)
-            overfull = {
-                pool: places
-                for pool, places in pools.items()
-                if sum(taken[place] for place in places) > self._rooms[pool]
-            }
+            overfull = self._overfull(ring, taken)
             if not overfull:
                 return found
             for pool, places in overfull.items():
                 whole = sum(taken[place] for place in places)
                 for place in places:
                     rooms[place] = self._rooms[pool] * taken[place] // whole
-        return None
+        return self._split_shares(ring)
+
+    def _overfull(self, ring: Sequence[int], taken: Sequence[int]) -> dict[int, list[int]]:
+        """Return the pools that hold too much, with the places in the ring that take from them."""
+        pools: dict[int, list[int]] = {}
+        for place, index in enumerate(ring):
+            pools.setdefault(self._pools[index], []).append(place)
+        return {
+            pool: places
+            for pool, places in pools.items()
+            if sum(taken[place] for place in places) > self._rooms[pool]
+        }
+
+    def _split_shares(self, ring: Sequence[int]) -> tuple[int, list[int]] | None:
+        """Give the first device of each shared pool some sixteenths of it, and the others like parts of the rest."""
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(ring):
+            places.setdefault(self._pools[index], []).append(place)
+        if all(len(sharers) == 1 for sharers in places.values()):
+            return None
+        best: tuple[int, list[int]] | None = None
+        for sixteenths in range(1, 16):
+            rooms = [self._rooms[self._pools[index]] for index in ring]
+            for pool, sharers in places.items():
+                if len(sharers) > 1:
+                    rooms[sharers[0]] = self._rooms[pool] * sixteenths // 16
+                    for place in sharers[1:]:
+                        rooms[place] = (self._rooms[pool] - rooms[sharers[0]]) // (len(sharers) - 1)
+            found = self._split(ring, rooms)
+            if found is not None and (best is None or found[0] < best[0]):
+                best = found
+        return best
 
     def _taken(self, counts: Sequence[int]) -> list[int]:
         ends = list(accumulate(counts))

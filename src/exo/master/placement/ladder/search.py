@@ -19,7 +19,7 @@ from exo.master.placement.ladder.water import Filled
 _CLOSE_ENOUGH = 1e-4
 """A round this near to its bound is not worth another run of the programme."""
 _NONE = "No devices that may take part hold the layers, the ends and the stages that were asked for."
-_TRUNCATED = (
+_UNDECIDED = (
     "The search was stopped before it found a plan or a proof that there is none; allow it more time."
 )
 
@@ -55,7 +55,7 @@ class Search:
         self.lower_bound_ns = outcome.lower_bound_ns
         if self._stages is None or self._assessment is None:
             if self.is_truncated:
-                return Infeasible(code="truncated", reasons=(_TRUNCATED,))
+                return Infeasible(code="undecided", reasons=(_UNDECIDED,))
             return Infeasible(code="infeasible", reasons=(_NONE,))
         if self.problem.micro_batches > 1:
             self._shorten_rounds()
@@ -150,7 +150,8 @@ class Search:
             if near is not None and near.cost_ns < known.cost_ns:
                 known = near
         if not self.options.has_constraint_layer:
-            return replace(outcome, plan=known)
+            self.is_truncated |= known is None
+            return replace(outcome, plan=known, method="memory-weighted ring")
         found = branch(
             of,
             relaxed=outcome.plan,

@@ -50,7 +50,8 @@ def solve_rounds(
         refused = [one for one in found if isinstance(one, Infeasible)]
         return refused[0] if refused else Infeasible(code="invalid", reasons=("There is nothing to solve.",))
     place, best = min(solved, key=lambda one: (one[1].assessment.round_ns, one[0]))
-    bound = min(one.lower_bound_ns for _, one in solved)
+    is_open = any(isinstance(one, Infeasible) and one.code == "undecided" for one in found)
+    bound = 0 if is_open else min(one.lower_bound_ns for _, one in solved)
     return place, replace(best, lower_bound_ns=min(bound, best.lower_bound_ns))
 
 
