@@ -228,7 +228,7 @@ def explain_announced(found: Listened, *, own_node_id: str | None, namespace: st
                 Finding("heard", "note", f"{text} under a key that this host does not have", step)
             )
         else:
-            findings.append(Finding("heard", "ok", f"{text} under a key of this host"))
+            findings.append(Finding("heard", "ok", f"{text} under a key of this host or its cluster"))
         findings += explain_clock(one.clock_difference_s, head.name, is_told_when_right=False)
     return findings
 

@@ -20,6 +20,7 @@ from exo.cluster.secret import load_host_secret
 from exo.cluster.transport.addresses import is_loopback
 from exo.cluster.transport.tcp import TcpTransport
 from exo.cluster.trust.key_store import KeyStore
+from exo.node_trust.trust import beacon_keys
 from exo.settings import API_PORT, CLUSTER_PORT, secret_file
 from exo.shared.errors import ConfigurationError, ExoError
 from exo.shared.types.ids import ClusterId, NodeId
@@ -56,8 +57,9 @@ def examine_peers(
 
     secret = _secret(findings)
     port = _port("EXO_DISCOVERY_PORT", CLUSTER_PORT)
-    keys = [secret] if secret is not None else []
-    listened = listen(port, keys, read_interfaces(), seconds=LISTEN_S)
+    listened = listen(
+        port, _beacon_keys(home_folder(home), own_node_id, secret), read_interfaces(), seconds=LISTEN_S
+    )
     findings += explain_multicast(listened, port)
     findings += explain_announced(listened, own_node_id=own_node_id, namespace=namespace)
     findings += explain_peers(peers)
@@ -220,6 +222,15 @@ def _warn_of_loopback(state: Json, findings: list[Finding]) -> None:
 def _own_node(state: Json) -> Json | None:
     nodes: list[Json] = state["topology"]["nodes"]
     return next((one for one in nodes if one["node_id"] == state["node_id"]), None)
+
+
+def _beacon_keys(home: Path, own_node_id: str | None, secret: bytes | None) -> list[bytes]:
+    """Return the keys of beacons that the node of this data directory can read."""
+    try:
+        identity = KeyStore(home).load_identity(NodeId(own_node_id or _kept_node_id(home)))
+    except ConfigurationError:  # Told where an address is tried, with what to do.
+        identity = None
+    return ([] if identity is None else beacon_keys(identity, b"")[:1]) + ([] if secret is None else [secret])
 
 
 def _secret(findings: list[Finding]) -> bytes | None:

@@ -20,10 +20,12 @@ from exo.cluster.discovery.multicast import MulticastDiscovery
 from exo.cluster.facts import ClusterFacts, PeerSeen
 from exo.cluster.secret import load_host_secret
 from exo.cluster.transport.tcp import TcpTransport
+from exo.node_trust.trust import beacon_keys
 from exo.shared.types.ids import ClusterId, NodeId
 from exo.shared.types.nodes import HostPort
 from support.cli_run import Run, RunningWorld
 from support.discoveries import facts, free_udp_port
+from support.memberships import Membership
 
 LOOPBACK = [Interface("lo", 1, (IPv4Interface("127.0.0.1/8"),), ())]
 SECRET = b"s" * 32
@@ -115,6 +117,29 @@ def test_who_announces_itself_is_told_with_what_it_needs(
     assert "garden is 60 min behind" in clock["text"]
     assert "NTP" in clock["next_step"]
     assert not texts(outcome.out, "peers")
+
+
+def test_a_member_on_another_host_is_known_by_the_clusters_key(
+    run: Run, alone: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "LISTEN_S", 1.5)
+    membership, home = Membership(tmp_path / "elsewhere"), tmp_path / "home"
+    identity = membership.identity("here")
+    keys = home / "keys"
+    keys.mkdir(parents=True, mode=0o700)
+    for name, text in (
+        ("node.key", identity.key_file.read_text()),
+        ("node.pem", identity.certificate_file.read_text()),
+        ("ca.pem", identity.authority_pem),
+    ):
+        (keys / name).write_text(text)
+        (keys / name).chmod(0o600)
+    (home / "node_id").write_text("here\n")
+    theirs = beacon_keys(identity, b"the secret of another host")[0]
+    with announcing(alone, (theirs, facts("member", namespace="default", name="attic"), 0.0)):
+        outcome = run("doctor", "--peers", "--json", "--home", str(home))
+    (heard,) = texts(outcome.out, "heard")
+    assert (heard["status"], "under a key of this host" in heard["text"]) == ("ok", True)
 
 
 def test_whom_the_node_here_noticed_is_told_with_the_reason(
