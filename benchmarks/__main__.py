@@ -14,6 +14,7 @@ BENCHMARKS = {
     "cluster": "benchmarks.cluster",
     "data_plane": "benchmarks.data_plane",
     "telemetry": "benchmarks.telemetry",
+    "placement": "benchmarks.placement",
     "thermal": "benchmarks.thermal",
 }
 """Name -> module with a `run(*, quick: bool) -> list[Result | NotMeasured]`. One of several parts names them in

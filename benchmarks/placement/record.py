@@ -13,7 +13,6 @@ from typing import Any
 from benchmarks.placement.clusters import random_problem
 from benchmarks.placement.oracle import cp_sat
 from benchmarks.placement.ruled import ruled_problem
-
 from exo.master.placement.ladder.problem import CostProblem
 
 FILE = Path(__file__).parent / "optima.json"

@@ -2,9 +2,9 @@
 
 import random
 
-from benchmarks.placement.clusters import random_problem
 from msgspec.structs import replace
 
+from benchmarks.placement.clusters import random_problem
 from exo.master.placement.ladder.problem import AtLeast, AtMost, CostProblem, Rule, device_groups
 
 

@@ -1,0 +1,63 @@
+"""Side constraints: how near the constraint layer is to the optimum when its time is up, and how punctual it is."""
+
+import json
+import time
+
+from msgspec.structs import replace
+
+from benchmarks.cluster.measuring import Sheet
+from benchmarks.placement.clusters import random_problem
+from benchmarks.placement.record import FILE, ruled
+from benchmarks.placement.ruled import ruled_problem
+from benchmarks.placement.timing import deadline, timed_solve, warm_up
+from benchmarks.results import Result
+from exo.master.placement.ladder.answer import Solution
+from exo.master.placement.ladder.problem import AtLeast, AtMost, CostProblem, Rule
+from exo.master.placement.ladder.solve import solve
+
+
+def run(*, quick: bool) -> list[Result]:
+    """16 devices with 250 ms, 32 with 2 s, 64 with 5 s; then a pigeonhole that nothing but the clock ends."""
+    sheet = Sheet()
+    rows = json.loads(FILE.read_text())["ruled"]
+    warm_up(ruled(0))
+    for devices, limit_ms in ((16, 250), (32, 2000)):
+        worst = slowest = 0.0
+        mine = [row for row in rows if row["best_ns"] and len(ruled(row["seed"]).devices) == devices]
+        for row in mine[: 4 if quick else len(mine)]:
+            found, took_ms = timed_solve(ruled(row["seed"]), deadline(limit_ms))
+            excess = 100.0
+            if isinstance(found, Solution):
+                excess = 100 * (found.assessment.round_ns / row["best_ns"] - 1)
+            worst, slowest = max(worst, excess), max(slowest, took_ms)
+        sheet.add(f"rules, {devices} devices: furthest from the optimum", worst, "%", at_most=0.2)
+        sheet.add(f"rules, {devices} devices: solve, slowest", slowest, "ms", at_most=limit_ms)
+    gaps: list[float] = []
+    for seed in range(2 if quick else 6):
+        found, _ = timed_solve(ruled_problem(seed, 64), deadline(5000))
+        gaps.append(100 * found.gap if isinstance(found, Solution) else 100.0)
+    sheet.add("rules, 64 devices: largest certified gap after 5 s at most", max(gaps), "%")
+    sheet.add(
+        "pigeonhole of ten: overrun of the deadline", _overrun_ms(300 if quick else 1000), "ms", at_most=10
+    )
+    return sheet.results
+
+
+def _overrun_ms(limit_ms: float) -> float:
+    """Milliseconds between the moment at which the time was up and the answer."""
+    problem = pigeonhole(10)
+    end_s = time.process_time() + limit_ms / 1000
+    solve(problem, should_stop=lambda: time.process_time() >= end_s)
+    return (time.process_time() - end_s) * 1000
+
+
+def pigeonhole(pigeons: int) -> CostProblem:
+    """Each pigeon wants one of its devices, each hole takes one pigeon, and there is a hole too few."""
+    holes = pigeons - 1
+    problem = random_problem(0, pigeons * holes)
+    names = [device.device_id for device in problem.devices]
+    rows = [tuple(names[pigeon * holes : (pigeon + 1) * holes]) for pigeon in range(pigeons)]
+    rules: list[Rule] = [AtLeast(groups=(row,), count=1, reason="a pigeon") for row in rows]
+    rules += [AtMost(device_ids=hole, count=1, reason="a hole") for hole in zip(*rows, strict=True)]
+    roomy = tuple(replace(pool, room_bytes=2**50) for pool in problem.pools)
+    return replace(problem, pools=roomy, rules=tuple(rules))
