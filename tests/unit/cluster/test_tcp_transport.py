@@ -68,6 +68,46 @@ async def test_garbage_is_hung_up_on_and_harms_nobody(listener: Listener, garbag
     await still_works(listener)
 
 
+async def test_what_was_recorded_cannot_be_played_again() -> None:
+    """A whole connection of a node that has the secret, byte for byte, from somebody who has not."""
+    recorded = bytearray()
+
+    async def pass_on(source: asyncio.StreamReader, to: asyncio.StreamWriter, *, is_recorded: bool) -> None:
+        while data := await source.read(65536):
+            if is_recorded:
+                recorded.extend(data)
+            to.write(data)
+        to.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(listener.address.host, listener.address.port)
+        await asyncio.gather(
+            pass_on(reader, back, is_recorded=True), pass_on(there, writer, is_recorded=False)
+        )
+
+    transport = TcpTransport(SECRET)
+    async with await transport.listen(HostPort("127.0.0.1", 0)) as listener:
+        server = await asyncio.start_server(relay, "127.0.0.1", 0)
+        between = HostPort(*server.sockets[0].getsockname()[:2])
+        connection = await TcpTransport(SECRET).dial(between, timeout_s=2)
+        accepted = await asyncio.wait_for(listener.accept(), 20)
+        await connection.send(b"do it")
+        assert await accepted.receive() == b"do it"
+        connection.close("done")
+        with pytest.raises(ConnectionLostError):
+            await asyncio.wait_for(accepted.receive(), 20)
+        server.close()
+        assert b"do it" in recorded
+
+        reader, writer = await asyncio.open_connection(listener.address.host, listener.address.port)
+        writer.write(recorded)
+        answer = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        assert b"has another host secret" in answer
+        assert (transport.counts["accepted_plain"], transport.counts["refused_other_secret"]) == (1, 1)
+        await still_works(listener)
+
+
 async def test_who_says_nothing_is_hung_up_on(listener: Listener) -> None:
     reader, writer = await asyncio.open_connection(listener.address.host, listener.address.port)
     assert b"no sign of life" not in await asyncio.wait_for(reader.read(), 20)
