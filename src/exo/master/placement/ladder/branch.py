@@ -29,6 +29,8 @@ from exo.master.placement.ladder.water import Filled
 
 _EXACT_UP_TO = 8
 """Devices whose best order is found by trying all."""
+_CLIMBS, _CLIMB_EVALUATIONS = 3, 20_000
+"""How often a plan that the search comes upon is improved by moves, and by how many at most."""
 
 
 class _StoppedError(Exception):
@@ -158,6 +160,7 @@ class _Branching:
         self.open_ns = 2**60
         """Least bound of a set whose best order is not proven."""
         self.branches = 0
+        self._climbs_left = _CLIMBS
         self._of = of
         self._branches_max = branches_max
         self._should_stop = should_stop
@@ -204,8 +207,17 @@ class _Branching:
             plan, is_proven = self._ordered(found)
             if not is_proven:
                 self.open_ns = min(self.open_ns, bound)
-        if plan is not None and plan.cost_ns < self.limit_ns:
-            self.best, self.limit_ns = plan, plan.cost_ns
+        if plan is None or plan.cost_ns >= self.limit_ns:
+            return
+        self.best, self.limit_ns = plan, plan.cost_ns
+        if self._climbs_left and len(plan.ring) > 1:
+            # A first plan may be far from good; what is near it rules out much of what is left.
+            self._climbs_left -= 1
+            near = improve_within_rules(
+                self._of, plan.ring, evaluations_max=_CLIMB_EVALUATIONS, should_stop=self._should_stop
+            )
+            if near is not None and near.cost_ns < self.limit_ns:
+                self.best, self.limit_ns = near, near.cost_ns
 
     def _ordered(self, found: Filled) -> tuple[Filled | None, bool]:
         """Return the best order of a set on irregular links, and whether it is proven."""
