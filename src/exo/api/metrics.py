@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from prometheus_client import (
@@ -21,6 +21,7 @@ from exo.api.exposition import Family, write
 from exo.api.metrics_cluster import Elections
 from exo.api.metrics_devices import DeviceMetrics
 from exo.cluster.coordinator import Coordinator
+from exo.cluster.facts import PeerSeen
 from exo.shared.types.commands import Command, Placed, PlaceInstance, Reply
 from exo.shared.types.ids import InstanceId
 
@@ -148,8 +149,12 @@ class ServiceMetrics:
         if isinstance(reply, Placed) and reply.is_new and reply.instance.plan.solve_ms is not None:
             self.placement_solve_s.observe(reply.instance.plan.solve_ms / 1000)
 
-    def render(self) -> bytes:
-        """Return the text exposition format. Takes a while in a large cluster: call it in a thread."""
+    def render(self, peers: Sequence[PeerSeen] = ()) -> bytes:
+        """Return the text exposition format. Takes a while in a large cluster: call it in a thread.
+
+        Args:
+            peers: Whom this node has noticed, as of the call: that changes meanwhile, unlike a state.
+        """
         coordinator = self._coordinator
         state, leadership = coordinator.state, coordinator.leadership
         with self._rendering:
@@ -158,6 +163,7 @@ class ServiceMetrics:
                 *self._devices.families(state),
                 *metrics_cluster.families(state, coordinator.node_id, leadership, elections),
                 *metrics_cluster.counted(coordinator.counts),
+                metrics_cluster.peers_seen(peers),
                 Family(
                     "exo_data_connections_refused_total",
                     "counter",

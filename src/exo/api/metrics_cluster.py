@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from exo.api.exposition import Family, Row, labels
 from exo.cluster.coordinator import CountedKind, Leadership
+from exo.cluster.facts import PeerSeen, PeerStatus
 from exo.shared import topology
 from exo.shared.serving import instance_status
 from exo.shared.types.ids import NodeId
@@ -62,6 +64,17 @@ def counted(counts: Mapping[CountedKind, Mapping[str, int]]) -> list[Family]:
         for kind, by_key in counts.items()
         for name, label, text in (_COUNTED[kind],)
     ]
+
+
+def peers_seen(peers: Sequence[PeerSeen]) -> Family:
+    """Return how many other nodes are noticed, by what becomes of them: two clusters that stay apart refuse nothing."""
+    by_status = Counter(peer.status for peer in peers)
+    return Family(
+        "exo_peers_seen",
+        "gauge",
+        "Other nodes that this one has noticed, by what becomes of them: members, and why the others are none.",
+        [(labels({"status": status}), by_status[status]) for status in get_args(PeerStatus)],
+    )
 
 
 def families(state: State, node_id: NodeId, leadership: Leadership, elections: int) -> Sequence[Family]:

@@ -21,6 +21,7 @@ from exo.api.metrics import MetricsOptions, ServiceMetrics
 from exo.api.metrics_cluster import Elections
 from exo.api.metrics_devices import DCGM_MEASURES, MEASURES, DeviceMetrics
 from exo.cluster.coordinator import Leadership
+from exo.cluster.facts import PeerSeen, PeerStatus
 from exo.shared.types.commands import Placed, PlaceInstance, Refusal
 from exo.shared.types.devices import (
     DeviceFault,
@@ -35,7 +36,7 @@ from exo.shared.types.ids import CommandId, DeviceId, ModelId, NodeId
 from exo.shared.types.instances import PlacementRequest
 from exo.shared.types.nodes import Link, Node
 from exo.shared.types.state import NodeTelemetry, State
-from support.api_world import World, ready_state
+from support.api_world import World, client_of, ready_state
 from support.coordinator import MemoryCoordinator
 from support.states import cpu, gpu, identity
 
@@ -350,6 +351,23 @@ def test_what_was_refused_is_counted_by_reason() -> None:
     assert found["exo_cluster_incidents_total", (("kind", "peer_lied"),)] == 1
     assert found["exo_cluster_incidents_total", (("kind", "candidacy"),)] == 0, "there from the start"
     assert found["exo_data_connections_refused_total", ()] == 4
+
+
+async def test_who_was_noticed_and_is_no_member_is_counted_with_the_reason(world: World) -> None:
+    """Two clusters with one secret, or two namespaces, refuse each other nothing: none of them even asks."""
+    noticed: dict[str, PeerStatus] = {
+        "b": "both_have_instances",
+        "c": "both_have_instances",
+        "d": "other_namespace",
+    }
+    world.coordinator.peers = tuple(
+        PeerSeen(address=None, node_id=NodeId(name), via="multicast", status=status, detail="", age_s=0.0)
+        for name, status in noticed.items()
+    )
+    async with client_of(world.app()) as http:
+        found = samples((await http.get("/metrics")).text)
+    seen = {dict(at)["status"]: value for (name, at), value in found.items() if name == "exo_peers_seen"}
+    assert (seen["both_have_instances"], seen["other_namespace"], seen["two_masters"]) == (2, 1, 0)
 
 
 def test_elections_are_counted_from_the_terms() -> None:

@@ -128,7 +128,7 @@ def test_new_keys_count_at_once() -> None:
     assert second is not None
     assert isinstance(first.item, PeerSeen)
     assert isinstance(second.item, Sighting)
-    assert ear.counts == {"other_secret": 1, "heard": 1}
+    assert ear.counts == {"other_secret": 1, "heard": 1, "malformed": 0, "other_version": 0}
 
 
 def test_a_stranger_is_told_about_once_a_second() -> None:

@@ -55,5 +55,5 @@ async def get_readiness(context: Context) -> Response:
 )
 async def get_metrics(context: Context) -> Response:
     """Prometheus's text format. Values that are not known are absent."""
-    body = await anyio.to_thread.run_sync(context.metrics.render)
+    body = await anyio.to_thread.run_sync(context.metrics.render, context.coordinator.peers_seen)
     return Response(body, headers={"Content-Type": CONTENT_TYPE})

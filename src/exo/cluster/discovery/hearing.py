@@ -26,6 +26,8 @@ not push out those that are real."""
 STRANGERS_PER_HOST_MAX = 8
 SILENT_S = 10.0
 """Who has not been heard for this long is forgotten."""
+COUNTED = ("heard", "malformed", "other_secret", "other_version")
+"""The keys of `Hearing.counts`, all there from the start."""
 STRANGER_PAUSE_S = 0.9
 """Least time between two reports of one stranger."""
 
@@ -60,8 +62,8 @@ class Hearing:
         self._sources: dict[str, _Source] = {}
         self._strangers: dict[tuple[str, str], float] = {}
         self._last: tuple[bytes, tuple[bytes, ...], Heard | Stranger | BeaconFault] | None = None
-        self.counts: Counter[str] = Counter()
-        """Datagrams, by what became of them: `heard`, `malformed`, `other_secret`, `other_version`."""
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+        """Datagrams, by what became of them."""
 
     @property
     def node_count(self) -> int:
