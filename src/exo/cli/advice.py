@@ -149,7 +149,8 @@ _STEPS: dict[PeerStatus, str] = {
     "other_namespace": "start both with the same --namespace to join them",
     "other_secret": _NEXT["other_secret"],
     "other_version": _SAME_RELEASE,
-    "both_have_instances": "delete the instances of one of them: exo delete ID; it then joins the other",
+    "both_have_instances": "delete what one of them has (exo delete ID, exo key delete ID), and it joins the other; "
+    "one that made a token or key has an authority, too: start its node with a new data directory (EXO_HOME)",
     "no_master": "start the node that was its master again, or see there: exo status",
     "removed": "to join it again: exo token create on one of its nodes, then here: exo join TOKEN",
     "same_node_id": "delete the file node_id in the data directory that is the copy, and start that node again",
