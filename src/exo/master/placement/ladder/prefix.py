@@ -4,6 +4,7 @@ The least time in which the first i stages run the first j layers follows from t
 a stage may have for an end is a window that only moves forward, so its least value is kept in a queue.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -153,14 +154,11 @@ class PrefixProgramme:
         room = self._rooms[self._pools[index]] - self._held[1 if is_first else 0]
         fixed = int(self._of.overhead_ns[index])
         longest = _FAR if self._of.limit_ns is None else self._of.limit_ns - fixed
-        times, sizes, end = self._time_of(index), self._sizes, start
-        while (
-            end < self._of.layer_count
-            and sizes[end + 1] - sizes[start] <= room
-            and times[end + 1] - times[start] <= longest
-        ):
-            end += 1
-        return end
+        end = bisect_right(self._sizes, self._sizes[start] + room) - 1 if room >= 0 else start
+        if longest < _FAR:
+            times = self._time_of(index)
+            end = min(end, bisect_right(times, times[start] + longest) - 1 if longest >= 0 else start)
+        return max(start, end)
 
     def reaches_end(self, start: int, index: int, *, is_first: bool) -> bool:
         """Say whether a device holds all layers from a start, and the head."""

@@ -1,5 +1,6 @@
 """Plans for layers of unequal size or time: found on average layers, split with true ones, bounded by relaxed ones."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
@@ -18,11 +19,13 @@ from exo.master.placement.ladder.water import Filled
 
 _TREE_UP_TO = 64
 """Devices for which the bound comes from the tree; beyond, from the price alone."""
-_REACHES_UP_TO = 10
+_REACHES_UP_TO = 13
 """Devices for which it is decided exactly whether any order of any subset holds the layers."""
 _ALL_UP_TO = 5
 """Devices of which every order of every subset is tried."""
 _SPLITS_MAX = 400
+_ORDERS_MAX = 200
+_SEED = 21
 
 
 class UnevenSearch:
@@ -117,6 +120,25 @@ class UnevenSearch:
         order: list[int] = usable[np.lexsort((usable, self.of.layer_ns[usable]))].tolist()
         return order
 
+    def _find_by_chance(self, order: Sequence[int]) -> bool:
+        """Try the roomiest and some random orders, each filled to the brim as far as the layers go."""
+        chance = random.Random(_SEED)
+        rooms = self.of.room_bytes[self.of.pool]
+        tried = sorted(order, key=lambda index: (-int(rooms[index]), index))
+        for _ in range(_ORDERS_MAX):
+            start, ring = 0, list[int]()
+            for index in tried:
+                if self._prefix.reaches_end(start, index, is_first=not ring) and self.try_ring(
+                    [*ring, index]
+                ):
+                    return True
+                end = self._prefix.reach(start, index, is_first=not ring)
+                if end > start:
+                    start = end
+                    ring.append(index)
+            tried = chance.sample(list(order), len(order))
+        return False
+
     def find_any(self) -> bool:
         """Find a plan where there is one, for few devices by how far each subset gets; say whether that was exact.
 
@@ -124,8 +146,7 @@ class UnevenSearch:
         """
         order = self._by_speed()
         if len(order) > _REACHES_UP_TO:
-            self.try_ring(order[: self.of.layer_count])
-            return False
+            return self._find_by_chance(order)
         furthest: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
         for mask in range(1 << len(order)):
             if mask not in furthest:
