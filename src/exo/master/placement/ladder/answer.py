@@ -18,15 +18,6 @@ Method = Literal[
 ]
 
 
-class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that is not in the plan, and why."""
-
-    device_id: str
-    reason: str
-    forcing_ns: int | None = None
-    """What a round would take longer, at least, with this device forced in; None where that was not bounded."""
-
-
 class Solution(msgspec.Struct, frozen=True, kw_only=True):
     """A legal plan, the proof of how far from the best it can be, and what the simple split would have given."""
 
@@ -42,7 +33,6 @@ class Solution(msgspec.Struct, frozen=True, kw_only=True):
     """Orders and branches that were weighed."""
     baseline: Assessment | None
     """The memory-weighted ring; None where that finds no plan."""
-    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def gap(self) -> float:
