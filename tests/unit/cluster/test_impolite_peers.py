@@ -8,6 +8,8 @@ import pytest
 
 from exo.cluster.errors import ConnectionLostError
 from exo.cluster.facts import PROTOCOL_VERSION, ClusterFacts
+from exo.cluster.peer_wire import encode_peer_message
+from exo.cluster.raft.messages import VoteRequest
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.transport.base import MESSAGE_BYTES_MAX, Connection, Listener
 from exo.cluster.wire import (
@@ -214,7 +216,9 @@ async def joined(cluster: MemoryCluster, node: EmbeddedCoordinator) -> tuple[Con
 
 def proposal(term: int, first_seq: int) -> Propose:
     event = ProposedEvent(event_id=EventId("e"), event=tagged("x", "impolite"))
-    return Propose(term=term, first_seq=first_seq, cause_id="c", at="now", events=(event,))
+    return Propose(
+        term=term, first_seq=first_seq, after_seq=first_seq - 1, cause_id="c", at="now", events=(event,)
+    )
 
 
 async def test_a_follower_that_breaks_the_rules_loses_its_connection(
@@ -227,7 +231,7 @@ async def test_a_follower_that_breaks_the_rules_loses_its_connection(
         (DEEP, "another release"),
         (encode(Hello(facts=facts(), intent="join")), "hello twice"),
         (encode(proposal(term=7, first_seq=1)), "term 7"),
-        (encode(proposal(term=1, first_seq=5)), "1 was expected"),
+        (encode(proposal(term=1, first_seq=5)), "the last one is 0"),
     ):
         connection, _ = await joined(cluster, node)
         await say(connection, rude)
@@ -285,7 +289,8 @@ async def test_a_follower_proposes_nothing_but_facts_of_itself(
         ProposedEvent(event_id=EventId("bad"), event=event),
     )
     await say(
-        connection, Propose(term=welcome.facts.term, first_seq=1, cause_id="c", at="now", events=proposed)
+        connection,
+        Propose(term=welcome.facts.term, first_seq=1, after_seq=0, cause_id="c", at="now", events=proposed),
     )
     assert type(event).__name__ in await ending(connection)
     assert node.state.index == index
@@ -306,7 +311,8 @@ async def test_a_member_that_gives_an_endless_reason_for_its_end_is_called_disco
     connection, welcome = await joined(cluster, node)
     event = ProposedEvent(event_id=EventId("e"), event=NodeJoined(identity=identity("x")))
     await say(
-        connection, Propose(term=welcome.facts.term, first_seq=1, cause_id="c", at="now", events=(event,))
+        connection,
+        Propose(term=welcome.facts.term, first_seq=1, after_seq=0, cause_id="c", at="now", events=(event,)),
     )
     await cluster.until(lambda: "x" in node.state.nodes)
     connection.close("no\nreason" * MESSAGE_BYTES_MAX)
@@ -498,6 +504,42 @@ async def test_a_voter_that_talks_nonsense_loses_its_link(cluster: MemoryCluster
     assert nodes[0].counts["incidents"]["peer_malformed"] == 1
     await cluster.until_one()
     await nodes[0].propose([tagged("a", "still works")], cause_id="c")
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ({"term": 2**60}, "it is in term"),
+        ({"term": 5, "last_term": 9}, "its log ends with"),
+        ({"term": 5, "last_index": 2**60}, "its log ends with"),
+    ],
+    ids=["term", "term of its log", "length of its log"],
+)
+async def test_a_voter_that_says_what_cannot_be_loses_its_link_and_is_counted(
+    cluster: MemoryCluster, lie: dict[str, int], reason: str
+) -> None:
+    nodes = await cluster.start_cluster("a", "b", "c")
+    leader = next(node for node in nodes if node.leadership.is_self)
+    other = next(node for node in nodes if node is not leader)
+    before = leader.leadership.term
+    their_facts = facts(other.node_id, cluster_id=leader.state.cluster_id, master_node_id=None)
+    connection = await dial(cluster, leader)
+    await say(connection, Hello(facts=their_facts, intent="agree"))
+    assert isinstance(await hear(connection), Agreed)
+    true = VoteRequest(
+        incarnation=leader.leadership.incarnation,
+        term=before,
+        is_trial=False,
+        last_index=0,
+        last_term=0,
+        is_hand_over=False,
+    )
+    await say(connection, *encode_peer_message(msgspec.structs.replace(true, **lie)))
+    assert reason in await ending(connection)
+    assert leader.counts["incidents"]["peer_distrusted"] == 1
+    await cluster.until_one()
+    assert max(node.leadership.term for node in nodes) < before + 10, "nobody has taken it over"
+    await leader.propose([tagged(leader.node_id, "still works")], cause_id="c")
 
 
 async def test_a_snapshot_may_take_long_as_long_as_it_comes(
