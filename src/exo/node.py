@@ -24,8 +24,10 @@ from exo.api.access_enrolment import EnrolmentDesk
 from exo.api.app import create_app
 from exo.api.context import NodeActions, StartInfo
 from exo.api.server import ApiServer
+from exo.cluster.boots import NUMBERS_PER_BOOT
 from exo.cluster.discovery.factory import make_discoveries
 from exo.cluster.node_id import load_node_id
+from exo.cluster.options import CoordinatorOptions
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.secret import load_host_secret
 from exo.cluster.transport.base import Listener
@@ -284,6 +286,7 @@ def _make_coordinator(
     trust: NodeTrust,
 ) -> "EmbeddedCoordinator | EtcdCoordinator":
     is_checking_invariants = os.environ.get("EXO_CHECK_INVARIANTS") == "1"
+    numbers_behind = opened.boot * NUMBERS_PER_BOOT
     if settings.coordinator != "embedded":
         from exo.cluster.etcd.coordinator import open_etcd_coordinator
 
@@ -293,6 +296,7 @@ def _make_coordinator(
             namespace=settings.namespace,
             transport=transport,
             listener=listener,
+            numbers_behind=numbers_behind,
             is_checking_invariants=is_checking_invariants,
         )
     discoveries = make_discoveries(
@@ -312,6 +316,7 @@ def _make_coordinator(
         transport=transport,
         listener=listener,
         discoveries=[*discoveries, trust.introduced],
+        options=CoordinatorOptions(numbers_behind=numbers_behind),
         is_checking_invariants=is_checking_invariants,
         is_voteless=opened.is_voteless,
         vote_regained=partial(regain_vote, settings.home),

@@ -6,6 +6,7 @@ import anyio.to_thread
 import msgspec
 from loguru import logger
 
+from exo.cluster.boots import count_boot
 from exo.cluster.coordinator import Coordinator
 from exo.cluster.last_seen import LastSeen, read_last_seen, write_last_seen
 from exo.cluster.log.files import DiskFiles, sync_descriptor, sync_directory
@@ -24,6 +25,8 @@ class Opened(msgspec.Struct, frozen=True):
     store: NodeStore
     is_voteless: bool
     last_seen: LastSeen
+    boot: int
+    """Which start of the node this is, the first being 1."""
 
 
 def open_node_store(home: Path, node_id: NodeId) -> Opened:
@@ -62,7 +65,12 @@ def open_node_store(home: Path, node_id: NodeId) -> Opened:
             f"cannot use the log in {folder}: {error.strerror or error}; "
             "give this user the right to write there, or choose another data directory with EXO_HOME"
         ) from error
-    return Opened(store, is_voteless, last_seen)
+    try:
+        boot = count_boot(home)
+    except BaseException:
+        store.close()
+        raise
+    return Opened(store, is_voteless, last_seen, boot)
 
 
 def _recall_term(home: Path, store: NodeStore) -> None:

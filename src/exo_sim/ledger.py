@@ -154,7 +154,7 @@ class Ledger:
         previous_seq = history.last_seq.get(entry.origin, 0)
         # What a leader decides, or an operator, takes none of the numbers that a node's facts are bound to.
         is_numbered = not (isinstance(entry.event, HistoryForced) or entry.cause_id.startswith("decided in "))
-        if entry.seq != previous_seq + is_numbered:
+        if not (entry.seq > previous_seq if is_numbered else entry.seq == previous_seq):
             raise BrokenPromiseError(
                 f"entry {entry.index} is proposal {entry.seq} of {entry.origin}, behind its {previous_seq}"
             )

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from exo.cluster.outbox import Fence, Outbox, Proposal
+from exo.cluster.outbox import Fence, Numbered, Outbox, Proposal
 from exo.cluster.raft.steps import Propose
 from exo.cluster.wire import ProposedEvent
 from exo.shared.types.events import Decision
@@ -73,6 +73,7 @@ class Origin:
         self._node = node
         self._new_id = new_id
         self.outbox = Outbox()
+        self._boot = 0
         self._event_ids: dict[int, tuple[EventId, ...]] = {}
         self._ticket = 0
         self._session = 0
@@ -114,15 +115,16 @@ class Origin:
     def _proposed(self, events: Sequence[Decision]) -> tuple[ProposedEvent, ...]:
         return tuple(ProposedEvent(event_id=EventId(self._new_id()), event=event) for event in events)
 
-    def _here(self, first_seq: int, cause_id: str, events: tuple[ProposedEvent, ...]) -> Propose:
+    def _here(self, one: Numbered) -> Propose:
         return Propose(
             session=None,
             origin=self._node.node_id,
             term=self._term,
-            first_seq=first_seq,
-            cause_id=cause_id,
+            first_seq=one.first_seq,
+            after_seq=one.after_seq,
+            cause_id=one.proposal.cause_id,
             at="",
-            events=events,
+            events=one.proposal.events,
         )
 
     def leader_changed(self, leader: NodeId | None, term: int) -> None:
@@ -134,7 +136,8 @@ class Origin:
 
     def restarted(self) -> None:
         """The process begins again. What it had not seen committed is forgotten, with those who waited for it."""
-        self.outbox = Outbox()
+        self._boot += 1
+        self.outbox = Outbox(numbers_behind=self._boot << 32)
         self._event_ids.clear()
         self._leader, self._is_open, self._is_refused = None, False, False
 
@@ -149,7 +152,7 @@ class Origin:
         if not self._is_open or not self.outbox.has_waiting:
             return
         for one in self.outbox.take():
-            message = self._here(one.first_seq, one.proposal.cause_id, one.proposal.events)
+            message = self._here(one)
             if self._leader == self._node.node_id:
                 self._node.propose_here(message)
             elif self._leader is not None:

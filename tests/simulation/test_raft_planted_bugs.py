@@ -22,6 +22,7 @@ from exo_sim.disk import Disk
 from exo_sim.schedule import run_schedule
 from simulation.test_raft_schedules import SEEDS
 from support.planting import UnfitPlantError, plant
+from unit.cluster import test_outbox as outbox
 from unit.cluster import test_raft_elections as elections
 from unit.cluster import test_raft_figures as figures
 from unit.cluster import test_raft_membership as membership
@@ -64,8 +65,9 @@ def bug(catcher: Catcher) -> Callable[[Plant], Plant]:
 
 @bug(schedules())
 def no_dedupe(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, Admission, "admit", "elif last < expected:", "elif False:")
-    plant(monkeypatch, Admission, "admit", "elif message.first_seq != expected:", "elif False:")
+    plant(monkeypatch, Admission, "admit", "elif last <= before:", "elif False:")
+    refused = "elif message.after_seq != before or message.first_seq <= before:"
+    plant(monkeypatch, Admission, "admit", refused, "elif False:")
 
 
 @bug(schedules())
@@ -74,10 +76,10 @@ def no_dedupe_and_new_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch,
         Admission,
         "admit",
-        "expected = self.last_seq(message.origin) + 1",
-        "expected = self.last_seq(message.origin) + 1\n"
+        "before = self.last_seq(message.origin)",
+        "before = self.last_seq(message.origin)\n"
         "    if message.first_seq:\n"
-        "        message = __import__('msgspec').structs.replace(message, first_seq=expected)",
+        "        message = __import__('msgspec').structs.replace(message, first_seq=before + 1, after_seq=before)",
     )
 
 
@@ -98,8 +100,19 @@ def a_leaders_decision_takes_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @bug(lambda: proposals.test_nobody_is_told_that_a_proposal_is_done_when_another_is(False))
 def a_number_of_an_earlier_boot_is_taken_for_the_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    is_other = "is_other = one.last_seq == seq and event_id not in (None, one.proposal.events[-1].event_id)"
-    plant(monkeypatch, Outbox, "committed", is_other, "is_other = False")
+    is_own = "if event_id in (None, one.proposal.events[-1].event_id):"
+    plant(monkeypatch, Outbox, "committed", is_own, "if True:")
+
+
+@bug(outbox.test_a_number_stays_bound_though_those_before_it_are_gone)
+def what_is_sent_again_gets_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = "Numbered(again.first_seq, again.proposal, self._last_seq)"
+    plant(monkeypatch, Outbox, "take", bound, "Numbered(self._last_seq + 1, again.proposal, self._last_seq)")
+
+
+@bug(outbox.test_a_start_uses_no_number_of_an_earlier_one)
+def every_start_counts_from_the_same_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, Outbox, "__init__", "self._highest = numbers_behind", "self._highest = 0")
 
 
 # --- votes -----------------------------------------------------------------------------------------------------------

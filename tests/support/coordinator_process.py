@@ -20,6 +20,7 @@ from uuid import uuid4
 import anyio
 import msgspec
 
+from exo.cluster.boots import NUMBERS_PER_BOOT, count_boot
 from exo.cluster.discovery.base import Discovery
 from exo.cluster.discovery.multicast import MulticastDiscovery
 from exo.cluster.discovery.static import StaticDiscovery
@@ -192,7 +193,7 @@ async def main(place: Place) -> None:
         transport=transport,
         listener=listener,
         discoveries=discoveries,
-        options=OPTIONS,
+        options=msgspec.structs.replace(OPTIONS, numbers_behind=count_boot(home) * NUMBERS_PER_BOOT),
         wall_clock=lambda: (datetime.now(UTC) + skew).isoformat(timespec="milliseconds"),
         is_checking_invariants=True,
     )

@@ -158,7 +158,12 @@ class Desk:
         return self.step(self.proposal(*events))
 
     def proposal(
-        self, *events: Decision, origin: str | None = None, first_seq: int = 0, session: int | None = None
+        self,
+        *events: Decision,
+        origin: str | None = None,
+        first_seq: int = 0,
+        after_seq: int | None = None,
+        session: int | None = None,
     ) -> Propose:
         self.lab.count += 1
         return Propose(
@@ -166,6 +171,7 @@ class Desk:
             origin=NodeId(origin) if origin is not None else self.node_id,
             term=self.core.term,
             first_seq=first_seq,
+            after_seq=max(0, first_seq - 1) if after_seq is None else after_seq,
             cause_id="test",
             at="",
             events=tuple(

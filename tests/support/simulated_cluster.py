@@ -9,6 +9,7 @@ import msgspec
 from anyio.abc import TaskStatus
 
 from exo.cluster.board import ImpossibleStateError
+from exo.cluster.boots import NUMBERS_PER_BOOT
 from exo.cluster.discovery.memory import MemoryAir, MemoryDiscovery
 from exo.cluster.log.memory import MemoryLog, MemorySnapshotStore, MemoryVoteStore
 from exo.cluster.log.store import NodeStore
@@ -82,7 +83,9 @@ class SimulatedNode:
             transport=transport,
             listener=listener,
             discoveries=[MemoryDiscovery(self.simulation.air, self.host)],
-            options=self.simulation.options,
+            options=msgspec.structs.replace(
+                self.simulation.options, numbers_behind=self.boots * NUMBERS_PER_BOOT
+            ),
             clock=asyncio.get_running_loop().time,
             wall_clock=lambda: "2026-01-01T00:00:00.000Z",
             new_id=self.simulation.new_id,

@@ -89,6 +89,7 @@ class Dispatch:
                 origin=self._situation.node_id,
                 term=core.term,
                 first_seq=numbered.first_seq,
+                after_seq=numbered.after_seq,
                 cause_id=numbered.proposal.cause_id,
                 at=numbered.proposal.at,
                 events=numbered.proposal.events,

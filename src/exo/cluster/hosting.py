@@ -180,6 +180,7 @@ class Hosting:
                 origin=session.node_id,
                 term=message.term,
                 first_seq=message.first_seq,
+                after_seq=message.after_seq,
                 cause_id=message.cause_id,
                 at=message.at,
                 events=message.events,

@@ -102,7 +102,9 @@ class Kernel:
         self.links = PeerLinks()
         self._reads = Reads()
         self.lane = Lane(board, identity.node_id, identity.boot_id)
-        self.proposals = Proposals(wall_clock=wall_clock, new_id=new_id)
+        self.proposals = Proposals(
+            wall_clock=wall_clock, new_id=new_id, numbers_behind=options.numbers_behind
+        )
         self.uplink = Uplink(situation, board, self.lane, self.proposals)
         self.dispatch = Dispatch(situation, self.proposals, step=self.step, uplink_work=self.uplink.work)
         self._joining = Joining(situation, self.uplink, self.proposals, self.dispatch)

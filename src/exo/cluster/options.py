@@ -37,6 +37,8 @@ class CoordinatorOptions(msgspec.Struct, frozen=True, kw_only=True):
     redial_max_s: float = 1.0
     settle_s: float = 1.0
     """How long a node that has just started without instances holds commands back, to find the others first."""
+    numbers_behind: int = 0
+    """The numbers of this start's proposals begin behind this: no earlier start of the node had used any of them."""
     rejoin_grace_s: float = 3.0
     """How long a master that has just started waits for its members before it marks them disconnected."""
     orphan_patience_s: float = 10.0

@@ -15,11 +15,13 @@ from exo.shared.types.ids import ClusterId, EventId
 class Proposals:
     """The outbox with a future for each proposal."""
 
-    def __init__(self, *, wall_clock: Callable[[], str], new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, *, wall_clock: Callable[[], str], new_id: Callable[[], str], numbers_behind: int = 0
+    ) -> None:
         self._wall_clock = wall_clock
         self._new_id = new_id
         self._numbers = itertools.count(1)
-        self._outbox = Outbox()
+        self._outbox = Outbox(numbers_behind=numbers_behind)
         self._futures: dict[int, asyncio.Future[int]] = {}
         self._is_closed = False
 
@@ -60,7 +62,12 @@ class Proposals:
             fence=None if are_facts(events) else position,
         )
         trial = Propose(
-            term=0, first_seq=0, cause_id=proposal.cause_id, at=proposal.at, events=proposal.events
+            term=0,
+            first_seq=0,
+            after_seq=0,
+            cause_id=proposal.cause_id,
+            at=proposal.at,
+            events=proposal.events,
         )
         encode_checked(trial, "what was proposed", PROPOSAL_BYTES_MAX)
         self._futures[ticket] = future

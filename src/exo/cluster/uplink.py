@@ -109,6 +109,7 @@ class Uplink:
                 Propose(
                     term=self._situation.master_term,
                     first_seq=numbered.first_seq,
+                    after_seq=numbered.after_seq,
                     cause_id=numbered.proposal.cause_id,
                     at=numbered.proposal.at,
                     events=numbered.proposal.events,

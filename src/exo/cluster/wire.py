@@ -45,10 +45,11 @@ class Hello(_Message, frozen=True, kw_only=True):
 
 
 class Propose(_Message, frozen=True, kw_only=True):
-    """Follower to master: decisions to be admitted together, if `first_seq` is the origin's next."""
+    """Follower to master: decisions to be admitted together, if the origin's last ones are those of `after_seq`."""
 
     term: int
     first_seq: int
+    after_seq: int
     cause_id: str
     at: str
     events: tuple[ProposedEvent, ...]

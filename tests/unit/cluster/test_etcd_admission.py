@@ -26,6 +26,7 @@ def proposal(origin: NodeId, first_seq: int, proposed: list[ProposedEvent], *, t
         origin=origin,
         term=term,
         first_seq=first_seq,
+        after_seq=first_seq - 1,
         cause_id="c",
         at="t",
         events=tuple(proposed),
@@ -57,8 +58,8 @@ def test_what_follows_is_admitted_and_gets_its_place(intake: Intake) -> None:
 
 def test_what_was_admitted_before_is_passed_over_and_gaps_are_refused(intake: Intake) -> None:
     assert admit(intake, A, 4, "old", "older") is None
-    assert admit(intake, A, 8, "x") == "proposal 8 where 6 was expected"
-    assert admit(intake, A, 5, "half", "known") == "proposal 5 where 6 was expected"
+    assert admit(intake, A, 8, "x") == "proposal 8 behind 7, and the last one is 5"
+    assert admit(intake, A, 5, "half", "known") == "proposal 5 behind 4, and the last one is 5"
     assert admit(intake, A, 6, "x", term=2) == "it is for term 2, this is term 3"
     assert not intake.has_waiting
     assert admit(intake, A, 6, "x") is None

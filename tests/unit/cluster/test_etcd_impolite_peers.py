@@ -131,7 +131,9 @@ async def test_who_does_not_greet_is_hung_up_on(cluster: EtcdCluster) -> None:
 
 def propose(first_seq: int, tag: str = "x", *, term: int = 1, event: Decision | None = None) -> Propose:
     proposed = ProposedEvent(event_id=EventId("e"), event=event or tagged(NodeId("stranger"), tag))
-    return Propose(term=term, first_seq=first_seq, cause_id="c", at="t", events=(proposed,))
+    return Propose(
+        term=term, first_seq=first_seq, after_seq=first_seq - 1, cause_id="c", at="t", events=(proposed,)
+    )
 
 
 def publish(node_id: str, *, name_bytes: int = 1) -> Publish:
@@ -150,7 +152,7 @@ def publish(node_id: str, *, name_bytes: int = 1) -> Publish:
         (propose(1, event=tagged("a", "a lie")), "a DeviceLost that is not its own"),
         (propose(1, event=NodeRemoved(node_id=NodeId("a"), reason="")), "is for the master to decide"),
         (Level(index=10**6), "it has seen entry 1000000, this node only"),
-        (propose(7), "proposal 7 where 1 was expected"),
+        (propose(7), "proposal 7 behind 6, and the last one is 0"),
         (propose(0), "only the leader's own decisions go without a number"),
         (propose(1, term=2), "it is for term 2, this is term 1"),
         (propose(1, "x" * BATCH_BYTES_MAX), f"at most {BATCH_BYTES_MAX} fit into one commit"),
@@ -218,7 +220,7 @@ async def test_what_presupposes_a_commit_waits_for_it(cluster: EtcdCluster) -> N
     stranger = await taken_in(cluster)
     own = identity("stranger", boot_id="a-1")
     joined = ProposedEvent(event_id=EventId("e"), event=NodeJoined(identity=own))
-    await stranger.say(Propose(term=1, first_seq=1, cause_id="c", at="t", events=(joined,)))
+    await stranger.say(Propose(term=1, first_seq=1, after_seq=0, cause_id="c", at="t", events=(joined,)))
     await stranger.say(Level(index=a.state.index + 1))
     await stranger.say(publish("stranger"))
     await cluster.until(lambda: NodeId("stranger") in a.state.live)

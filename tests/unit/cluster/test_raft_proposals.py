@@ -17,9 +17,11 @@ def facts(count: int) -> list[NodeDisconnected]:
     return [NodeDisconnected(node_id=NodeId("x"), reason=str(number)) for number in range(count)]
 
 
-def offer(desk: Desk, first_seq: int, count: int = 1) -> str | None:
+def offer(desk: Desk, first_seq: int, count: int = 1, *, after_seq: int | None = None) -> str | None:
     """Offer a node's facts to a leader; returns why they were refused, if they were."""
-    effects = desk.step(desk.proposal(*facts(count), origin="o", first_seq=first_seq, session=1))
+    effects = desk.step(
+        desk.proposal(*facts(count), origin="o", first_seq=first_seq, after_seq=after_seq, session=1)
+    )
     return next((effect.reason for effect in effects if isinstance(effect, Refuse)), None)
 
 
@@ -32,9 +34,13 @@ def test_a_proposal_is_admitted_once_however_often_it_is_sent() -> None:
     assert a.core.log.last_index == last_index
 
 
-def test_a_proposal_that_skips_a_number_is_refused() -> None:
+def test_a_proposal_whose_forerunner_is_not_there_is_refused() -> None:
     a = Lab(voters("a")).elect("a")
-    assert offer(a, 2) == "proposal 2 where 1 was expected"
+    assert offer(a, 2) == "proposal 2 behind 1, and the last one is 0"
+    assert offer(a, 7, count=2, after_seq=0) is None, "numbers may be left out"
+    assert offer(a, 9, after_seq=7) == "proposal 9 behind 7, and the last one is 8"
+    assert offer(a, 8, count=2, after_seq=8) == "proposal 8 behind 8, and the last one is 8"
+    assert offer(a, 9) is None
 
 
 def test_a_follower_admits_nothing() -> None:
@@ -147,7 +153,9 @@ def test_nobody_is_told_that_a_proposal_is_done_when_another_is(is_remembered: b
         for _ in range(3):
             for one in outbox.take():
                 offered = leader.proposal(*facts(1), origin="o", first_seq=one.first_seq, session=1)
-                leader.step(msgspec.structs.replace(offered, events=one.proposal.events))
+                leader.step(
+                    msgspec.structs.replace(offered, after_seq=one.after_seq, events=one.proposal.events)
+                )
             lab.deliver()
             for one in [one for one in leader.committed if one.origin == "o"][seen:]:
                 done.extend(outbox.committed(one.seq, one.event_id))

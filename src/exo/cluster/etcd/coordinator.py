@@ -333,6 +333,7 @@ def open_etcd_coordinator(
     namespace: str,
     transport: Transport,
     listener: Listener,
+    numbers_behind: int = 0,
     is_checking_invariants: bool = False,
 ) -> EtcdCoordinator:
     """Return the coordinator for `--coordinator etcd://...`; see `parse_etcd_url`. It starts with `run`.
@@ -347,6 +348,6 @@ def open_etcd_coordinator(
         address=address,
         transport=transport,
         listener=listener,
-        options=EtcdOptions(lease_s=address.lease_s),
+        options=EtcdOptions(lease_s=address.lease_s, numbers_behind=numbers_behind),
         is_checking_invariants=is_checking_invariants,
     )

@@ -73,6 +73,7 @@ class Link:
                 Propose(
                     term=self.term,
                     first_seq=numbered.first_seq,
+                    after_seq=numbered.after_seq,
                     cause_id=numbered.proposal.cause_id,
                     at=numbered.proposal.at,
                     events=numbered.proposal.events,

@@ -66,7 +66,9 @@ class Member:
         )
         self.lane = Lane(self.board, identity.node_id, identity.boot_id)
         self.recent = Recent(options.recent_entries)
-        self.proposals = Proposals(wall_clock=wall_clock, new_id=new_id)
+        self.proposals = Proposals(
+            wall_clock=wall_clock, new_id=new_id, numbers_behind=options.numbers_behind
+        )
         self.uplink_work = Signal()
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         """What was refused, for /metrics."""

@@ -26,6 +26,8 @@ class EtcdOptions(msgspec.Struct, frozen=True, kw_only=True):
     dial_timeout_s: float = 2.0
     answer_timeout_s: float = 5.0
     """How long the other side of a new connection may take to say the first thing."""
+    numbers_behind: int = 0
+    """The numbers of this start's proposals begin behind this: no earlier start of the node had used any of them."""
     rejoin_grace_s: float = 3.0
     """How long a new master waits for its members before it marks them disconnected."""
     loss_window_s: float = 2.0

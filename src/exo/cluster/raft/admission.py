@@ -1,4 +1,8 @@
-"""Exactly once: a leader admits an origin's proposal only when it is the next one of that origin. Pure."""
+"""Exactly once: a leader admits an origin's proposal only behind the one that the origin sent before it. Pure.
+
+Numbers only grow, and may leave some out: a proposal that may be in the log of an earlier leader keeps its number,
+whatever became of those before it.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -46,15 +50,15 @@ class Admission:
             message: The proposal, for the present term.
             index: Of the next entry.
         """
-        expected = self.last_seq(message.origin) + 1
+        before = self.last_seq(message.origin)
         last = message.first_seq + len(message.events) - 1
         if message.first_seq == 0:
             if message.session is not None:
                 return "only the leader's own decisions go without a number"
-        elif last < expected:
+        elif last <= before:
             return ()  # Admitted before; it shows in the stream.
-        elif message.first_seq != expected:
-            return f"proposal {message.first_seq} where {expected} was expected"
+        elif message.after_seq != before or message.first_seq <= before:
+            return f"proposal {message.first_seq} behind {message.after_seq}, and the last one is {before}"
         entries = tuple(
             LogEntry(
                 index=index + position,
@@ -62,7 +66,7 @@ class Admission:
                 event_id=proposed.event_id,
                 cause_id=message.cause_id,
                 origin=message.origin,
-                seq=message.first_seq + position if message.first_seq else expected - 1,
+                seq=message.first_seq + position if message.first_seq else before,
                 at=message.at,
                 event=proposed.event,
                 more=len(message.events) - 1 - position,

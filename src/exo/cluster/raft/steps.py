@@ -51,6 +51,8 @@ class Propose(_Step, frozen=True, kw_only=True):
     first_seq: int
     """0 for what the leader itself decides, in its own term or never: it needs no number, and must not take one that
     may be bound to what this node, as a follower, offered another leader."""
+    after_seq: int = 0
+    """The number of the origin's last proposal before this one: it is admitted only behind that."""
     cause_id: str
     at: str
     events: tuple[ProposedEvent, ...]
