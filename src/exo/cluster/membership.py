@@ -129,6 +129,12 @@ def _towards(
         return _in_sync(voters, missing[0], learners)
     dispensable = [n for n in surplus if n != leader and (n in unfit or are_level)]
     leaver = _first_to_go(leader, voters, dispensable, presence, unfit)
+    if ready and leaver in presence.missed and leaver not in unfit:
+        # It may come back. Of the old voters and the new one together, any may lose its log meanwhile; of those that
+        # are left without both, none may.
+        after = _with(voters, ready[0])
+        if has_majority(after, presence.present - presence.voteless):
+            return Choice(learners=learners, voters=after, reason=f"{ready[0]} is a voter now")
     if leaver is not None:
         return Choice(
             learners=learners, voters=_without(voters, leaver), reason=f"{leaver} is no voter any more"

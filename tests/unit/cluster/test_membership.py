@@ -377,7 +377,7 @@ def test_one_that_is_merely_lost_keeps_its_vote() -> None:
 
 def test_one_that_has_been_gone_for_long_gives_its_place_to_somebody_who_has_the_log() -> None:
     lost = world("abcd", voters("abc"), absent="c", missed="c")
-    assert steps(lost.story()) == [voters("abc"), voters("ab"), voters("abd")]
+    assert steps(lost.story()) == [voters("abc"), voters("abcd"), voters("abd")]
     slow = world("abcd", voters("abc"), absent="c", missed="c", slow="d")
     assert steps(slow.story()) == [voters("abc")]
     assert slow.story()[-1].learners == ids("d"), "it is sent the log meanwhile"
