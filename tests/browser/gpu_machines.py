@@ -24,6 +24,8 @@ FACTS: Json = {
     "is_simulated": False,
     "pci_address": None,
     "support_level": "full",
+    "measured_memory_bandwidth_bytes_per_s": None,
+    "measured_flops_per_s": None,
 }
 UNTOLD: Json = {
     "memory_used_bytes": None,

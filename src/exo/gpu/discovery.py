@@ -10,6 +10,7 @@ from typing import Self
 import anyio
 import anyio.to_thread
 from loguru import logger
+from msgspec.structs import replace
 
 from exo.gpu.backend import GPUBackend
 from exo.gpu.errors import BackendUnavailableError, DeviceHangError
@@ -22,7 +23,7 @@ from exo.gpu.inventory import (
     settle_claims,
     signature,
 )
-from exo.gpu.registry import DeviceRegistry
+from exo.gpu.registry import DeviceRegistry, Measurement
 from exo.gpu.verification import Verdict, verify
 from exo.shared.errors import ExoError
 from exo.shared.types.devices import GPUDevice
@@ -80,6 +81,7 @@ class GPUDiscoveryService:
         self._tried = [_Tried(maker) for maker in factory.makers]
         self._verdicts: dict[DeviceId, tuple[GPUDevice, Verdict, float]] = {}
         self._checks: dict[DeviceId, asyncio.Task[None]] = {}
+        self._measured: dict[DeviceId, tuple[GPUDevice, Measurement]] = {}
         self._looking = anyio.Lock()
         self.inventory = Inventory()
         """What was found at the last look."""
@@ -100,6 +102,17 @@ class GPUDiscoveryService:
     async def look_again(self) -> Inventory:
         """Look for devices that came or went, and for backends that were late."""
         return await self._look(LATER_LOOK_S, LATER_LOOK_S)
+
+    async def note_measured(self, device_id: DeviceId, measurement: Measurement) -> None:
+        """Tell with a device, from the next look on, what was measured on it; remember it for the next start."""
+        verdict = self._verdicts.get(device_id)
+        if verdict is None:
+            return  # It is gone.
+        device = verdict[0]
+        self._measured[device_id] = (device, measurement)
+        if self._registry is not None:
+            async with self._looking:
+                await anyio.to_thread.run_sync(self._registry.note_measured, device, measurement)
 
     async def shutdown(self) -> None:
         """Release every backend. May be called twice."""
@@ -172,6 +185,10 @@ class GPUDiscoveryService:
     def _recall(self, memory: DeviceRegistry, devices: Sequence[UsedDevice]) -> list[UsedDevice]:
         """Take over what an earlier start saw, and return the devices that it did not see."""
         known = [one for one in devices if memory.knows(one.device)]
+        for one in devices:
+            measurement = memory.measured(one.device)
+            if measurement is not None:
+                self._measured[one.device.device_id] = (one.device, measurement)
         for one in known:
             self._verdicts[one.device.device_id] = (one.device, Verdict("right"), self._clock())
         return [one for one in devices if one not in known]
@@ -200,7 +217,7 @@ class GPUDiscoveryService:
             elif verdict is not None and verdict.outcome == "wrong":
                 refused.append(RefusedDevice(one.device, "wrong", f"its check failed: {verdict.reason}"))
             else:
-                used.append(one)
+                used.append(UsedDevice(one.backend, self._with_measurement(one.device)))
         for one in refused:
             if self.inventory.why_not(one.device.device_id) != one.reason:
                 level = "DEBUG" if one.kind == "duplicate" else "WARNING"
@@ -211,6 +228,16 @@ class GPUDiscoveryService:
             used=tuple(sorted(used, key=lambda one: one.device.device_id)),
             refused=tuple(refused),
             missing=tuple(one.missing for one in self._tried if one.missing is not None),
+        )
+
+    def _with_measurement(self, device: GPUDevice) -> GPUDevice:
+        measured = self._measured.get(device.device_id)
+        if measured is None or signature(measured[0]) != signature(device):
+            return device
+        return replace(
+            device,
+            measured_memory_bandwidth_bytes_per_s=measured[1].memory_bandwidth_bytes_per_s,
+            measured_flops_per_s=measured[1].flops_per_s,
         )
 
 

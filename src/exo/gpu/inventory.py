@@ -72,6 +72,8 @@ def signature(device: GPUDevice) -> tuple[object, ...]:
         device.pci_address,
         device.driver_version,
         device.support_level,
+        device.measured_memory_bandwidth_bytes_per_s,
+        device.measured_flops_per_s,
     )
 
 

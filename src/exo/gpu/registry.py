@@ -42,9 +42,22 @@ class RegisteredDevice(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class _Registry(msgspec.Struct, frozen=True, kw_only=True):
+class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was measured on a device: see `GPUDevice.measured_flops_per_s` for the precision."""
+
+    memory_bandwidth_bytes_per_s: float | None = None
+    flops_per_s: float | None = None
+
+
+class _Measured(msgspec.Struct, frozen=True, kw_only=True):
+    device: RegisteredDevice
+    measurement: Measurement
+
+
+class _Registry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: int
     devices: tuple[RegisteredDevice, ...]
+    measured: tuple[_Measured, ...] = ()
 
 
 class DeviceRegistry:
@@ -59,6 +72,7 @@ class DeviceRegistry:
         self._file = file
         self._exo_version = exo_version
         self._known: frozenset[RegisteredDevice] | None = None
+        self._measured: dict[RegisteredDevice, Measurement] = {}
         self._is_readable = False
 
     def knows(self, device: GPUDevice) -> bool:
@@ -75,7 +89,33 @@ class DeviceRegistry:
             return
         self._is_readable = True
         self._known = frozenset(entries)
-        content = msgspec.json.format(msgspec.json.encode(_Registry(format=_FORMAT, devices=tuple(entries))))
+        self._write()
+
+    def measured(self, device: GPUDevice) -> Measurement | None:
+        """Return what was measured on this very device, by this release; None: nothing was."""
+        self._read()
+        return self._measured.get(RegisteredDevice.of(device, self._exo_version))
+
+    def note_measured(self, device: GPUDevice, measurement: Measurement) -> None:
+        """Keep what was measured, until the device, its driver or exo is another."""
+        entry = RegisteredDevice.of(device, self._exo_version)
+        self._read()
+        # What was measured on the device when it was another one is of no use any more.
+        self._measured = {
+            one: value for one, value in self._measured.items() if one.device_id != entry.device_id
+        }
+        self._measured[entry] = measurement
+        self._is_readable = True
+        self._write()
+
+    def _write(self) -> None:
+        known = sorted(self._known or (), key=lambda one: one.device_id)
+        measured = [
+            _Measured(device=one, measurement=value)
+            for one, value in sorted(self._measured.items(), key=lambda one: one[0].device_id)
+        ]
+        registry = _Registry(format=_FORMAT, devices=tuple(known), measured=tuple(measured))
+        content = msgspec.json.format(msgspec.json.encode(registry))
         temporary = self._file.with_name(f"{self._file.name}.new")
         try:
             temporary.write_bytes(content)
@@ -101,4 +141,6 @@ class DeviceRegistry:
             logger.warning("{} cannot be read and is made anew: {}", self._file, error)
             return ()
         self._is_readable = found.format == _FORMAT
+        if self._is_readable:
+            self._measured = {one.device: one.measurement for one in found.measured}
         return found.devices if self._is_readable else ()

@@ -94,6 +94,21 @@ class TestWhatCounts:
         assert found.compute_in("float16") == found.flops_per_s["float32"]
         assert found.compute_in("int4") == found.flops_per_s["int8"]
 
+    def test_what_was_measured_is_not_outdone_by_what_is_only_said(self) -> None:
+        found = figures_for(self.CARD, MeasuredFigures(flops_per_s={"float16": 5e13}))
+        assert found.compute_in("float16").value == 5e13 < found.flops_per_s["float32"].value
+        assert found.compute_in("float32").basis == "specified"
+
+    def test_what_a_device_brings_counts_as_measured(self) -> None:
+        changes = {"measured_memory_bandwidth_bytes_per_s": 2e11, "measured_flops_per_s": 3e12}
+        card = figures_for(replace(gpu("Something"), **changes))
+        assert bandwidth(card) == (200.0, "measured")
+        assert card.flops_per_s["float16"].value == 3e12
+        cores = figures_for(replace(processor("AMD EPYC"), **changes))
+        assert bandwidth(cores) == (200.0, "measured")
+        assert cores.flops_per_s["float32"].basis == "measured"
+        assert not card.is_estimated and not cores.is_estimated
+
 
 class TestNotQuiteKnown:
     def test_a_laptops_card_is_not_the_desktops(self) -> None:

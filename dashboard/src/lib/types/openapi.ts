@@ -1324,6 +1324,16 @@ export interface components {
              * @description What its node calls it, such as `cuda:0`.
              */
             local_alias: string;
+            /**
+             * Measured Flops Per S
+             * @description The same: in float32 on a processor, in float16 on a GPU.
+             */
+            measured_flops_per_s: number | null;
+            /**
+             * Measured Memory Bandwidth Bytes Per S
+             * @description Measured on it, where nobody tells.
+             */
+            measured_memory_bandwidth_bytes_per_s: number | null;
             /** Memory Bandwidth Bytes Per S */
             memory_bandwidth_bytes_per_s: number | null;
             /**

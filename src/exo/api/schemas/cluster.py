@@ -44,6 +44,10 @@ class DeviceView(Shape):
     pci_address: str | None
     support_level: SupportLevel | None
     """`full`: it computes, and was seen to compute right; `monitoring`: it is only watched."""
+    measured_memory_bandwidth_bytes_per_s: float | None
+    """Measured on it, where nobody tells."""
+    measured_flops_per_s: float | None
+    """The same: in float32 on a processor, in float16 on a GPU."""
 
 
 class ProcessMemoryView(Shape):

@@ -31,7 +31,7 @@ def figures_for(device: GPUDevice, measured: MeasuredFigures | None = None) -> D
 
     Args:
         device: As its driver tells of it. What it says of its own bandwidth and FLOP/s counts before the catalogue.
-        measured: What was measured on it, which counts for more still.
+        measured: What was measured on it, which counts for more still; None: what the device itself brings of that.
     """
     kind: Kind = "processor" if device.backend == "cpu" or device.memory_kind == "ram" else "gpu"
     candidates = _narrowed(device, matches(device.name, kind))
@@ -44,7 +44,7 @@ def figures_for(device: GPUDevice, measured: MeasuredFigures | None = None) -> D
         found = _of_known(device, exact)
     else:
         found = _of_unknown(device, candidates)
-    return _corrected(found, device, measured or MeasuredFigures())
+    return _corrected(found, device, measured or _told_as_measured(device, kind))
 
 
 def _narrowed(device: GPUDevice, found: tuple[Match, ...]) -> list[Match]:
@@ -221,6 +221,15 @@ def _of_processor(device: GPUDevice, found: list[KnownDevice]) -> DeviceFigures:
         known_as=None if known is None else known.name,
         memory_bandwidth_bytes_per_s=bandwidth,
         flops_per_s={"float32": estimates.processor_compute(device, per_clock)},
+    )
+
+
+def _told_as_measured(device: GPUDevice, kind: Kind) -> MeasuredFigures:
+    precision: Precision = "float32" if kind == "processor" else "float16"
+    flops = device.measured_flops_per_s
+    return MeasuredFigures(
+        memory_bandwidth_bytes_per_s=device.measured_memory_bandwidth_bytes_per_s,
+        flops_per_s={} if flops is None else {precision: flops},
     )
 
 

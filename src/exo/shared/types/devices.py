@@ -63,6 +63,10 @@ class GPUDevice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     is_simulated: bool = False
     pci_address: str | None = None
     support_level: SupportLevel | None = None
+    measured_memory_bandwidth_bytes_per_s: float | None = None
+    """What it really reads, measured on it; only where nobody tells what it can do."""
+    measured_flops_per_s: float | None = None
+    """The same of its arithmetic: in float32 on a processor, in float16 on a GPU."""
 
 
 class ThermalStatus(msgspec.Struct, frozen=True, kw_only=True, gc=False):
