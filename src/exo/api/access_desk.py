@@ -110,13 +110,16 @@ class CommandDesk:
             code=code,
         )
 
-    async def note_action(
-        self, what: str, details: dict[str, Any], *, result: str = "done", index: int | None = None
-    ) -> None:
-        """Write down something that this node does itself, without the master."""
+    async def note_action(self, what: str, details: dict[str, Any], *, code: str | None = None) -> None:
+        """Write down something that this node does itself, without the master; `code` says why it does not."""
         caller = present_caller()
         await self._audit.record(
-            who=caller.label, address=caller.address, what=what, details=details, result=result, index=index
+            who=caller.label,
+            address=caller.address,
+            what=what,
+            details=details,
+            result="done" if code is None else "refused",
+            code=code,
         )
 
     async def refused(self, refusal: AccessRefused, method: str, path: str) -> None:

@@ -191,6 +191,8 @@ async def test_a_token_to_join_with_is_left_for_the_node_and_used_at_once_where_
         refused = await http.post("/access/join", json={"token": token})
         assert refused.status_code == 409 and "its own has instances" in refused.text
         assert not (world.home / TOKEN_FILE).exists()
+        (line,) = (await http.get("/audit")).json()["entries"]
+        assert (line["what"], line["result"], line["code"]) == ("JoinCluster", "refused", "cannot_join")
         world.coordinator.set_state(cluster(identity("a")))
         response = await http.post("/access/join", json={"token": token.upper(), "address": "192.0.2.9"})
         noted = parse(JoinNoted, response.content)

@@ -138,12 +138,12 @@ async def join_cluster(wish: JoinWish, context: Context) -> Response:
     has_master = coordinator.leadership.master_node_id is not None
     authority_hash = None if token is None else token.authority_hash
     reason = reason_not_to_join(coordinator.state, authority_hash, has_master=has_master)
+    noted = {"authority_hash": authority_hash, "cluster_address": address}
     if reason is not None:
+        await context.desk.note_action("JoinCluster", noted, code="cannot_join")
         raise ApiError(409, "cannot_join", reason)
     await _leave_token(context, PendingJoin(token=None if token is None else token.reveal(), address=address))
-    await context.desk.note_action(
-        "JoinCluster", {"authority_hash": authority_hash, "cluster_address": address}
-    )
+    await context.desk.note_action("JoinCluster", noted)
     wanted = context.actions.join_wanted
     if wanted is not None:
         wanted()
