@@ -97,6 +97,7 @@ class Mesh:
         except (DialError, ConnectionLostError) as error:
             logger.debug("no link to {}: {}", node_id, error.message)
         except (TimeoutError, msgspec.DecodeError) as error:
+            self._kernel.counts["peer_malformed"] += isinstance(error, msgspec.DecodeError)
             logger.debug("no link to {}: {}", node_id, error)
         finally:
             self._dialling.discard(node_id)
@@ -112,6 +113,8 @@ class Mesh:
             self._report(Sighting(address=connection.peer_address, facts=answer.facts, via="greeting"))
             return "that was all"
         is_other = connection.peer_node_id not in (None, node_id)
+        if isinstance(answer, Agreed) and connection.peer_node_id not in (None, answer.facts.node_id):
+            self._kernel.counts["peer_lied"] += 1
         if not isinstance(answer, Agreed) or answer.facts.node_id != node_id or is_other:
             return "it is another node than was expected"
         if (

@@ -542,6 +542,30 @@ async def test_a_voter_that_says_what_cannot_be_loses_its_link_and_is_counted(
     await leader.propose([tagged(leader.node_id, "still works")], cause_id="c")
 
 
+@pytest.mark.parametrize(("is_liar", "counted"), [(True, "peer_lied"), (False, "peer_malformed")])
+async def test_somebody_else_in_a_voters_place_is_given_no_link_and_is_counted(
+    cluster: MemoryCluster, is_liar: bool, counted: str
+) -> None:
+    nodes = await cluster.start_cluster("a", "b", "c")
+    leader, gone = nodes[0], nodes[-1].node_id
+    address = leader.state.nodes[gone].identity.cluster_address
+    await cluster.until(lambda: len(leader.state.voters.voters) == 3)
+    await cluster.stop(gone)
+    own_facts = facts(gone, cluster_id=leader.state.cluster_id, master_node_id=None, cluster_address=address)
+    incidents = leader.counts["incidents"]
+    async with await cluster.network.transport(address.host, node_id=NodeId("z")).listen(address) as listener:
+        for _ in range(20):
+            connection = await asyncio.wait_for(listener.accept(), 5)
+            hello = decode_from_dialer(await connection.receive())
+            if isinstance(hello, Hello) and (hello.facts.node_id, hello.intent) == (leader.node_id, "agree"):
+                await say(connection, Agreed(facts=own_facts) if is_liar else FUTURE)
+                await ending(connection)
+                break
+            connection.close("not that one")
+        assert incidents[counted] == 1
+    await leader.propose([tagged(leader.node_id, "still works")], cause_id="c")
+
+
 async def test_a_snapshot_may_take_long_as_long_as_it_comes(
     cluster: MemoryCluster, master: FakeMaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
