@@ -38,6 +38,7 @@ from exo.gpu.backend import GPUBackend
 from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.factory import GPUBackendFactory
 from exo.gpu.health_watch import HealthWatch
+from exo.gpu.measuring import DeviceMeasurer
 from exo.gpu.registry import REGISTRY_FILE, DeviceRegistry
 from exo.gpu.thermal.settings import ThermalSettings
 from exo.master.loop import Master
@@ -216,6 +217,7 @@ async def _run_with(
         tasks.start_soon(watch.run)
         tasks.start_soon(collector.start_monitoring)
         tasks.start_soon(meter.run)
+        tasks.start_soon(DeviceMeasurer(source=discovery, is_busy=lambda: busy.is_busy).run)
         worker: Worker | None = None
         if settings.is_worker:
             worker = Worker(

@@ -30,10 +30,14 @@ _SMALL_SHARE = 8
 _FREE_S = 2.0
 _LEAST_BYTES = 16 * MIB
 _ROW = 1024
-_RUNS = 3
-_SIDES = (256, 512, 1024, 2048, 4096)
+_RUNS_MIN, _RUNS_MAX = 3, 10
+_RUNS_S = 0.1
+"""Short runs are repeated for so long: the fastest of some was not held up by anything."""
+_SIDES = (512, 1024, 2048, 4096)
 """Of square matrices: larger until one takes long enough to be measured."""
 _ENOUGH_S = 0.02
+_LONG_S = 0.5
+"""Whatever takes so long is measured well enough by itself."""
 _LEAST_S = 0.0005
 """A difference below this is as likely the noise of the calls."""
 _CHUNK = array("f", [0.5]) * (MIB // 4)
@@ -82,12 +86,22 @@ async def measure_compute(
     before: tuple[int, float] | None = None
     for side in _SIDES:
         took_s = await _square(backend, device_id, side, precision, clock)
-        if took_s >= _ENOUGH_S or side == _SIDES[-1]:
-            if before is None:
-                return _rate(2 * side**3, took_s)
-            return _rate(2 * (side**3 - before[0] ** 3), took_s - before[1])
+        if before is not None and (took_s >= _ENOUGH_S or side == _SIDES[-1]):
+            return _by_difference(2 * side**3, took_s, 2 * before[0] ** 3, before[1])
+        if took_s >= _LONG_S:
+            return _rate(2 * side**3, took_s)
         before = (side, took_s)
     return None
+
+
+def _by_difference(large: float, large_s: float, small: float, small_s: float) -> float | None:
+    """Return the rate of what the large piece has more than the small one; of all of it, where that cannot be true.
+
+    A small piece that took most of the large one's time was held up: what it was subtracted from would seem too fast.
+    """
+    if small_s > large_s / 2 and large_s >= _ENOUGH_S:
+        return _rate(large, large_s)
+    return _rate(large - small, large_s - small_s)
 
 
 async def _reading(backend: GPUBackend, device_id: DeviceId, size_bytes: int, clock: Clock) -> float | None:
@@ -102,7 +116,7 @@ async def _reading(backend: GPUBackend, device_id: DeviceId, size_bytes: int, cl
         large_s = await _fastest(lambda: read(1), clock)
         small_s = await _fastest(lambda: read(_SMALL_SHARE), clock)
     # The small one may fit a cache, which makes it faster, and the whole seem a little slower than it is.
-    return _rate(size_bytes * (1 - 1 / _SMALL_SHARE), large_s - small_s)
+    return _by_difference(size_bytes, large_s, size_bytes / _SMALL_SHARE, small_s)
 
 
 async def _copying(backend: GPUBackend, device_id: DeviceId, size_bytes: int, clock: Clock) -> float | None:
@@ -115,7 +129,7 @@ async def _copying(backend: GPUBackend, device_id: DeviceId, size_bytes: int, cl
 
         large_s = await _fastest(lambda: copy(1), clock)
         small_s = await _fastest(lambda: copy(_SMALL_SHARE), clock)
-    return _rate(size_bytes * (1 - 1 / _SMALL_SHARE), large_s - small_s)
+    return _by_difference(size_bytes, large_s, size_bytes / _SMALL_SHARE, small_s)
 
 
 async def _square(
@@ -138,8 +152,11 @@ async def _fastest(work: Callable[[], Awaitable[None]], clock: Clock) -> float:
     """Return the seconds of the fastest run; the first does not count, in which libraries make themselves ready."""
     await work()
     least_s = math.inf
-    for _ in range(_RUNS):
+    started_s = clock()
+    for run in range(_RUNS_MAX):
         begun_s = clock()
+        if run >= _RUNS_MIN and begun_s - started_s >= _RUNS_S:
+            break
         await work()
         least_s = min(least_s, clock() - begun_s)
     return least_s

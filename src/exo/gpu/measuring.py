@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import anyio
+import anyio.to_thread
 from loguru import logger
 from msgspec.structs import replace
 
@@ -17,7 +18,7 @@ from exo.gpu.errors import NotComputingError
 from exo.gpu.inventory import Inventory, UsedDevice
 from exo.gpu.measurement import Clock, measure_bandwidth, measure_compute
 from exo.gpu.registry import Measurement
-from exo.shared.device_figures import figures_for
+from exo.shared.device_figures import catalogue, figures_for
 from exo.shared.errors import ExoError
 from exo.shared.types.devices import GPUDevice
 from exo.shared.types.ids import DeviceId
@@ -76,6 +77,8 @@ class DeviceMeasurer:
     async def run(self) -> None:
         """Measure what has to be measured, one device after the other, until cancelled."""
         await anyio.sleep(self._first_after_s)
+        # To read its files takes a while, in which nothing else should have to wait.
+        await anyio.to_thread.run_sync(catalogue)
         while True:
             for one in self._source.inventory.used:
                 await self._attend(one)
@@ -95,8 +98,10 @@ class DeviceMeasurer:
                 return
             with anyio.move_on_after(DEADLINE_S):
                 found = await self._measure(one, wanted)
-        except ExoError as error:
-            logger.debug("{} could not be measured: {}", one.device.local_alias, error.message)
+        except Exception as error:
+            # It is a help, and no reason for a node to end.
+            said = error.message if isinstance(error, ExoError) else repr(error)
+            logger.debug("{} could not be measured: {}", one.device.local_alias, said)
             return
         if self._is_busy() or found == Measurement():
             return  # Work began meanwhile, and slowed it down.
