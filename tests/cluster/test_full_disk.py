@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.privileged, pytest.mark.slow]
 
 MIB = 2**20
 LOG_FAILED = 4
+CANNOT_START = 2
 """The exit code."""
 
 
@@ -79,7 +80,7 @@ def test_a_full_disk_stops_its_node_and_nobody_else(tmp_path: Path, disks: dict[
         wait_for_work([master, other], 30)
         before = follower.errors()
         follower.launch()  # Before there is room.
-        assert follower.wait_ended() == LOG_FAILED
+        assert follower.wait_ended() == CANNOT_START
         assert says_that_the_disk_is_full(follower.errors().removeprefix(before))
         wait_for_work([master, other], 30)
         assert master.report()["term"] == term, "who cannot write is not missed"
