@@ -50,6 +50,7 @@ def checked(problem: CostProblem) -> int | None:
     return found.assessment.round_ns
 
 
+@settings(max_examples=60)
 @given(SEEDS)
 def test_hierarchical_links_are_solved_to_the_optimum_and_proven(seed: int) -> None:
     problem = tiny(seed)
@@ -62,13 +63,14 @@ def test_hierarchical_links_are_solved_to_the_optimum_and_proven(seed: int) -> N
         assert found.gap == 0
 
 
+@settings(max_examples=60)
 @given(SEEDS)
 def test_irregular_links_are_solved_to_the_optimum_when_few_devices_are_left(seed: int) -> None:
     problem = tiny(seed, irregular=True)
     assert checked(problem) == naive_best_ns(problem)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(SEEDS, st.booleans())
 def test_rules_are_kept_at_the_least_cost(seed: int, irregular: bool) -> None:
     problem = with_random_rules(tiny(seed, irregular=irregular), random.Random(seed))
@@ -80,7 +82,7 @@ def test_rules_are_kept_at_the_least_cost(seed: int, irregular: bool) -> None:
         assert found.lower_bound_ns <= best
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(SEEDS, st.sampled_from([2, 4, 16]))
 def test_rounds_of_several_micro_batches_are_as_short_as_they_can_be(seed: int, micro_batches: int) -> None:
     problem = tiny(seed, micro_batches=micro_batches)
@@ -93,7 +95,7 @@ def test_rounds_of_several_micro_batches_are_as_short_as_they_can_be(seed: int, 
         assert found.lower_bound_ns <= best
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(SEEDS, st.booleans())
 def test_uneven_layers_are_placed_legally_near_the_optimum_with_a_true_bound(
     seed: int, irregular: bool
@@ -122,7 +124,7 @@ def test_the_order_in_which_a_problem_is_told_changes_nothing(seed: int, irregul
     assert once == again
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_another_device_never_makes_it_worse(seed: int) -> None:
     chance = random.Random(seed)

@@ -34,7 +34,7 @@ def field(seed: int, *, devices: int = 6, layers: int = 12, **more: object) -> F
     return field_of(canonical(problem))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_the_product_of_tables_is_the_least_of_all_sums(seed: int) -> None:
     chance = random.Random(seed)
@@ -52,7 +52,7 @@ def test_the_product_of_tables_is_the_least_of_all_sums(seed: int) -> None:
             assert min(int(made[row, total]), INFINITE) == min([*sums, INFINITE])
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_sliding_windows_give_what_plain_products_give(seed: int) -> None:
     of = field(seed, layers=40)
@@ -65,7 +65,7 @@ def test_sliding_windows_give_what_plain_products_give(seed: int) -> None:
     assert fast.best_ns == slow.best_ns
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(SEEDS, st.integers(1, 4))
 def test_balanced_and_chained_trees_agree(seed: int, min_stages: int) -> None:
     of = field(seed, devices=9)
@@ -76,7 +76,7 @@ def test_balanced_and_chained_trees_agree(seed: int, min_stages: int) -> None:
     assert len(values) == 1
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_the_draft_costs_what_the_programme_says(seed: int) -> None:
     of = field(seed, devices=8)
@@ -100,7 +100,7 @@ def test_the_draft_costs_what_the_programme_says(seed: int) -> None:
         assert found.latency_ns == draft.cost_ns == sums.best_ns
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_the_order_of_a_ring_on_hierarchical_links_is_the_cheapest_of_all(seed: int) -> None:
     of = field(seed, devices=5)
@@ -119,7 +119,7 @@ def test_the_order_of_a_ring_on_hierarchical_links_is_the_cheapest_of_all(seed: 
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_the_tree_under_irregular_links_bounds_every_hop(seed: int) -> None:
     of = field(seed, devices=7, irregular=True)
@@ -139,7 +139,7 @@ def test_the_tree_under_irregular_links_bounds_every_hop(seed: int) -> None:
     assert sorted(below[-1]) == list(range(7))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_filling_the_fastest_first_is_the_best_split(seed: int) -> None:
     of = field(seed, devices=3, layers=7)
@@ -160,7 +160,7 @@ def test_filling_the_fastest_first_is_the_best_split(seed: int) -> None:
     assert (filled[0] if filled is not None else None) == best
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_splits_of_unequal_layers_are_the_best_for_their_ring(seed: int) -> None:
     of = field(seed, devices=3, layers=7, uneven=True, shared_pools=False)
@@ -180,7 +180,7 @@ def test_splits_of_unequal_layers_are_the_best_for_their_ring(seed: int) -> None
     assert (split[0] if split is not None else None) == best
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(SEEDS)
 def test_prices_bound_the_optimum(seed: int) -> None:
     of = field(seed, devices=8, irregular=seed % 2 == 0)

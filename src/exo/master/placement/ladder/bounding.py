@@ -1,6 +1,6 @@
 """Bounds partial choices of devices: the programme's tables of what is decided, joined with those of what is free."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,7 +27,7 @@ _REMEMBERED_MAX = 20_000
 class PrefixBound:
     """Bounds plans of which the first devices, in the order of the tree's leaves, are decided."""
 
-    def __init__(self, of: Field, charges: Surcharges) -> None:
+    def __init__(self, of: Field, charges: Surcharges, should_stop: Callable[[], bool]) -> None:
         self._plain = of
         self._of = of = surcharged(of, charges)
         self._offset_ns = charges.offset_ns
@@ -35,7 +35,7 @@ class PrefixBound:
         self._tree = tree_of(of)
         self.order: list[int] = [node for node in self._tree.nodes if isinstance(node, int)]
         """Devices in the order of the leaves, left to right."""
-        self._sums = run(of, self._tree, leaf_tables(of), min_stages=self._rows)
+        self._sums = run(of, self._tree, leaf_tables(of), min_stages=self._rows, should_stop=should_stop)
         plain = self._plain
         times = plain.layer_ns * plain.layer_count + plain.overhead_ns + plain.head_ns
         can_alone = (of.only_layers >= of.layer_count) & (self._rows <= 1)

@@ -16,6 +16,7 @@ import constraint
 import numpy as np
 
 from exo.master.placement.ladder.bounding import PrefixBound, tree_of
+from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.field import Field, Flags, narrowed
 from exo.master.placement.ladder.order_search import OrderSearch
 from exo.master.placement.ladder.prices import entry_costs, price, survivors
@@ -31,10 +32,6 @@ _EXACT_UP_TO = 8
 """Devices whose best order is found by trying all."""
 _CLIMBS, _CLIMB_EVALUATIONS = 3, 20_000
 """How often a plan that the search comes upon is improved by moves, and by how many at most."""
-
-
-class _StoppedError(Exception):
-    """Raised when the caller's clock or the limit of branches ends the search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +124,13 @@ def branch(
     if part.size < 2:
         charges = Surcharges(np.zeros(part.size, dtype=np.int64), 0, 0)
     else:
-        charges = price_rules(part, tree_of(part), hint, upper)
+        charges = price_rules(part, tree_of(part), hint, upper, should_stop)
     if part.size < 1:
         return Branched(known, upper, 0, is_whole=True)
-    search = _Branching(part, charges, upper, branches_max, should_stop)
+    try:
+        search = _Branching(part, charges, upper, branches_max, should_stop)
+    except StoppedError:
+        return Branched(known, relaxed_bound_ns, 0, is_whole=False)
     is_whole = search.run(set(hint))
     best = known
     if search.best is not None:
@@ -164,7 +164,7 @@ class _Branching:
         self._of = of
         self._branches_max = branches_max
         self._should_stop = should_stop
-        self._bound = PrefixBound(of, charges)
+        self._bound = PrefixBound(of, charges, should_stop)
         self._prices = RulePrices(of)
 
     def run(self, relaxed: set[int]) -> bool:
@@ -182,14 +182,14 @@ class _Branching:
         try:
             for assignment in problem.getSolutionIter():
                 self._take([index for index, value in assignment.items() if value])
-        except _StoppedError:
+        except StoppedError:
             return False
         return True
 
     def _tick(self) -> None:
         self.branches += 1
         if self.branches > self._branches_max or self._should_stop():
-            raise _StoppedError
+            raise StoppedError
 
     def _is_worth_it(self, decisions: Sequence[int]) -> bool:
         if self._bound.alone_ns(decisions) < self.limit_ns:

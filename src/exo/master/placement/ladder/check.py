@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from exo.master.placement.ladder.problem import AtMost, CostProblem
+from exo.master.placement.ladder.problem import AVERAGE_TIME_WEIGHT, AtMost, CostProblem
 
 TIME_NS_MAX = 10**12
 """Per layer, stage or hop: 1,000 s. Sums over all layers stay far from the end of 64 bits."""
@@ -43,6 +43,12 @@ def _complaints(problem: CostProblem) -> Iterator[str]:
         for name, value in (("overhead", device.overhead_ns), ("head", device.head_ns)):
             if not _is_between(value, 0, TIME_NS_MAX):
                 yield f"Device {device.device_id} has {value} ns of {name}; give 0 to {TIME_NS_MAX}."
+    slowest = max((one.layer_ns for one in problem.devices if type(one.layer_ns) is int), default=0)
+    heaviest = max(
+        (one.time_weight for one in problem.model.layers if type(one.time_weight) is int), default=0
+    )
+    if slowest * heaviest > TIME_NS_MAX * AVERAGE_TIME_WEIGHT:
+        yield f"A layer takes {slowest * heaviest // AVERAGE_TIME_WEIGHT} ns on a device; give at most {TIME_NS_MAX}."
     for pool in problem.pools:
         if not _is_between(pool.room_bytes, 0, SIZE_BYTES_MAX):
             yield f"The pool {pool.pool_id!r} has {pool.room_bytes} bytes; give 0 to {SIZE_BYTES_MAX}."

@@ -1,14 +1,15 @@
 """Plans on measured, irregular links: a bound from the tree under them, all subsets of few devices, else search."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from exo.master.placement.ladder.answer import Method, Options
+from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.exact import best_single
 from exo.master.placement.ladder.field import Field, narrowed
 from exo.master.placement.ladder.order_search import OrderSearch
+from exo.master.placement.ladder.outcome import Outcome
 from exo.master.placement.ladder.prices import entry_costs, price, survivors
 from exo.master.placement.ladder.programme import INFINITE, draft_of, leaf_tables, run
 from exo.master.placement.ladder.ring import link_matrices
@@ -16,17 +17,6 @@ from exo.master.placement.ladder.rings import RingScale
 from exo.master.placement.ladder.subsets import SUBSETS_OF_MAX, best_of_subsets
 from exo.master.placement.ladder.tree import single_linkage
 from exo.master.placement.ladder.water import Filled
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A plan, if any, with a bound on all plans, and how it was found."""
-
-    plan: Filled | None
-    lower_bound_ns: int
-    method: Method
-    weighed: int
-    is_truncated: bool
 
 
 def search_irregular(of: Field, options: Options, should_stop: Callable[[], bool]) -> Outcome:
@@ -54,7 +44,11 @@ def search_irregular(of: Field, options: Options, should_stop: Callable[[], bool
             break
         part = narrowed(of, kept)
         ahead, home = forward[np.ix_(kept, kept)], back[np.ix_(kept, kept)]
-        sums = run(part, single_linkage(part, ahead, home), leaf_tables(part), min_stages=least)
+        tree = single_linkage(part, ahead, home)
+        try:
+            sums = run(part, tree, leaf_tables(part), min_stages=least, should_stop=should_stop)
+        except StoppedError:
+            return _outcome(bests, min(bound, upper), weighed, is_truncated=True)
         if sums.best_ns >= upper:
             bound = upper
             break

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.field import Field, Integers
 from exo.master.placement.ladder.tree import Joint, Tree
 
@@ -75,8 +76,19 @@ def leaf_tables(of: Field) -> LeafTable:
     return table
 
 
-def run(of: Field, tree: Tree, leaf: LeafTable, *, min_stages: int) -> Sums:
-    """Fill all tables. `best_ns` is the least cost of a plan of two or more stages, `INFINITE` without one."""
+def run(
+    of: Field,
+    tree: Tree,
+    leaf: LeafTable,
+    *,
+    min_stages: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Sums:
+    """Fill all tables. `best_ns` is the least cost of a plan of two or more stages, `INFINITE` without one.
+
+    Raises:
+        StoppedError: `should_stop` said so; it is asked at every joint.
+    """
     rows = max(1, min_stages)
     total_required = tree.required[-1]
     sums = Sums(tree, [], {}, [], INFINITE, -1)
@@ -85,6 +97,8 @@ def run(of: Field, tree: Tree, leaf: LeafTable, *, min_stages: int) -> Sums:
             sums.tables.append(leaf(node)[np.newaxis])
             sums.closings_ns.append(INFINITE)
             continue
+        if should_stop():
+            raise StoppedError
         joined = joined_table(of, tree, node, sums.tables[node.left], sums.tables[node.right], rows)
         closing = closing_ns(of, node, joined, rows)
         sums.closings_ns.append(closing)

@@ -1,6 +1,6 @@
 """The ladder itself: each rung improves the plan at hand or its bound, and the plan is checked before it leaves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from exo.master.placement.ladder.answer import Infeasible, Method, Options, Solution
@@ -9,15 +9,18 @@ from exo.master.placement.ladder.evaluate import Assessment, Stage, assess
 from exo.master.placement.ladder.exact import best_hierarchical
 from exo.master.placement.ladder.field import Field, field_of, limited
 from exo.master.placement.ladder.greedy import memory_weighted_ring
-from exo.master.placement.ladder.irregular import Outcome, search_irregular
+from exo.master.placement.ladder.irregular import search_irregular
+from exo.master.placement.ladder.outcome import Outcome
 from exo.master.placement.ladder.prefix import PrefixProgramme
 from exo.master.placement.ladder.problem import CostProblem
 from exo.master.placement.ladder.programme import INFINITE
-from exo.master.placement.ladder.uneven import UnevenSearch, best_single_uneven, relaxed_bound_ns
+from exo.master.placement.ladder.uneven import UnevenSearch, best_single_uneven
+from exo.master.placement.ladder.uneven_bound import WindowBound, start_price_ns
 from exo.master.placement.ladder.water import Filled
 
 _CLOSE_ENOUGH = 1e-4
 """A round this near to its bound is not worth another run of the programme."""
+_AVERAGE_SHARES = (1.0, 1.04, 1.12, 1.3)
 _NONE = "No devices that may take part hold the layers, the ends and the stages that were asked for."
 _UNDECIDED = (
     "The search was stopped before it found a plan or a proof that there is none; allow it more time."
@@ -105,18 +108,19 @@ class Search:
         """Plan with average layers, split with the true ones, and bound with the lightest."""
         search = UnevenSearch(of, self.should_stop)
         single = best_single_uneven(of, search)
-        average = self._even_latency(replace(of, is_even=True))
-        for ring in (average.plan.ring if average.plan is not None else (), *self._rings_at_hand(of)):
+        for ring in (*self._rings_on_average(of), *self._rings_at_hand(of)):
             search.try_ring(ring)
         is_proven = search.try_all()
         is_decided = is_proven
         if search.best is None and not is_proven:
             is_decided = search.find_any()
         search.climb()
-        slopes = [
-            of.devices[index].layer_ns for index in (search.best.ring if search.best is not None else ())
-        ]
-        bound = single if is_proven else min(single, relaxed_bound_ns(of, slopes[:6]))
+        bound = single
+        if not is_proven:
+            ring = search.best.ring if search.best is not None else ()
+            upper = search.best.cost_ns if search.best is not None else INFINITE
+            several = WindowBound(of).bound_ns(upper, start_price_ns(of, ring), self.should_stop)
+            bound = min(single, several)
         self.is_truncated |= search.is_truncated or (
             search.best is None and not is_decided and bound < INFINITE
         )
@@ -125,6 +129,14 @@ class Search:
         if search.best is not None:
             bound = search.best.cost_ns if is_proven else min(bound, search.best.cost_ns)
         return Outcome(search.best, bound, method, search.splits, is_truncated=search.is_truncated)
+
+    def _rings_on_average(self, of: Field) -> Iterator[tuple[int, ...]]:
+        """Plan as if all layers were the average one, and somewhat larger: what fits tightly then may not in truth."""
+        for share in _AVERAGE_SHARES:
+            even = limited(replace(of, is_even=True, layer_bytes=int(of.layer_bytes * share)), of.limit_ns)
+            found = self._even_latency(even)
+            if found.plan is not None:
+                yield found.plan.ring
 
     def _rings_at_hand(self, of: Field) -> list[tuple[int, ...]]:
         if self._stages is None:
@@ -185,12 +197,9 @@ class Search:
 
     def _without_rules(self, of: Field) -> Outcome:
         if of.problem.links.is_hierarchical:
-            plan = best_hierarchical(of)
-            method: Method = (
-                "single device" if plan is not None and len(plan.ring) == 1 else "dynamic programme"
-            )
-            return Outcome(plan, INFINITE if plan is None else plan.cost_ns, method, 0, is_truncated=False)
-        outcome = search_irregular(of, self.options, self.should_stop)
+            outcome = best_hierarchical(of, self.should_stop)
+        else:
+            outcome = search_irregular(of, self.options, self.should_stop)
         self.evaluations += outcome.weighed
         self.is_truncated |= outcome.is_truncated
         return outcome

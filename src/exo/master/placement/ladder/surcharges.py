@@ -4,11 +4,12 @@ Lagrangian relaxation (Held and Karp, "The traveling-salesman problem and minimu
 Polyak 1969). Each rule becomes one linear inequality over the devices that take part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.field import Field, Integers
 from exo.master.placement.ladder.problem import AtMost
 from exo.master.placement.ladder.programme import INFINITE, draft_of, leaf_tables, run
@@ -31,7 +32,9 @@ def surcharged(of: Field, charges: Surcharges) -> Field:
     return replace(of, overhead_ns=of.overhead_ns + charges.extra_ns)
 
 
-def price_rules(of: Field, tree: Tree, relaxed: Sequence[int], upper_ns: int) -> Surcharges:
+def price_rules(
+    of: Field, tree: Tree, relaxed: Sequence[int], upper_ns: int, should_stop: Callable[[], bool]
+) -> Surcharges:
     """Return the surcharges with the best bound on plans of several stages, found in a few runs of the programme.
 
     `relaxed` is a plan without the rules; `upper_ns` the cost of one with them, if there is one.
@@ -44,7 +47,12 @@ def price_rules(of: Field, tree: Tree, relaxed: Sequence[int], upper_ns: int) ->
         prices = np.floor(weights).astype(np.int64)
         charges = Surcharges(prices @ members, -int(prices @ limits), 0)
         trial = surcharged(of, charges)
-        sums = run(trial, tree, leaf_tables(trial), min_stages=of.problem.min_stages)
+        try:
+            sums = run(
+                trial, tree, leaf_tables(trial), min_stages=of.problem.min_stages, should_stop=should_stop
+            )
+        except StoppedError:
+            return best
         if sums.best_ns >= INFINITE:
             return replace(best, bound_ns=INFINITE)
         bound = sums.best_ns + charges.offset_ns

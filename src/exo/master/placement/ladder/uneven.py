@@ -1,24 +1,18 @@
-"""Plans for layers of unequal size or time: found on average layers, split with true ones, bounded by relaxed ones."""
+"""Plans for layers of unequal size or time: rings found on average layers, split with the true ones, and varied."""
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
 
 import numpy as np
 
 from exo.master.placement.ladder.branch import keeps_rules
-from exo.master.placement.ladder.field import Field, Integers
+from exo.master.placement.ladder.field import Field
 from exo.master.placement.ladder.prefix import PrefixProgramme
-from exo.master.placement.ladder.prices import entry_costs, price
-from exo.master.placement.ladder.problem import AVERAGE_TIME_WEIGHT
-from exo.master.placement.ladder.programme import INFINITE, LeafTable, run
+from exo.master.placement.ladder.programme import INFINITE
 from exo.master.placement.ladder.ring import link_matrices
-from exo.master.placement.ladder.tree import hierarchy, single_linkage
 from exo.master.placement.ladder.water import Filled
 
-_TREE_UP_TO = 64
-"""Devices for which the bound comes from the tree; beyond, from the price alone."""
 _REACHES_UP_TO = 13
 """Devices for which it is decided exactly whether any order of any subset holds the layers."""
 _ALL_UP_TO = 5
@@ -178,90 +172,3 @@ def best_single_uneven(of: Field, search: UnevenSearch) -> int:
     for index in roomy:
         search.try_ring((index,))
     return INFINITE if search.best is None else search.best.cost_ns
-
-
-def relaxed_bound_ns(of: Field, slopes: Sequence[int]) -> int:
-    """Return a cost that no plan can beat: each stage may take the cheapest layers there are, whoever else has them.
-
-    That total of time weights is then put right by a price on them, for which some slopes are tried (Lagrange).
-    """
-    times = _windows([layer.time_weight for layer in of.problem.model.layers])
-    sizes = _windows([layer.size_bytes for layer in of.problem.model.layers])
-    layer_bytes = min(layer.size_bytes for layer in of.problem.model.layers)
-    relaxed = replace(of, layer_bytes=layer_bytes, is_even=False)
-    if of.size < 2:
-        return INFINITE
-    if of.size > _TREE_UP_TO:
-        lightest = min(layer.time_weight for layer in of.problem.model.layers)
-        whole = np.array([one.layer_ns for one in of.devices], dtype=np.int64)
-        roomy = np.full(of.size, of.layer_count, dtype=np.int64)
-        free = replace(
-            relaxed,
-            layer_ns=whole * lightest // AVERAGE_TIME_WEIGHT,
-            plain_layers=roomy,
-            first_layers=roomy,
-            last_layers=roomy,
-        )
-        return max(0, price(free, entry_costs(free), min_stages=of.problem.min_stages).lower_bound_ns)
-    is_exact_tree = of.problem.links.is_hierarchical
-    tree = hierarchy(relaxed) if is_exact_tree else single_linkage(relaxed, *link_matrices(relaxed))
-    total = sum(layer.time_weight for layer in of.problem.model.layers)
-    best = 0
-    for slope in dict.fromkeys((0, *slopes)):
-        found = run(
-            relaxed, tree, _relaxed_tables(relaxed, times, sizes, slope), min_stages=of.problem.min_stages
-        )
-        if found.best_ns >= INFINITE:
-            return INFINITE
-        best = max(best, found.best_ns + slope * total // AVERAGE_TIME_WEIGHT)
-    return best
-
-
-@dataclass(frozen=True, slots=True)
-class _Windows:
-    """Sums of neighbouring layers by their number: least, most, those of the first and of the last ones."""
-
-    least: Integers
-    most: Integers
-    first: Integers
-    last: Integers
-
-
-def _windows(values: Sequence[int]) -> _Windows:
-    sums = np.concatenate(([0], np.cumsum(np.array(values, dtype=np.int64))))
-    count = len(values)
-    every = [sums[size:] - sums[: count + 1 - size] for size in range(count + 1)]
-    return _Windows(
-        least=np.array([window.min() for window in every], dtype=np.int64),
-        most=np.array([window.max() for window in every], dtype=np.int64),
-        first=sums,
-        last=sums[-1] - sums[::-1],
-    )
-
-
-def _relaxed_tables(of: Field, times: _Windows, sizes: _Windows, slope: int) -> LeafTable:
-    model = of.problem.model
-    counts = np.arange(of.layer_count + 1, dtype=np.int64)
-
-    def table(device: int) -> Integers:
-        room, layer_ns = int(of.room_bytes[of.pool[device]]), of.devices[device].layer_ns
-        made = np.full((4, of.layer_count + 1), INFINITE, dtype=np.int64)
-        freely = times.least if layer_ns >= slope else times.most
-        head = int(of.head_ns[device])
-        for part, weights, lightest, held, end in (
-            (0, freely, sizes.least, model.stage_bytes, 0),
-            (1, times.first, sizes.first, model.first_bytes, 0),
-            (2, times.last, sizes.last, model.last_bytes, head),
-        ):
-            fixed = int(of.overhead_ns[device]) + end
-            least = times.least if part == 0 else weights
-            allowed = lightest + held <= room
-            if of.limit_ns is not None:
-                # Rounding takes less than one nanosecond off each layer.
-                allowed &= least * layer_ns // AVERAGE_TIME_WEIGHT - counts + fixed <= of.limit_ns
-            allowed[0] = False
-            costs = (layer_ns - slope) * weights // AVERAGE_TIME_WEIGHT - counts + fixed
-            made[part, allowed] = costs[allowed]
-        return made
-
-    return table
