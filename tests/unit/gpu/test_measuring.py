@@ -17,7 +17,9 @@ from exo.gpu.reading import DeviceReading
 from exo.gpu.registry import DeviceRegistry, Measurement
 from exo.shared.device_figures import figures_for
 from exo.shared.types.devices import GPUDevice
+from exo.shared.types.events import DeviceAppeared
 from exo.shared.types.ids import DeviceId, NodeId
+from exo.worker.device_watch import device_changes
 from support.inline_backend import InlineBackend
 from support.scripted_driver import GIB, ScriptedDriver, found
 
@@ -229,3 +231,13 @@ class TestKept:
         async with self.service(file, found()) as devices:
             await devices.note_measured(DeviceId("n/simulated:7"), self.MEASURED)
             assert devices.inventory.devices == (await devices.look_again()).devices
+
+    async def test_the_cluster_is_told_once(self, tmp_path: Path) -> None:
+        async with self.service(tmp_path / "gpu_registry.json", found()) as devices:
+            (before,) = devices.inventory.devices
+            await devices.note_measured(before.device_id, self.MEASURED)
+            inventory = await devices.look_again()
+            (event,) = device_changes([before], inventory, NODE)
+            assert isinstance(event, DeviceAppeared)
+            assert event.device.measured_memory_bandwidth_bytes_per_s == 2e10
+            assert device_changes([event.device], await devices.look_again(), NODE) == []
