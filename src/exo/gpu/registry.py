@@ -137,7 +137,7 @@ class DeviceRegistry:
             found = msgspec.json.decode(self._file.read_bytes(), type=_Registry)
         except FileNotFoundError:
             return ()
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             logger.warning("{} cannot be read and is made anew: {}", self._file, error)
             return ()
         self._is_readable = found.format == _FORMAT

@@ -69,7 +69,15 @@ def test_what_is_not_seen_any_more_is_forgotten(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\x00", b"[]", b'{"format": 1, "devices": [{"name": 3}]}']
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\x00",
+        b"[]",
+        b'{"format": 1, "devices": [{"name": 3}]}',
+        pytest.param(b'{"x": ' + b"[" * 100_000, id="deeper than a decoder goes"),
+    ],
 )
 def test_a_corrupt_file_is_ignored_with_one_line_and_written_anew(
     file: Path, content: bytes, warnings: list[str]
