@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.cluster.measuring import CannotMeasureError
 from benchmarks.results import NotMeasured, Result
 
-PARTS = ("optimum", "large", "irregular", "rules", "greedy", "mixed", "faults", "growth")
+PARTS = ("optimum", "large", "irregular", "rules", "uneven", "greedy", "mixed", "faults", "growth")
 """Each a module here with a `run(*, quick: bool) -> list[Result | NotMeasured]`."""
 
 

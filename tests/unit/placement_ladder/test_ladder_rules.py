@@ -125,3 +125,17 @@ def test_contradictory_rules_are_refused_with_the_rules_that_stand_in_the_way() 
     found = solve(problem)
     assert isinstance(found, Infeasible)
     assert "at most one device" in {one.constraint for one in found.relaxations}
+
+
+def test_a_large_programme_ends_when_it_is_told_to_with_the_bound_of_the_prices() -> None:
+    problem = random_problem(
+        random.Random(2), devices=300, layers=60, zones=5, tightness=30, shared_pools=False, min_stages=40
+    )
+    should_stop, stopped = after(100)
+    found = solve(problem, should_stop=should_stop)
+    overrun_s = time.perf_counter() - stopped[0]
+    assert isinstance(found, Solution)
+    assert found.is_truncated
+    assert found.assessment.violations == ()
+    assert 0 < found.lower_bound_ns <= found.assessment.round_ns
+    assert overrun_s < 0.25

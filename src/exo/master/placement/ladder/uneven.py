@@ -145,6 +145,9 @@ class UnevenSearch:
         for mask in range(1 << len(order)):
             if mask not in furthest:
                 continue
+            if self._should_stop():
+                self.is_truncated = True
+                return False
             start, ring = furthest[mask]
             for position, index in enumerate(order):
                 if mask >> position & 1:

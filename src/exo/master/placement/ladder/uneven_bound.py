@@ -21,7 +21,7 @@ from exo.master.placement.ladder.tree import hierarchy, single_linkage
 Floats = npt.NDArray[np.float64]
 _TREE_UP_TO = 64
 """Devices for which the bound comes from the tree; beyond, from the price of a layer alone."""
-_ROUNDS, _ROUNDS_LARGE = 10, 3
+_ROUNDS, _ROUNDS_LARGE = 10, 4
 _LARGE_FROM = 24
 _LAYERS_UP_TO = 512
 """Layers of which all runs are looked at."""
@@ -60,21 +60,26 @@ class WindowBound:
         relaxed = replace(of, layer_bytes=least, is_even=False)
         is_large = of.size > _TREE_UP_TO
         prices = np.array([start_price * self._weight[-1], 0.0])
-        best = 0
-        for _ in range(2 if is_large else _ROUNDS_LARGE if of.size > _LARGE_FROM else _ROUNDS):
+        best, scale = 0, 1.0
+        at, slope, value = prices, np.zeros(2), 0
+        for _ in range(_ROUNDS_LARGE if of.size > _LARGE_FROM else _ROUNDS):
             try:
                 found = self._round(relaxed, prices, is_large, should_stop)
             except StoppedError:
                 return best
             if found.bound_ns >= INFINITE:
                 return INFINITE
-            best = max(best, found.bound_ns)
-            length = float(found.slope @ found.slope)
+            if found.bound_ns > best or not slope.any():
+                best = max(best, found.bound_ns)
+                at, slope, value = prices, found.slope, found.bound_ns
+            else:
+                # Too far: from the best prices again, half as far.
+                scale /= 2
+            length = float(slope @ slope)
             if best >= upper_ns or length < 1e-12:
                 break
-            prices = (
-                prices + max(0.0, min(upper_ns, 2 * max(best, 1)) - found.bound_ns) / length * found.slope
-            )
+            aim = max(0.0, min(upper_ns, 2 * max(best, 1)) - value)
+            prices = at + scale * aim / length * slope
         return best
 
     def _round(
