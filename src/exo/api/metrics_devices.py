@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from exo.api.exposition import Family, Row, Value, labels
-from exo.gpu.numbering import numbered
+from exo.gpu.numbering import with_numbers
 from exo.shared.types.devices import DeviceGPUState, GPUDevice
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.nodes import Node, NodeIdentity
@@ -201,8 +201,8 @@ class DeviceMetrics:
     def _labelled(self, node_id: NodeId, node: Node) -> tuple[_Labelled, ...]:
         known = self._known.get(node_id)
         if known is None or known[0] is not node.identity:
-            devices = numbered(node.identity.devices)
-            known = node.identity, tuple(_label(node, index, device) for index, device in enumerate(devices))
+            devices = with_numbers(node.identity.devices)
+            known = node.identity, tuple(_label(node, index, device) for index, device in devices)
             self._known[node_id] = known
         return known[1]
 

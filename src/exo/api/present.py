@@ -6,7 +6,7 @@ The results are dictionaries that hold msgspec structs wherever a shape has a st
 
 from typing import Any
 
-from exo.gpu.numbering import numbered
+from exo.gpu.numbering import with_numbers
 from exo.shared.serving import instance_status
 from exo.shared.types.commands import Preview
 from exo.shared.types.devices import DeviceGPUState, GPUDevice, NodePerformanceProfile
@@ -174,7 +174,7 @@ def gpu_info(state: State) -> View:
     for node_id, node in sorted(state.nodes.items()):
         live = state.live.get(node_id)
         devices: list[View] = []
-        for gpu_id, device in enumerate(numbered(node.identity.devices)):
+        for gpu_id, device in with_numbers(node.identity.devices):
             now = live.devices.get(device.device_id) if live is not None else None
             devices.append(_device_info(gpu_id, device, now, held.get(device.device_id, [])))
             heat = now.thermal_temperature_c if now is not None else None

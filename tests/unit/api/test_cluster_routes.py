@@ -179,7 +179,7 @@ async def test_gpu_info_joins_devices_telemetry_and_allocation(world: World, htt
         world.coordinator.set_state(fold(world.coordinator.state, appeared))
     info = parse(GpuInfoView, (await http.get("/gpu/info")).content)
     numbers = [(one.gpu_id, one.device.local_alias) for one in info.nodes[1].devices]
-    assert numbers == [(0, "cuda:9"), (1, "cuda:10"), (2, "cpu:0")]
+    assert numbers == [(9, "cuda:9"), (10, "cuda:10"), (11, "cpu:0")]
     assert info.nodes[1].devices[0].thermal.temperature_c is None
 
 

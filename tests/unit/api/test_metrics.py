@@ -20,6 +20,7 @@ from exo.api.exposition import Family, labels, write
 from exo.api.metrics import MetricsOptions, ServiceMetrics
 from exo.api.metrics_cluster import Elections
 from exo.api.metrics_devices import DCGM_MEASURES, MEASURES, DeviceMetrics
+from exo.api.present import gpu_info
 from exo.cluster.coordinator import Leadership
 from exo.cluster.facts import PeerSeen, PeerStatus
 from exo.shared.types.commands import Placed, PlaceInstance, Refusal
@@ -207,6 +208,30 @@ def test_a_device_that_tells_everything() -> None:
 
 def cpu_labels() -> tuple[tuple[str, str], ...]:
     return ("name", "Test CPU"), ("node", "a"), ("vendor", "intel")
+
+
+def test_what_is_told_of_a_gpu_does_not_become_anothers_story_when_one_vanishes() -> None:
+    """Cards of one kind differ by their number alone."""
+    node, live = machine("a", (cpu("a", 2**34), *(gpu("a", 2**33, f"cuda:{index}") for index in range(3))))
+    before = State(nodes={A: node}, live={A: live})
+    left = tuple(one for one in node.identity.devices if one.local_alias != "cuda:1")
+    after = replace(before, nodes={A: replace(node, identity=replace(node.identity, devices=left))})
+    metrics = DeviceMetrics(has_dcgm_names=True)
+
+    def told(state: State) -> dict[str, str]:
+        """Return by alias the number under which each device is told of."""
+        info = next(one for one in metrics.families(state) if one.name == "gpu_info")
+        found = samples(write([info]).decode())
+        return {dict(at)["alias"]: dict(at)["gpu_id"] for _, at in found}
+
+    assert told(before) == {"cuda:0": "0", "cuda:1": "1", "cuda:2": "2", "cpu:0": "3"}
+    assert told(after) == {"cuda:0": "0", "cuda:2": "2", "cpu:0": "3"}
+    listed = gpu_info(after)["nodes"][0]["devices"]
+    assert [(one["gpu_id"], one["device"].local_alias) for one in listed] == [
+        (0, "cuda:0"),
+        (2, "cuda:2"),
+        (3, "cpu:0"),
+    ]
 
 
 def test_nvidias_names_are_there_on_demand_and_for_gpus_only() -> None:

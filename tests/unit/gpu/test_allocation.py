@@ -21,10 +21,11 @@ from exo.gpu.allocation import (
 )
 from exo.gpu.errors import GPUTakenError, NotEnoughGPUsError
 from exo.gpu.manager import GPUManager
-from exo.gpu.numbering import numbered
+from exo.gpu.numbering import numbered, with_numbers
 from exo.gpu.recovery import Needs
 from exo.shared.types.devices import Backend, DeviceGPUState, GPUDevice, Health
 from exo.shared.types.ids import DeviceId, NodeId
+from support.states import gpu as a_gpu
 
 GIB = 1024**3
 
@@ -183,6 +184,27 @@ def test_numbers_follow_the_drivers_not_the_ids() -> None:
         "cpu:0",
     ]
     assert [one.name for one in candidates_of(devices, {})] == ["cuda:0", "cuda:2", "cuda:10", "rocm:0"]
+
+
+@pytest.mark.parametrize(
+    ("aliases", "numbers"),
+    [
+        (["cuda:0", "cuda:1", "cuda:2", "cpu:0"], [0, 1, 2, 3]),
+        (["cuda:0", "cuda:2", "cpu:0"], [0, 2, 3]),
+        (["cuda:2", "rocm:0", "rocm:1", "cpu:0"], [2, 3, 4, 5]),
+        (["cuda:0", "rocm:1", "cpu:0"], [0, 2, 3]),
+        (["npu", "npu:x", "cpu:0"], [0, 1, 2]),
+        (["cuda:0", "cuda:0", "cpu:0"], [0, 1, 2]),
+        (["cpu:0"], [0]),
+    ],
+)
+def test_a_gpu_keeps_its_number_while_another_is_gone(aliases: list[str], numbers: list[int]) -> None:
+    devices = [
+        replace(a_gpu("n", 1, alias), backend="cpu" if alias == "cpu:0" else "cuda") for alias in aliases
+    ]
+    found = with_numbers(devices)
+    assert [number for number, _ in found] == numbers
+    assert [device.local_alias for _, device in found] == aliases
 
 
 # --- against all ways ------------------------------------------------------------------------------------------------
