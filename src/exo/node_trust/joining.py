@@ -162,8 +162,9 @@ class Joining:
                 known_authority=known,
                 on_progress=lambda progress: self._progressed(progress, address, has_token=token is not None),
             )
-            reason = _reason_not_to(coordinator, token)
-            if reason is not None:  # Who was waited for may have come late.
+            # Somebody may have taken days to approve it; a token is answered at once.
+            reason = _reason_not_to(coordinator, token) if token is None else None
+            if reason is not None:
                 await self._tell(reason)
                 return True
             with anyio.CancelScope(shield=True):
