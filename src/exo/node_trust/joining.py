@@ -78,13 +78,22 @@ class Joining:
             self._wanted = anyio.Event()
             pending = await self._read()
             is_over = pending is not None and await self._try(coordinator, pending, namespace, name)
-            if is_over and not self._wanted.is_set():
-                await anyio.to_thread.run_sync(remove_pending_join, self._home)
+            if is_over:
+                await anyio.to_thread.run_sync(self._remove, pending)
                 self._told.clear()
                 pending = None
             with anyio.move_on_after(RETRY_S if pending is not None else None):
                 await self._wanted.wait()
                 self._told.clear()
+
+    def _remove(self, pending: PendingJoin | None) -> None:
+        """Forget what was left, unless something else was left meanwhile."""
+        try:
+            is_other = read_pending_join(self._home) != pending
+        except ConfigurationError:
+            is_other = True
+        if not is_other:
+            remove_pending_join(self._home)
 
     async def _try(self, coordinator: Coordinator, pending: PendingJoin, namespace: str, name: str) -> bool:
         """Join, or give up as soon as something else is left instead; say whether what was left is of no more use."""

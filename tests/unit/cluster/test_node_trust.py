@@ -217,7 +217,8 @@ async def test_a_node_without_a_token_waits_until_somebody_lets_it_in(nodes: Tru
     assert b.nodes == {"b"} and b.trust.identity is None
     assert isinstance(await a.approve("b"), Done)
     await until(lambda: a.nodes == b.nodes == {"a", "b"}, a, b)
-    assert not (b.home / TOKEN_FILE).exists() and read_join_outcome(b.home) is None
+    await until(lambda: not (b.home / TOKEN_FILE).exists(), b)
+    assert read_join_outcome(b.home) is None
     assert b.trust.identity is not None
     assert b.trust.store.known_authority(a.address) == b.trust.identity.authority_hash
 
@@ -243,7 +244,7 @@ async def test_a_node_that_waited_and_has_something_to_lose_by_then_stays(nodes:
     identity = b.trust.identity
     assert isinstance(await a.approve("b"), Done)
     await until(lambda: "its own has an authority" in outcome_of(b), b)
-    assert not (b.home / TOKEN_FILE).exists()
+    await until(lambda: not (b.home / TOKEN_FILE).exists(), b)
     assert b.trust.identity == identity and b.nodes == {"b"}
 
 
@@ -270,7 +271,8 @@ async def test_why_a_token_did_not_help_is_noted_for_people(nodes: TrustedNodes)
     await until(lambda: "exo token create" in outcome_of(b), b)
     outcome = read_join_outcome(b.home)
     assert outcome is not None and not outcome.is_waiting and str(a.address) in outcome.text
-    assert wrong not in outcome.text and not (b.home / TOKEN_FILE).exists()
+    assert wrong not in outcome.text
+    await until(lambda: not (b.home / TOKEN_FILE).exists(), b)
     b.join(token, a.address)
     await until(lambda: a.nodes == b.nodes == {"a", "b"}, a, b)
     assert read_join_outcome(b.home) is None
