@@ -46,6 +46,8 @@ class _Tried:
         self.backend: GPUBackend | None = None
         self.is_working = False
         self.missing: MissingBackend | None = None
+        self.is_told_missing = False
+        self.is_told_late = False
         self.devices: Sequence[GPUDevice] = ()
         self.attempt: asyncio.Task[None] | None = None
 
@@ -142,6 +144,7 @@ class GPUDiscoveryService:
                 if tried.missing is None and not tried.is_working:
                     reason = f"its driver did not answer within {drivers_s:g} s; it is used when it does"
                     tried.missing = MissingBackend(name=tried.maker.name, reason=reason, is_late=True)
+                _tell_missing(tried)
             claims = [(one.backend, one.devices) for one in self._tried if one.backend is not None]
             candidates, claimed = settle_claims(claims)
             there = {one.device.device_id for one in candidates}
@@ -180,7 +183,6 @@ class GPUDiscoveryService:
                 logger.debug("{} could not be looked at again: {}", tried.maker.name, error)
                 return
             tried.missing = _missing(tried.maker, error)
-            logger.debug("{} is not used: {}", tried.maker.name, tried.missing.reason)
 
     def _recall(self, memory: DeviceRegistry, devices: Sequence[UsedDevice]) -> list[UsedDevice]:
         """Take over what an earlier start saw, and return the devices that it did not see."""
@@ -249,9 +251,24 @@ async def _ended(tasks: Iterable["asyncio.Task[None] | None"], timeout_s: float)
 
 def _missing(maker: DriverMaker, error: Exception) -> MissingBackend:
     command = error.install_command if isinstance(error, BackendUnavailableError) else ""
+    is_absent = isinstance(error, BackendUnavailableError) and error.is_absent
     is_late = isinstance(error.__cause__, DeviceHangError)
     if isinstance(error, ExoError):
         reason = error.message
     else:
         reason = f"{maker.name} cannot be used: {str(error).strip() or type(error).__name__}"
-    return MissingBackend(name=maker.name, reason=reason, install_command=command, is_late=is_late)
+    return MissingBackend(
+        name=maker.name, reason=reason, install_command=command, is_late=is_late, is_absent=is_absent
+    )
+
+
+def _tell_missing(tried: _Tried) -> None:
+    """Log why a backend is not used: once, and once more where it was late before."""
+    missing = tried.missing
+    if missing is None or tried.is_told_missing or (missing.is_late and tried.is_told_late):
+        return
+    tried.is_told_late = missing.is_late
+    tried.is_told_missing = not missing.is_late
+    hint = f"; install it with: {missing.install_command}" if missing.install_command else ""
+    level = "DEBUG" if missing.is_absent and not tried.maker.is_chosen else "WARNING"
+    logger.log(level, "{} is not used: {}{}", missing.name, missing.reason, hint)

@@ -8,11 +8,13 @@ class BackendUnavailableError(ExoError):
 
     Attributes:
         install_command: What brings the missing piece, ready to be typed; empty where the message says all.
+        is_absent: Nothing speaks for such a device being here, as on most machines.
     """
 
-    def __init__(self, message: str, *, install_command: str = "") -> None:
+    def __init__(self, message: str, *, install_command: str = "", is_absent: bool = False) -> None:
         super().__init__(message)
         self.install_command = install_command
+        self.is_absent = is_absent
 
 
 class DeviceLostError(ExoError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
+from msgspec.structs import replace
 
 from exo.gpu.backend import GPUBackend
 from exo.gpu.driver import Driver
@@ -42,6 +43,8 @@ class DriverMaker(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Backend
     make: Callable[[], Driver]
+    is_chosen: bool = False
+    """The user asked for it: that it is missing is news, then."""
 
 
 class GPUBackendFactory:
@@ -117,8 +120,8 @@ def _chosen(word: str) -> DriverMaker:
         from exo.gpu.backends.simulated.machine import load_machine
 
         machine = load_machine(Path(file).expanduser())
-        return DriverMaker(name="simulated", make=lambda: SimulatedDriver(machine))
+        return DriverMaker(name="simulated", make=lambda: SimulatedDriver(machine), is_chosen=True)
     if word not in _DRIVERS:
         names = ", ".join([*_DRIVERS, "simulated:FILE"])
         raise ConfigurationError(f"EXO_GPU_BACKEND={word} is no backend; choose of {names}, or unset it")
-    return _maker(cast(Backend, word))
+    return replace(_maker(cast(Backend, word)), is_chosen=True)

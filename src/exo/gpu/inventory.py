@@ -19,6 +19,8 @@ class MissingBackend(msgspec.Struct, frozen=True, kw_only=True):
     """What brings what is missing; empty where the reason says all."""
     is_late: bool = False
     """It has not answered yet, and may still come."""
+    is_absent: bool = False
+    """Nothing speaks for such a device being here: no news for who starts a node."""
 
 
 class UsedDevice(msgspec.Struct, frozen=True):

@@ -516,8 +516,9 @@ class TestMissing:
     @pytest.mark.parametrize("version", ["470.82.01", "390.157", "524.99"])
     def test_a_driver_that_is_too_old(self, stub: NvmlStub, monitor: NvidiaMonitor, version: str) -> None:
         stub.set(driver=version)
-        with pytest.raises(BackendUnavailableError, match=rf"{version}.*525 or later.*install"):
+        with pytest.raises(BackendUnavailableError, match=rf"{version}.*525 or later.*install") as raised:
             monitor.open()
+        assert not raised.value.is_absent
         assert stub.users() == 0
         assert not monitor.is_open
 
@@ -533,8 +534,9 @@ class TestMissing:
 
     def test_a_driver_that_is_not_loaded(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:
         stub.set({"error.nvmlInitWithFlags": 9})
-        with pytest.raises(BackendUnavailableError, match="modprobe"):
+        with pytest.raises(BackendUnavailableError, match="modprobe") as raised:
             monitor.open()
+        assert not raised.value.is_absent
 
     def test_a_driver_that_was_just_updated(self, stub: NvmlStub, monitor: NvidiaMonitor) -> None:
         stub.set({"error.nvmlInitWithFlags": VERSION_MISMATCH})
@@ -570,7 +572,7 @@ class TestMissing:
             "try:\n"
             "    NvidiaMonitor().open()\n"
             "except BackendUnavailableError as error:\n"
-            "    print(error.message)\n"
+            "    print(error.message, error.is_absent)\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
@@ -578,3 +580,4 @@ class TestMissing:
         if not done.stdout:
             pytest.skip("this machine has an NVIDIA driver")
         assert "libnvidia-ml" in done.stdout and "install the driver" in done.stdout
+        assert done.stdout.endswith("True\n"), "as on most machines"

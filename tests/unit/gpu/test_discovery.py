@@ -3,11 +3,12 @@
 import random
 import struct
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import anyio
 import pytest
+from loguru import logger
 from msgspec.structs import replace
 
 from exo.gpu.backends.cpu import CPUDriver
@@ -127,6 +128,53 @@ async def test_a_driver_that_fails_in_its_own_way_is_missing_with_what_it_said()
             "simulated cannot be used: 'libamd_smi.so'",
             "metal cannot be used: no module named x",
         ]
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    heard: list[str] = []
+    sink = logger.add(lambda message: heard.append(message.record["message"]), level="WARNING")
+    yield heard
+    logger.remove(sink)
+
+
+async def test_why_a_backend_is_not_used_is_said_once(warnings: list[str]) -> None:
+    async with service(BrokenDriver(), CPUDriver()) as devices:
+        await devices.look_again()
+    assert warnings == ["simulated is not used: the driver is missing; install it with: apt install it"]
+
+
+@pytest.mark.parametrize("is_chosen", [True, False])
+async def test_that_there_is_no_such_device_is_news_only_for_who_asked_for_it(
+    warnings: list[str], is_chosen: bool
+) -> None:
+    driver = ScriptedDriver()
+    driver.open_error = BackendUnavailableError("there is no such GPU", is_absent=True)
+    maker = DriverMaker(name="cuda", make=lambda: driver, is_chosen=is_chosen)
+    async with GPUDiscoveryService(GPUBackendFactory([maker], NODE)) as devices:
+        assert devices.inventory.missing[0].is_absent
+        await devices.look_again()
+    assert warnings == (["cuda is not used: there is no such GPU"] if is_chosen else [])
+
+
+async def test_a_driver_that_is_late_is_told_of_once_and_once_more_when_it_fails(
+    warnings: list[str],
+) -> None:
+    driver = ScriptedDriver()
+    driver.open_gate = threading.Event()
+    driver.open_error = RuntimeError("too old")
+    async with service(driver, limits=CallLimits(open_s=0.02), first_look_s=0.01) as devices:
+        for _ in range(3):
+            assert (await devices.look_again()).missing[0].is_late
+        assert len(warnings) == 1 and "did not answer" in warnings[0]
+        driver.open_gate.set()
+        with anyio.fail_after(20):
+            while True:
+                if not (await devices.look_again()).missing[0].is_late:
+                    break
+                await anyio.sleep(0.001)
+        await devices.look_again()
+    assert len(warnings) == 2 and "too old" in warnings[1]
 
 
 async def test_no_devices_at_all_are_no_failure() -> None:

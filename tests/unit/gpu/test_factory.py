@@ -61,6 +61,13 @@ def test_the_user_may_choose(tmp_path: Path) -> None:
     assert names("linux", EXO_GPU_BACKEND=" ") == names("linux")
 
 
+def test_what_was_asked_for_is_known_from_what_is_tried_anyway() -> None:
+    made = GPUBackendFactory.for_this_platform(NODE, environment={"EXO_GPU_BACKEND": "rocm"}, system="linux")
+    assert [(one.name, one.is_chosen) for one in made.makers] == [("rocm", True), ("cpu", False)]
+    made = GPUBackendFactory.for_this_platform(NODE, environment={}, system="linux")
+    assert not any(one.is_chosen for one in made.makers)
+
+
 @pytest.mark.parametrize("word", ["cuda:0", "gpu", "simulated", "simulated:"])
 def test_what_is_no_backend_is_said_with_those_that_are(word: str) -> None:
     with pytest.raises(ConfigurationError, match=r"is no backend; choose of cuda, .*cpu, simulated:FILE"):

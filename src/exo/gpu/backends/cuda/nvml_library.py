@@ -100,7 +100,9 @@ class NvmlLibrary:
         try:
             module.nvmlInit()
         except module.NVMLError as error:
-            raise BackendUnavailableError(_why_not(error)) from error
+            # Without a driver there is most likely no GPU; any other error speaks for one.
+            is_absent = int(error.value) == _LIBRARY_NOT_FOUND
+            raise BackendUnavailableError(_why_not(error), is_absent=is_absent) from error
         self._module = module
         self._generation += 1
         self._unsupported.clear()

@@ -40,7 +40,7 @@ class DirectMLDriver(Driver):
         found = self._list()
         if not found:
             raise BackendUnavailableError(
-                "Windows lists no graphics adapter with a driver: install its driver"
+                "Windows lists no graphics adapter with a driver: install its driver", is_absent=True
             )
         self._arrays.open(found[0].ordinal)
 

@@ -91,7 +91,8 @@ class IntelWatcher:
         if not cards(self._sysfs, _DRIVERS):
             raise BackendUnavailableError(
                 "there is no Intel GPU (no card of the kernel's drivers xe and i915): if there is one, "
-                "see what `sudo dmesg | grep -E 'xe|i915'` says"
+                "see what `sudo dmesg | grep -E 'xe|i915'` says",
+                is_absent=True,
             )
 
     def close(self) -> None:

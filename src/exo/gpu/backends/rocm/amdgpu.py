@@ -66,7 +66,8 @@ class AmdgpuWatcher:
         if not cards(self._sysfs, frozenset({"amdgpu"})):
             raise BackendUnavailableError(
                 "there is no AMD GPU (no card of the kernel's driver amdgpu): if there is one, "
-                "see what `sudo dmesg | grep amdgpu` says"
+                "see what `sudo dmesg | grep amdgpu` says",
+                is_absent=True,
             )
         self._smi.open()
         self.is_open = True
