@@ -134,7 +134,9 @@ def _nodes(state: Json) -> Any:
 
 def device_line(device: Json, now: Json | None) -> str:
     """Return one device on a line: what it is, and what is known of how it is."""
-    parts = [f"{device['local_alias']} {device['name']}" + (" (simulated)" if device["is_simulated"] else "")]
+    name = f"{device['local_alias']} {device['name']}"
+    is_said = not device["is_simulated"] or "(simulated)" in name
+    parts = [name if is_said else f"{name} (simulated)"]
     if device["memory_kind"] == "vram":
         free = None
         if now is not None and now["memory_total_bytes"] is not None and now["memory_used_bytes"] is not None:
@@ -147,6 +149,10 @@ def device_line(device: Json, now: Json | None) -> str:
             parts.append(f"{now['thermal_temperature_c']:.0f} °C")
         if now["health"] != "healthy":
             parts.append(f"{now['health']}: {now['health_reason']}")
+        elif now["thermal"] is not None and now["thermal"]["state"] in ("slowed", "paused"):
+            parts.append(f"held back: {now['thermal']['reason'].rstrip('.')}")
+        elif now["is_thermal_throttling"]:
+            parts.append("slows itself down: it is too hot")
     return plain(", ".join(parts))
 
 

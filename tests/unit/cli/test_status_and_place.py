@@ -286,11 +286,40 @@ def test_a_device_is_one_line_of_what_is_known() -> None:
         "thermal_temperature_c": 61.2,
         "health": "degraded",
         "health_reason": "it is warm",
+        "is_thermal_throttling": False,
+        "thermal": None,
     }
     assert device_line(device, now) == (
         "cuda:0 Test GPU (simulated), 20.0 GiB of 24.0 GiB free, 37 %, 61 °C, degraded: it is warm"
     )
     assert device_line(device, None) == "cuda:0 Test GPU (simulated), - of 24.0 GiB free"
+    assert device_line(device | {"name": "Test GPU (simulated)"}, None) == device_line(device, None)
+
+
+@pytest.mark.parametrize(
+    ("heat", "expected"),
+    [
+        ({"thermal": {"state": "cool", "reason": "Full work at 61 C."}}, ""),
+        (
+            {"thermal": {"state": "slowed", "reason": "Slowed to 49%: 88 C predicted."}},
+            ", held back: Slowed to 49%: 88 C predicted",
+        ),
+        ({"is_thermal_throttling": True}, ", slows itself down: it is too hot"),
+    ],
+)
+def test_a_device_that_is_slower_for_heat_says_so(heat: dict[str, Any], expected: str) -> None:
+    device = {"local_alias": "cuda:0", "name": "x", "memory_kind": "ram", "is_simulated": False}
+    now = {
+        "memory_total_bytes": None,
+        "memory_used_bytes": None,
+        "compute_utilization_percent": None,
+        "thermal_temperature_c": None,
+        "health": "healthy",
+        "health_reason": None,
+        "is_thermal_throttling": False,
+        "thermal": None,
+    }
+    assert device_line(device, now | heat) == f"cuda:0 x{expected}"
 
 
 def test_sizes_are_for_people() -> None:
