@@ -162,17 +162,23 @@ def _processes_changed(
 
 
 def node_profile(
-    devices: Sequence[tuple[GPUDevice, DeviceGPUState]], host: HostReading
+    devices: Sequence[tuple[GPUDevice, DeviceGPUState | None]], host: HostReading
 ) -> NodePerformanceProfile:
-    """Sum a host up. Only devices with memory of their own add to VRAM; the CPU is no GPU."""
+    """Sum a host up. Only devices with memory of their own add to VRAM; the CPU is no GPU.
+
+    A GPU of which nothing was read counts with what it is, and adds nothing to what is used or free.
+
+    Args:
+        devices: All of the host's, with their telemetry; None: there is none, as with `EXO_GPU_TELEMETRY=0`.
+        host: Its memory.
+    """
     gpus = [(device, state) for device, state in devices if device.backend != "cpu"]
     vram = [(device, state) for device, state in gpus if device.memory_kind == "vram"]
     processor = next((state for device, state in devices if device.backend == "cpu"), None)
-    powers = [state.power_watts for _, state in gpus if state.power_watts is not None]
+    read = [state for _, state in gpus if state is not None]
+    powers = [state.power_watts for state in read if state.power_watts is not None]
     usages = [
-        state.compute_utilization_percent
-        for _, state in gpus
-        if state.compute_utilization_percent is not None
+        state.compute_utilization_percent for state in read if state.compute_utilization_percent is not None
     ]
     return NodePerformanceProfile(
         memory=MemoryProfile(
@@ -181,8 +187,8 @@ def node_profile(
             swap_total=host.swap_total,
             swap_available=host.swap_available,
             gpu_vram_total=sum(device.memory_total_bytes for device, _ in vram),
-            gpu_vram_available=sum(state.memory_free_bytes or 0 for _, state in vram),
-            gpu_vram_used=sum(state.memory_used_bytes or 0 for _, state in vram),
+            gpu_vram_available=sum(state.memory_free_bytes or 0 for _, state in vram if state is not None),
+            gpu_vram_used=sum(state.memory_used_bytes or 0 for _, state in vram if state is not None),
         ),
         system=SystemProfile(
             gpu_usage=sum(usages) / len(usages) if usages else None,

@@ -179,11 +179,8 @@ class GPUTelemetryCollector:
         self._forget_all_but({one.device.device_id for one in used})
         if self._heat is not None:
             self._heat.look()
-        known = [
-            (one.device, self._states[one.device.device_id])
-            for one in used
-            if one.device.device_id in self._states
-        ]
+        # What there is is known without having been read.
+        known = [(one.device, self._states.get(one.device.device_id)) for one in self._devices()]
         events += self._profile_events(node_profile(known, host), at_s)
         return events
 

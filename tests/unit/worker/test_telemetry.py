@@ -249,3 +249,10 @@ async def test_telemetry_of_devices_can_be_turned_off_and_the_hosts_memory_is_st
     assert not config.is_enabled and config.interval_s == 1.5
     (event,) = await bench.collector(config).collect()
     assert isinstance(event, NodeProfileUpdated) and event.profile.memory.ram_total > 0
+    # What there is does not depend on whether it is read.
+    gpus = [one.device for one in bench.used]
+    assert event.profile.system.gpu_count == len(gpus) > 0
+    assert event.profile.system.gpu_names == tuple(one.name for one in gpus)
+    assert event.profile.memory.gpu_vram_total == sum(one.memory_total_bytes for one in gpus) > 0
+    assert event.profile.memory.gpu_vram_available == event.profile.memory.gpu_vram_used == 0
+    assert event.profile.system.gpu_usage is None and event.profile.system.gpu_power_watts is None
