@@ -4,6 +4,7 @@ from typing import Any
 
 from exo.cli.client import NodeClient
 from exo.cli.output import answers, plain, print_json, size, table
+from exo.cli.peers import OLD_S
 
 Json = dict[str, Any]
 
@@ -44,7 +45,8 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
             name = peer["name"] or (
                 f"{peer['address']['host']}:{peer['address']['port']}" if peer["address"] else "?"
             )
-            console.print(f"[yellow]not in this cluster:[/yellow] {plain(name)}: {plain(peer['detail'])}")
+            old = f" (last noticed {peer['age_s']:.0f} s ago)" if peer["age_s"] > OLD_S else ""
+            console.print(f"[yellow]not in this cluster:[/yellow] {plain(name)}: {plain(peer['detail'])}{old}")
 
 
 def agreement(state: Json, names: dict[str, str]) -> str:

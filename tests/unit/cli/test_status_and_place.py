@@ -100,6 +100,11 @@ def test_a_node_that_was_removed_waits_for_nobody(unplaced: RunningWorld, run: R
     coordinator.has_master = False
     told = " ".join(run("status").out.split())
     assert detail in told and "decisions wait" not in told
+    stranger = PeerSeen(
+        address=None, via="multicast", status="other_namespace", detail="it is in namespace x", age_s=75.0
+    )
+    coordinator.peers = (stranger,)
+    assert "it is in namespace x (last noticed 75 s ago)" in " ".join(run("status").out.split())
     coordinator.peers = ()
     assert "decisions wait for" in " ".join(run("status").out.split())
 
