@@ -43,7 +43,8 @@ class MetricsOptions(msgspec.Struct, frozen=True, kw_only=True):
     @staticmethod
     def from_environment() -> "MetricsOptions":
         """The defaults; `EXO_DCGM_METRICS=1` adds the names of NVIDIA's exporter."""
-        return MetricsOptions(has_dcgm_names=os.environ.get("EXO_DCGM_METRICS", "0") in {"1", "true", "yes"})
+        told = os.environ.get("EXO_DCGM_METRICS", "").strip().lower()
+        return MetricsOptions(has_dcgm_names=told in {"1", "true", "yes", "on"})
 
 
 class ServiceMetrics:

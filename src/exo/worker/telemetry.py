@@ -52,10 +52,8 @@ class GPUTelemetryConfig(msgspec.Struct, frozen=True, kw_only=True):
     @staticmethod
     def from_environment(interval_s: float) -> "GPUTelemetryConfig":
         """The defaults; `EXO_GPU_TELEMETRY=0` turns the readings of devices off, not those of the host."""
-        return GPUTelemetryConfig(
-            is_enabled=os.environ.get("EXO_GPU_TELEMETRY", "1") not in {"0", "false", "no"},
-            interval_s=interval_s,
-        )
+        told = os.environ.get("EXO_GPU_TELEMETRY", "").strip().lower()
+        return GPUTelemetryConfig(is_enabled=told not in {"0", "false", "no", "off"}, interval_s=interval_s)
 
 
 class HealthJudge(Protocol):

@@ -254,7 +254,7 @@ def test_nvidias_names_are_there_on_demand_and_for_gpus_only() -> None:
     }
 
 
-@pytest.mark.parametrize(("value", "has_names"), [("1", True), ("0", False), ("", False)])
+@pytest.mark.parametrize(("value", "has_names"), [("1", True), ("On", True), ("0", False), ("", False)])
 def test_the_setting_for_nvidias_names(monkeypatch: pytest.MonkeyPatch, value: str, has_names: bool) -> None:
     monkeypatch.setenv("EXO_DCGM_METRICS", value)
     assert MetricsOptions.from_environment().has_dcgm_names is has_names

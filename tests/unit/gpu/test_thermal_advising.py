@@ -317,7 +317,8 @@ def test_settings_have_defaults_and_refuse_what_makes_no_sense() -> None:
     assert (chosen.battery.slow_below_percent, chosen.battery.pause_below_percent) == (50.0, 0.0)
     # Who reads devices seldom is not taken for one who cannot.
     assert (chosen.policy.stale_after_s, chosen.policy.blind_after_s) == (30.0, 100.0)
-    assert not ThermalSettings.from_environment({"EXO_THERMAL": "0"}, 2.0).is_enabled
+    for off in ("0", "off", "False", " no "):
+        assert not ThermalSettings.from_environment({"EXO_THERMAL": off}, 2.0).is_enabled
     for text in ("much", "nan", "0", "99"):
         with pytest.raises(ConfigurationError, match=f"EXO_THERMAL_MARGIN is '{text}'; set it to a number"):
             ThermalSettings.from_environment({"EXO_THERMAL_MARGIN": text}, 2.0)

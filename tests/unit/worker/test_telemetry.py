@@ -241,10 +241,11 @@ async def test_the_end_of_the_monitoring_leaves_no_read_behind(bench: Bench) -> 
     gate.set()
 
 
+@pytest.mark.parametrize("off", ["0", "off", "FALSE"])
 async def test_telemetry_of_devices_can_be_turned_off_and_the_hosts_memory_is_still_told(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, off: str
 ) -> None:
-    monkeypatch.setenv("EXO_GPU_TELEMETRY", "0")
+    monkeypatch.setenv("EXO_GPU_TELEMETRY", off)
     config = GPUTelemetryConfig.from_environment(1.5)
     assert not config.is_enabled and config.interval_s == 1.5
     (event,) = await bench.collector(config).collect()

@@ -35,7 +35,7 @@ class ThermalSettings(msgspec.Struct, frozen=True, kw_only=True):
         slow_below = _number(environment, "EXO_BATTERY_SLOW_BELOW", battery.slow_below_percent, 0, 100)
         pause_below = _number(environment, "EXO_BATTERY_PAUSE_BELOW", battery.pause_below_percent, 0, 100)
         return ThermalSettings(
-            is_enabled=environment.get("EXO_THERMAL", "1") not in {"0", "false", "no"},
+            is_enabled=environment.get("EXO_THERMAL", "").strip().lower() not in {"0", "false", "no", "off"},
             policy=msgspec.structs.replace(
                 usual,
                 margin_c=_number(environment, "EXO_THERMAL_MARGIN", usual.margin_c, 1, 40),
