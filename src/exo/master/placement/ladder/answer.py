@@ -67,5 +67,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Rings that the order search may weigh."""
     branches_max: int = 20_000
     """Assignments that the constraint layer may try."""
+    wants_any: bool = False
+    """Whether any plan will do: then no work goes into better ones and bounds where that is dear."""
     has_constraint_layer: bool = True
     """Whether side constraints are handed to the constraint layer; without it the ring that keeps them is taken."""

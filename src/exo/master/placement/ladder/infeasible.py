@@ -12,7 +12,7 @@ _POOLS_MAX = 4
 """Pools, roomiest first, that are tried with more memory; only the roomiest where each try is dear."""
 _DEAR_FROM = 64
 _FREE = LinkCost(forward_ns=0, return_ns=0)
-_LIMITS = Options(evaluations_max=2_000, branches_max=500)
+_LIMITS = Options(evaluations_max=2_000, branches_max=500, wants_any=True)
 
 
 def explain_infeasible(
@@ -90,7 +90,7 @@ def _more_memory(problem: CostProblem, has_plan: Callable[[CostProblem], bool]) 
     pools = [number for number, pool in enumerate(problem.pools) if pool.pool_id in used]
     pools.sort(key=lambda number: (-problem.pools[number].room_bytes, number))
     best: tuple[int, int] | None = None
-    is_dear = bool(problem.rules) or len(problem.devices) > _DEAR_FROM
+    is_dear = bool(problem.rules) or not model.is_uniform or len(problem.devices) > _DEAR_FROM
     for number in pools[: 1 if is_dear else _POOLS_MAX]:
 
         def with_more(extra_bytes: int, number: int = number) -> CostProblem:

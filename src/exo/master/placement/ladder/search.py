@@ -110,10 +110,12 @@ class Search:
         single = best_single_uneven(of, search)
         for ring in (*self._rings_on_average(of), *self._rings_at_hand(of)):
             search.try_ring(ring)
-        is_proven = search.try_all()
+        is_proven = not (self.options.wants_any and search.best is not None) and search.try_all()
         is_decided = is_proven
         if search.best is None and not is_proven:
             is_decided = search.find_any()
+        if self.options.wants_any and search.best is not None:
+            return Outcome(search.best, 0, "prefix programme", search.splits, is_truncated=False)
         search.climb()
         bound = single
         if not is_proven:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise, permutations
+from math import perm
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from exo.master.placement.ladder.water import Filled
 
 _REACHES_UP_TO = 13
 """Devices for which it is decided exactly whether any order of any subset holds the layers."""
-_ALL_UP_TO = 5
-"""Devices of which every order of every subset is tried."""
-_SPLITS_MAX = 400
+_ALL_UP_TO, _ALL_WORK_MAX = 6, 80_000
+"""Devices of which every order of every subset is tried, where orders times layers are not too many."""
+_SPLITS_MAX = 600
+_IDLE_KICKS_MAX = 12
 _ORDERS_MAX = 200
 _SEED = 21
 
@@ -41,19 +43,23 @@ class UnevenSearch:
 
     def try_ring(self, ring: Sequence[int]) -> bool:
         """Split the layers over a ring; say whether that is the best so far."""
-        key = tuple(ring)
-        if key in self._seen or not self._is_allowed(key):
-            return False
-        self._seen.add(key)
+        before = self.best
+        self._weighed(tuple(ring))
+        return self.best is not before
+
+    def _weighed(self, ring: tuple[int, ...]) -> Filled | None:
+        """Return the plan of a ring that was not tried before, and keep it if it is the best."""
+        if ring in self._seen or not self._is_allowed(ring):
+            return None
+        self._seen.add(ring)
         self.splits += 1
-        found = self._prefix.split(key)
+        found = self._prefix.split(ring)
         if found is None:
-            return False
-        cost = found[0] + self._hops_ns(key)
-        if self.best is not None and cost >= self.best.cost_ns:
-            return False
-        self.best = Filled(cost, key, tuple(found[1]))
-        return True
+            return None
+        plan = Filled(found[0] + self._hops_ns(ring), ring, tuple(found[1]))
+        if self.best is None or plan.cost_ns < self.best.cost_ns:
+            self.best = plan
+        return plan
 
     def _is_allowed(self, ring: tuple[int, ...]) -> bool:
         problem = self.of.problem
@@ -71,24 +77,53 @@ class UnevenSearch:
         )
 
     def climb(self) -> None:
-        """Drop, exchange, add and swap devices of the best ring as long as that helps."""
+        """Drop, exchange, add and move devices as long as that helps; then from a changed ring again."""
+        chance = random.Random(_SEED)
+        at = self.best
+        idle = 0
+        while at is not None and self.best is not None and idle < _IDLE_KICKS_MAX:
+            before = self.best
+            at = self._descended(at)
+            if self._is_over():
+                return
+            idle = idle + 1 if self.best is before else 0
+            at = self._weighed(self._kicked(self.best.ring, chance)) or self.best
+
+    def _is_over(self) -> bool:
+        if self._should_stop():
+            self.is_truncated = True
+        return self.is_truncated or self.splits >= _SPLITS_MAX
+
+    def _descended(self, at: Filled) -> Filled:
         improved = True
-        while improved and self.best is not None:
+        while improved:
             improved = False
-            for ring in self._around(self.best.ring):
-                if self.splits >= _SPLITS_MAX:
-                    return
-                if self._should_stop():
-                    self.is_truncated = True
-                    return
-                if self.try_ring(ring):
-                    improved = True
+            for ring in self._around(at.ring):
+                if self._is_over():
+                    return at
+                found = self._weighed(ring)
+                if found is not None and found.cost_ns < at.cost_ns:
+                    at, improved = found, True
                     break
+        return at
+
+    def _kicked(self, ring: tuple[int, ...], chance: random.Random) -> tuple[int, ...]:
+        """Exchange two devices for others, or shuffle a part."""
+        changed = list(ring)
+        absent = [index for index in self._by_speed() if index not in ring]
+        for _ in range(2):
+            if absent:
+                changed[chance.randrange(len(changed))] = absent.pop(chance.randrange(len(absent)))
+        if not absent or chance.random() < 0.5:
+            chance.shuffle(changed)
+        return tuple(dict.fromkeys(changed))
 
     def try_all(self) -> bool:
         """Try every order of every subset where there are few devices; say whether that proves the best."""
         usable = self._by_speed()
-        if len(usable) > _ALL_UP_TO:
+        size = len(usable)
+        orders = sum(perm(size, count) for count in range(1, size + 1)) if size <= _ALL_UP_TO else 0
+        if not 0 < orders * self.of.layer_count <= _ALL_WORK_MAX:
             return False
         for size in range(1, min(len(usable), self.of.layer_count) + 1):
             for ring in permutations(usable, size):

@@ -59,7 +59,8 @@ class WindowBound:
         least = min(layer.size_bytes for layer in of.problem.model.layers)
         relaxed = replace(of, layer_bytes=least, is_even=False)
         is_large = of.size > _TREE_UP_TO
-        prices = np.array([start_price * self._weight[-1], 0.0])
+        most = INFINITE / (8 * min(of.size, self._count))
+        prices = np.array([min(most, start_price * self._weight[-1]), 0.0])
         best, scale = 0, 1.0
         at, slope, value = prices, np.zeros(2), 0
         for _ in range(_ROUNDS_LARGE if of.size > _LARGE_FROM else _ROUNDS):
@@ -80,6 +81,9 @@ class WindowBound:
                 break
             aim = max(0.0, min(upper_ns, 2 * max(best, 1)) - value)
             prices = at + scale * aim / length * slope
+            if float(np.abs(prices).max()) > most:
+                # Beyond what sums of 64 bits hold.
+                break
         return best
 
     def _round(
