@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _MLX_TIMEOUT_S = 60.0
 _MULTICAST_TIMEOUT_S = 2.0
+_WRONG_STEP = (
+    "undo overclocking, update its driver, restart the machine; if it still computes wrongly, it is broken"
+)
 
 _MLX_PROBE = """
 import importlib.metadata, json, time
@@ -106,6 +109,7 @@ def describe_devices(inventory: "Inventory") -> list[Finding]:
             "device",
             "broken" if one.kind == "wrong" else "note",
             f"{one.device.local_alias}: {one.device.name} is not used: {one.reason}",
+            _WRONG_STEP if one.kind == "wrong" else "",
         )
         for one in inventory.refused
         if one.kind != "duplicate"

@@ -44,6 +44,7 @@ _PROGRAM = {
     69: "graphics engine class error",
     154: "a note about another error",
 }
+_RESET = "reset it with `sudo nvidia-smi --gpu-reset`, or restart the machine"
 _ECC = frozenset({48, 63, 64, 92, 94, 95, 140})
 
 
@@ -60,6 +61,7 @@ def is_memory_error(code: int) -> bool:
 
 
 def describe(code: int) -> str:
-    """Return it as people read it, such as `Xid 79 (the GPU has fallen off the bus)`."""
+    """Return it as people read it, such as `Xid 74 (NVLink error)`; of what does not pass, with what to do."""
     words = _FATAL.get(code) or _BAD.get(code) or _PROGRAM.get(code)
-    return f"Xid {code}" if words is None else f"Xid {code} ({words})"
+    step = f": {_RESET}" if code in _FATAL else ""
+    return f"Xid {code}" if words is None else f"Xid {code} ({words}){step}"

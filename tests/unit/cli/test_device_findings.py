@@ -10,6 +10,10 @@ from exo.shared.types.ids import NodeId
 from support.scripted_driver import GIB, ScriptedDriver
 from support.states import gpu
 
+WRONG_STEP = (
+    "undo overclocking, update its driver, restart the machine; if it still computes wrongly, it is broken"
+)
+
 
 def test_each_piece_stands_with_what_installs_it() -> None:
     device = gpu("n", 8 * GIB)
@@ -31,7 +35,7 @@ def test_each_piece_stands_with_what_installs_it() -> None:
     assert [(one.status, one.text, one.next_step) for one in describe_devices(inventory)] == [
         ("ok", "cuda:0: Test GPU, 8.0 GiB", ""),
         ("ok", "cuda:1: Test GPU, 8.0 GiB", ""),
-        ("broken", "cuda:2: Test GPU is not used: its check failed: wrong sums", ""),
+        ("broken", "cuda:2: Test GPU is not used: its check failed: wrong sums", WRONG_STEP),
         ("note", "cuda:3: Test GPU is not used: its check has not ended yet", ""),
         ("note", "simulated works in part: CuPy is not installed", "uv pip install cupy"),
         ("note", "no rocm: amdsmi is missing", "apt install it"),

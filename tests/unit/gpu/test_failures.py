@@ -139,6 +139,11 @@ def test_faults_of_a_driver() -> None:
 def test_an_xid_that_is_not_known_counts_against_the_device() -> None:
     assert xids.weight_of(777) == "bad"
     assert xids.describe(777) == "Xid 777"
+    assert xids.describe(74) == "Xid 74 (NVLink error)"
+    # What a driver does not get over by itself says what a person can do.
+    assert xids.describe(79) == (
+        "Xid 79 (the GPU has fallen off the bus): reset it with `sudo nvidia-smi --gpu-reset`, or restart the machine"
+    )
 
 
 @given(st.text(max_size=400), st.one_of(st.none(), st.integers(-300, 300)))

@@ -176,7 +176,10 @@ class NvmlLibrary:
             except module.NVMLError as error:
                 code = int(error.value)
                 if code in _STALE or code in _LOST:
-                    raise DeviceLostError(f"the GPU {device.uuid} is not there any more ({error})") from error
+                    raise DeviceLostError(
+                        f"the GPU {device.uuid} is not there any more ({error}): see what "
+                        "`sudo dmesg | grep -i nvrm` says, and restart the machine"
+                    ) from error
                 raise
             device.generation = generation
         return device.handle
@@ -213,7 +216,7 @@ class NvmlLibrary:
         """Repair what can be repaired: then the question can be put once more."""
         code = int(error.value)
         if code in _LOST:
-            raise DeviceLostError(_of(device, str(error))) from error
+            raise DeviceLostError(_of(device, f"{error}: restart the machine if it stays so")) from error
         if code == _VERSION_MISMATCH:
             raise DeviceLostError(_UPDATED) from error
         if code in (_UNINITIALIZED, _DRIVER_NOT_LOADED):

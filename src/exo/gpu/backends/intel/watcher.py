@@ -171,7 +171,9 @@ class IntelWatcher:
         card = self._card(index)
         memory = self._memory(card)
         if memory is None:
-            raise DeviceLostError(f"the Intel GPU at {card.pci_address} does not tell its memory any more")
+            raise DeviceLostError(
+                f"the Intel GPU at {card.pci_address} does not tell its memory any more: see what `sudo dmesg` says"
+            )
         return memory
 
     def _complain(self, message: str) -> None:
@@ -184,7 +186,9 @@ class IntelWatcher:
         if card is None:
             raise DeviceNotFoundError(f"there is no Intel device {index}: look for devices again")
         if not card.device.exists():
-            raise DeviceLostError(f"the Intel GPU at {card.pci_address} is not there any more")
+            raise DeviceLostError(
+                f"the Intel GPU at {card.pci_address} is not there any more: see what `sudo dmesg` says"
+            )
         return card
 
     def _memory(self, card: Card) -> MemoryInfo | None:

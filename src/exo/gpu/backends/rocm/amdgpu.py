@@ -141,7 +141,9 @@ class AmdgpuWatcher:
         card = self._card(index)
         memory = self._memory(card)
         if memory is None:
-            raise DeviceLostError(f"the AMD GPU at {card.pci_address} does not tell its memory any more")
+            raise DeviceLostError(
+                f"the AMD GPU at {card.pci_address} does not tell its memory any more: see what `sudo dmesg` says"
+            )
         return memory
 
     def _card(self, index: int) -> Card:
@@ -149,7 +151,9 @@ class AmdgpuWatcher:
         if card is None:
             raise DeviceNotFoundError(f"there is no AMD device {index}: look for devices again")
         if not card.device.exists():
-            raise DeviceLostError(f"the AMD GPU at {card.pci_address} is not there any more")
+            raise DeviceLostError(
+                f"the AMD GPU at {card.pci_address} is not there any more: see what `sudo dmesg` says"
+            )
         return card
 
     def _is_unified(self, card: Card) -> bool:
