@@ -364,9 +364,9 @@ def _announce_devices(
             logger.info("Using {} {} backend", engine.upper(), backend.upper())
         for backend in sorted(found.difference(usable)):
             command = missing_build(engine, backend)
-            hint = f"; install it with: {command}" if command else ""
+            hint = f". Install with {command}" if command else ""
             logger.warning(
-                "GPU detected, but {} has no {} build: running on the processor{}",
+                "GPU detected but {} has no {} build: running on CPU{}",
                 engine.upper(),
                 backend.upper(),
                 hint,
