@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from exo.master.placement.ladder.answer import Infeasible, Solution
+from exo.master.placement.ladder.draft import draft_of
 from exo.master.placement.ladder.evaluate import Stage, assess
 from exo.master.placement.ladder.field import Field, field_of, limited, narrowed
 from exo.master.placement.ladder.fill import Filler
@@ -18,7 +19,7 @@ from exo.master.placement.ladder.moves import drops, insertions, reorderings
 from exo.master.placement.ladder.prefix import PrefixProgramme
 from exo.master.placement.ladder.prices import entry_costs, price
 from exo.master.placement.ladder.problem import canonical
-from exo.master.placement.ladder.programme import INFINITE, draft_of, leaf_tables, min_plus, run
+from exo.master.placement.ladder.programme import INFINITE, leaf_tables, min_plus, run
 from exo.master.placement.ladder.ring import hierarchical_order, link_matrices
 from exo.master.placement.ladder.solve import solve
 from exo.master.placement.ladder.tree import hierarchy, single_linkage

@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from exo.master.placement.ladder.answer import Infeasible, Options, Solution
-from exo.master.placement.ladder.branch import keeps_rules
 from exo.master.placement.ladder.problem import AtLeast, AtMost, CostProblem, Rule, device_groups
+from exo.master.placement.ladder.rules import keeps_rules
 from exo.master.placement.ladder.solve import solve
 from support.cost_problems import random_problem
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from exo.master.placement.ladder.draft import draft_of
 from exo.master.placement.ladder.field import Field, narrowed
 from exo.master.placement.ladder.programme import (
     INFINITE,
     Table,
     closing_ns,
     counted,
-    draft_of,
     joined_table,
     leaf_tables,
     run,

@@ -3,12 +3,13 @@
 import numpy as np
 
 from exo.master.placement.ladder.answer import Method
+from exo.master.placement.ladder.draft import draft_of
 from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.field import Field, Integers, narrowed
 from exo.master.placement.ladder.fill import Filler
 from exo.master.placement.ladder.outcome import Outcome, ShouldStop
 from exo.master.placement.ladder.prices import entry_costs, price, survivors, without_twins
-from exo.master.placement.ladder.programme import INFINITE, draft_of, leaf_tables, run
+from exo.master.placement.ladder.programme import INFINITE, leaf_tables, run
 from exo.master.placement.ladder.ring import hierarchical_order
 from exo.master.placement.ladder.tree import hierarchy
 from exo.master.placement.ladder.water import Filled, water_filling

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import numpy as np
 
 from exo.master.placement.ladder.answer import Method, Options
+from exo.master.placement.ladder.draft import draft_of
 from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.exact import best_single
 from exo.master.placement.ladder.field import Field, narrowed
 from exo.master.placement.ladder.order_search import OrderSearch
 from exo.master.placement.ladder.outcome import Outcome
 from exo.master.placement.ladder.prices import entry_costs, price, survivors
-from exo.master.placement.ladder.programme import INFINITE, draft_of, leaf_tables, run
+from exo.master.placement.ladder.programme import INFINITE, leaf_tables, run
 from exo.master.placement.ladder.ring import link_matrices
 from exo.master.placement.ladder.rings import RingScale
 from exo.master.placement.ladder.subsets import SUBSETS_OF_MAX, best_of_subsets

@@ -21,28 +21,18 @@ INFINITE = 2**60
 PLAIN, FIRST, LAST, BOTH = 0, 1, 2, 3
 """Which ends of the pipeline lie within a table's devices."""
 # Rows of the product of two tables: the part of the left one, of the right one, and of both together.
-_LEFT = np.array([PLAIN, PLAIN, FIRST, PLAIN, LAST, FIRST, LAST, BOTH, PLAIN])
-_RIGHT = np.array([PLAIN, FIRST, PLAIN, LAST, PLAIN, LAST, FIRST, PLAIN, BOTH])
+LEFT = np.array([PLAIN, PLAIN, FIRST, PLAIN, LAST, FIRST, LAST, BOTH, PLAIN])
+RIGHT = np.array([PLAIN, FIRST, PLAIN, LAST, PLAIN, LAST, FIRST, PLAIN, BOTH])
 _PLAIN_ROWS, _PLAIN_SOURCES = np.array([0, 2, 4, 7]), np.array([PLAIN, FIRST, LAST, BOTH])
 _FIRST_ROWS, _FIRST_SOURCES = np.array([1, 6]), np.array([PLAIN, LAST])
 _LAST_ROWS, _LAST_SOURCES = np.array([3, 5]), np.array([PLAIN, FIRST])
-_ROLE = (PLAIN, FIRST, FIRST, LAST, LAST, BOTH, BOTH, BOTH, BOTH)
+PART_OF = (PLAIN, FIRST, FIRST, LAST, LAST, BOTH, BOTH, BOTH, BOTH)
 
 Table = Integers
 """[stages - 1, part, layers] -> ns; the last row means "so many stages or more" outside a shared pool."""
 LeafTable = Callable[[int], Integers]
 """Device -> [part, layers] of its time as a stage, `BOTH` and zero layers left at `INFINITE`."""
 _WINDOW_WORTH_FROM = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A plan without an order: layers per device, the two ends, and what the programme says it costs."""
-
-    cost_ns: int
-    layers: dict[int, int]
-    first: int
-    last: int
 
 
 @dataclass(slots=True)
@@ -141,9 +131,7 @@ def joined_table(of: Field, tree: Tree, node: Joint, left: Table, right: Table, 
             if is_even and right.shape[2] > _WINDOW_WORTH_FROM:
                 product = _with_even_leaf(of, left[one], tree.nodes[node.right], width)
             else:
-                product = min_plus(
-                    left[one][_LEFT[:combinations]], right[other][_RIGHT[:combinations]], width
-                )
+                product = min_plus(left[one][LEFT[:combinations]], right[other][RIGHT[:combinations]], width)
             product += costs[: len(product)]
             row = made[min(stages, height) - 1]
             np.minimum(row[PLAIN], product[0], out=row[PLAIN])
@@ -251,73 +239,3 @@ def counted(table: Table, rows: int) -> Table:
     made = table[:rows].copy()
     np.minimum(made[-1], table[rows:].min(axis=0), out=made[-1])
     return made
-
-
-def draft_of(of: Field, sums: Sums, *, min_stages: int) -> Draft | None:
-    """Walk the tables back to the plan that `best_ns` stands for."""
-    if sums.best_node < 0:
-        return None
-    rows = max(1, min_stages)
-    top = sums.tree.nodes[sums.best_node]
-    assert isinstance(top, Joint)
-    layers: dict[int, int] = {}
-    ends = {FIRST: -1, LAST: -1}
-    joined = joined_table(of, sums.tree, top, sums.tables[top.left], sums.tables[top.right], rows)
-    closing = joined[rows - 1 :, BOTH, of.layer_count]
-    stages = rows - 1 + int(np.argmin(closing))
-    todo = _part(sums, top, stages, BOTH, of.layer_count, int(closing.min()), rows)
-    while todo:
-        number, stages, part, count = todo.pop()
-        node = sums.tree.nodes[number]
-        table = sums.tables[number]
-        if not isinstance(node, Joint):
-            layers[node] = count
-            if part in ends:
-                ends[part] = node
-            continue
-        value = int(table[stages, part, count])
-        if number in sums.raw:
-            table = sums.raw[number]
-            if stages == rows - 1:
-                stages += int(np.argmax(table[stages:, part, count] == value))
-        for side, other in ((node.left, node.right), (node.right, node.left)):
-            beside = sums.tables[side]
-            if (
-                not sums.tree.required[other]
-                and stages < beside.shape[0]
-                and count < beside.shape[2]
-                and int(beside[stages, part, count]) == value
-            ):
-                todo.append((side, stages, part, count))
-                break
-        else:
-            todo.extend(_part(sums, node, stages, part, count, value, rows))
-    return Draft(sums.best_ns, layers, ends[FIRST], ends[LAST])
-
-
-def _part(
-    sums: Sums, node: Joint, stages: int, part: int, count: int, value: int, rows: int
-) -> list[tuple[int, int, int, int]]:
-    """Find how a joined value came about: (node, stages, part, layers) of both sides."""
-    left, right = sums.tables[node.left], sums.tables[node.right]
-    for one in range(left.shape[0]):
-        for other in range(right.shape[0]):
-            if (one + other + 1 if node.pool >= 0 else min(one + other + 2, rows) - 1) != stages:
-                continue
-            for number, role in enumerate(_ROLE):
-                if role != part:
-                    continue
-                hop = (node.to_left_ns, node.to_right_ns)[number - 5] if number in {5, 6} else node.forward_ns
-                ours, theirs = left[one, _LEFT[number]], right[other, _RIGHT[number]]
-                low, high = max(0, count - len(theirs) + 1), min(count, len(ours) - 1)
-                if low > high:
-                    continue
-                sums_ns = ours[low : high + 1] + theirs[count - high : count - low + 1][::-1]
-                hits = np.flatnonzero(sums_ns == value - hop)
-                if hits.size:
-                    split = low + int(hits[0])
-                    return [
-                        (node.left, one, int(_LEFT[number]), split),
-                        (node.right, other, int(_RIGHT[number]), count - split),
-                    ]
-    raise AssertionError("the programme's tables do not add up")

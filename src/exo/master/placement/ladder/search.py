@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from exo.master.placement.ladder.answer import Infeasible, Method, Options, Solution
-from exo.master.placement.ladder.branch import branch, improve_within_rules, keeps_rules
+from exo.master.placement.ladder.branch import branch, improve_within_rules
 from exo.master.placement.ladder.evaluate import Assessment, Stage, assess
 from exo.master.placement.ladder.exact import best_hierarchical
 from exo.master.placement.ladder.field import Field, field_of, limited
@@ -14,6 +14,7 @@ from exo.master.placement.ladder.outcome import Outcome
 from exo.master.placement.ladder.prefix import PrefixProgramme
 from exo.master.placement.ladder.problem import CostProblem
 from exo.master.placement.ladder.programme import INFINITE
+from exo.master.placement.ladder.rules import keeps_rules
 from exo.master.placement.ladder.uneven import UnevenSearch, best_single_uneven
 from exo.master.placement.ladder.uneven_bound import WindowBound, start_price_ns
 from exo.master.placement.ladder.water import Filled

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from exo.master.placement.ladder.draft import draft_of
 from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.field import Field, Integers
 from exo.master.placement.ladder.problem import AtMost
-from exo.master.placement.ladder.programme import INFINITE, draft_of, leaf_tables, run
+from exo.master.placement.ladder.programme import INFINITE, leaf_tables, run
 from exo.master.placement.ladder.tree import Tree
 
 _STEPS = 12

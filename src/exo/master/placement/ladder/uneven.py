@@ -7,11 +7,11 @@ from math import perm
 
 import numpy as np
 
-from exo.master.placement.ladder.branch import keeps_rules
 from exo.master.placement.ladder.field import Field
 from exo.master.placement.ladder.prefix import PrefixProgramme
 from exo.master.placement.ladder.programme import INFINITE
 from exo.master.placement.ladder.ring import link_matrices
+from exo.master.placement.ladder.rules import keeps_rules
 from exo.master.placement.ladder.water import Filled
 
 _REACHES_UP_TO = 13

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from exo.master.placement.ladder.draft import draft_of
 from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.field import Field, Integers
 from exo.master.placement.ladder.prices import entry_costs
 from exo.master.placement.ladder.problem import AVERAGE_TIME_WEIGHT
-from exo.master.placement.ladder.programme import FIRST, INFINITE, LAST, PLAIN, draft_of, run
+from exo.master.placement.ladder.programme import FIRST, INFINITE, LAST, PLAIN, run
 from exo.master.placement.ladder.ring import link_matrices
 from exo.master.placement.ladder.tree import hierarchy, single_linkage
 
