@@ -19,7 +19,14 @@ from exo.gpu.backends.simulated.driver import SimulatedDriver
 from exo.gpu.errors import DeviceLostError
 from exo.gpu.threaded import ThreadedBackend
 from exo.shared.apply import apply_telemetry
-from exo.shared.types.events import GPUBandwidthMeasured, LinkMeasured, Telemetry, TelemetryFrame
+from exo.shared.types.devices import DeviceGPUState, Health
+from exo.shared.types.events import (
+    DeviceGPUStateUpdated,
+    GPUBandwidthMeasured,
+    LinkMeasured,
+    Telemetry,
+    TelemetryFrame,
+)
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.nodes import HostPort
 from exo.shared.types.state import State
@@ -30,7 +37,7 @@ from exo.worker.bandwidth.estimate import TransferLimits
 from exo.worker.bandwidth.link_type import link_type_of
 from exo.worker.bandwidth.meter import DEVICES_MAX, BandwidthMeter
 from exo.worker.bandwidth.network import measure_node
-from exo.worker.bandwidth.planner import DeviceWay, NodeWay, Pace
+from exo.worker.bandwidth.planner import DeviceWay, NodeWay, Pace, Way
 from support import virtual_time
 from support.inline_backend import InlineBackend
 from support.scripted_driver import ScriptedDriver, found
@@ -454,6 +461,32 @@ def test_devices_that_cannot_be_measured_are_no_ways() -> None:
     assert not meter.ways()
     meter.set_devices([(many, device) for device in many.devices[:3]])
     assert len(meter.ways()) == 6
+    # The processor beside as many GPUs as can be is no reason to measure none.
+    processor = InlineBackend(CPUDriver(), A)
+    meter.set_devices(
+        [(many, device) for device in many.devices[:DEVICES_MAX]] + [(processor, processor.devices[0])]
+    )
+    assert len(meter.ways()) == (DEVICES_MAX + 1) * DEVICES_MAX
+
+
+def test_a_device_that_has_failed_is_not_measured_until_it_is_trusted_again() -> None:
+    backend = InlineBackend(ScriptedDriver(*[found(index) for index in range(3)]), A)
+    first, second, third = backend.devices
+    known = cluster(identity("a"))
+
+    def ways_when(health: Health) -> set[Way]:
+        now = DeviceGPUState(device_id=second.device_id, node_id=A, health=health, last_update="")
+        frame = TelemetryFrame(node_id=A, boot_id="boot-1", seq=1, events=(DeviceGPUStateUpdated(state=now),))
+        state = apply_telemetry(known, frame)
+        meter = BandwidthMeter(
+            node_id=A, state=lambda: state, open_stream=None, publish=lambda _: None, busy=Busy()
+        )
+        meter.set_devices([(backend, device) for device in backend.devices])
+        return meter.ways()
+
+    ends = first.device_id, third.device_id
+    assert ways_when("failed") == {DeviceWay(*ends), DeviceWay(*reversed(ends))}
+    assert len(ways_when("degraded")) == len(ways_when("healthy")) == 6
 
 
 async def test_a_device_that_is_gone_is_a_failure_and_nothing_is_told() -> None:

@@ -26,7 +26,7 @@ from exo.worker.bandwidth.planner import DeviceWay, NodeWay, Pace, Tried, Way, c
 
 Publish = Callable[[Sequence[Telemetry]], None]
 DEVICES_MAX = 16
-"""Above so many devices the ways between them are not measured: there are as many as their number squared."""
+"""Above so many GPUs the ways between devices are not measured: there are as many as their number squared."""
 _LOOK_AGAIN_S = 10.0
 """Nodes come and go: how long a plan is good at most."""
 _MEASURE_TIMEOUT_S = 120.0
@@ -108,16 +108,22 @@ class BandwidthMeter:
             await self.measure(planned.way)
 
     def ways(self) -> set[Way]:
-        """Return what there is to measure now: other connected nodes, and pairs of this node's devices."""
+        """Return what there is to measure now: other connected nodes, and pairs of this node's devices.
+
+        A device that has failed is left alone, until it is trusted again.
+        """
         ways: set[Way] = set()
+        live = self._state().live.get(self._node_id)
+        states = live.devices if live is not None else {}
+        failed = {device_id for device_id, state in states.items() if state.health == "failed"}
+        there = [device for key, (_, device) in self._devices.items() if key not in failed]
         if self._open_stream is not None:
             for node_id, node in self._state().nodes.items():
                 if node_id != self._node_id and node.is_connected:
                     ways.add(NodeWay(node_id))
-        if 1 < len(self._devices) <= DEVICES_MAX:
-            ways.update(
-                DeviceWay(one, other) for one in self._devices for other in self._devices if one != other
-            )
+        if sum(device.backend != "cpu" for device in there) <= DEVICES_MAX:
+            ids = [device.device_id for device in there]
+            ways.update(DeviceWay(one, other) for one in ids for other in ids if one != other)
         return ways
 
     async def measure(self, way: Way) -> bool:
