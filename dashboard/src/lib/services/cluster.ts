@@ -1,4 +1,6 @@
 // The cluster's routes that the page uses, one function each.
+import { backoffMs } from '../model/backoff';
+import { RequestError } from '../model/problems';
 import type {
   ClusterState,
   Decided,
@@ -15,6 +17,10 @@ import { requestJson } from './http';
 
 // A placement is answered when it is committed, which may take the solver's whole deadline and a retry.
 const PLACEMENT_TIMEOUT_S = 60;
+// An election takes about a second; half a second, one and two between the tries.
+const DELETE_TRIES_MAX = 4;
+
+const pause = (delayMs: number): Promise<void> => new Promise((done) => setTimeout(done, delayMs));
 
 export function getState(): Promise<ClusterState> {
   return requestJson<ClusterState>('state', { timeoutS: 5 });
@@ -43,8 +49,24 @@ export function placeInstance(wish: InstanceWish): Promise<InstancePlaced> {
   });
 }
 
-export function deleteInstance(instanceId: string): Promise<InstanceDeleted> {
-  return requestJson<InstanceDeleted>(`instance/${encodeURIComponent(instanceId)}`, { method: 'DELETE' });
+/**
+ * Delete an instance, and ask again while a master is being elected: deleting twice does what deleting once does.
+ * `wait` is how long to wait between two tries, for tests.
+ */
+export async function deleteInstance(instanceId: string, wait = pause): Promise<void> {
+  const path = `instance/${encodeURIComponent(instanceId)}`;
+  for (let attempt = 0; ; attempt += 1) {
+    try {
+      await requestJson<InstanceDeleted>(path, { method: 'DELETE' });
+      return;
+    } catch (error) {
+      const status = error instanceof RequestError ? error.status : null;
+      // The try before may have been carried out after all.
+      if (status === 404 && attempt > 0) return;
+      if (status !== 503 || attempt === DELETE_TRIES_MAX - 1) throw error;
+    }
+    await wait(backoffMs(attempt, Math.random()));
+  }
 }
 
 /** Members, and nodes that want to become some. */
