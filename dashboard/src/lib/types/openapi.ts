@@ -1681,6 +1681,11 @@ export interface components {
             created_at: string;
             /** Created By */
             created_by: string;
+            /**
+             * Device Ids
+             * @description Empty: all.
+             */
+            device_ids: string[];
             /** Expires At */
             expires_at: string | null;
             /** Index */
@@ -1696,8 +1701,18 @@ export interface components {
             key_id: string;
             /** Name */
             name: string;
+            /**
+             * Requests Per Minute
+             * @description Null: any number.
+             */
+            requests_per_minute: number | null;
             /** Scopes */
             scopes: ("read" | "infer" | "operate" | "admin")[];
+            /**
+             * Tokens Per Day
+             * @description Null: any number.
+             */
+            tokens_per_day: number | null;
         };
         /** KeyView */
         KeyView: {
@@ -1708,6 +1723,11 @@ export interface components {
             created_at: string;
             /** Created By */
             created_by: string;
+            /**
+             * Device Ids
+             * @description Empty: all.
+             */
+            device_ids: string[];
             /** Expires At */
             expires_at: string | null;
             /** Is Expired */
@@ -1716,14 +1736,30 @@ export interface components {
             key_id: string;
             /** Name */
             name: string;
+            /**
+             * Requests Per Minute
+             * @description Null: any number.
+             */
+            requests_per_minute: number | null;
             /** Scopes */
             scopes: ("read" | "infer" | "operate" | "admin")[];
+            /**
+             * Tokens Per Day
+             * @description Null: any number.
+             */
+            tokens_per_day: number | null;
         };
         /**
          * KeyWish
          * @description An API key to be made.
          */
         KeyWish: {
+            /**
+             * Device Ids
+             * @description When not empty: it may use and place only what runs on these devices alone.
+             * @default []
+             */
+            device_ids?: string[];
             /**
              * Lifetime S
              * @description Null: until it is deleted.
@@ -1736,10 +1772,20 @@ export interface components {
              */
             name?: string;
             /**
+             * Requests Per Minute
+             * @description Generations that may begin in a minute of the clock, over all nodes; null: any number.
+             */
+            requests_per_minute?: number | null;
+            /**
              * Scopes
              * @description `operate` includes `read` and `infer`; `admin` includes all.
              */
             scopes: ("read" | "infer" | "operate" | "admin")[];
+            /**
+             * Tokens Per Day
+             * @description Of prompts and answers in a day (UTC), over all nodes; null: any number.
+             */
+            tokens_per_day?: number | null;
         };
         /**
          * LinkView
@@ -2948,6 +2994,15 @@ export interface operations {
                     "application/json": components["schemas"]["InstancePlaced"];
                 };
             };
+            /** @description The key is not for these devices */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description There is no such thing; near matches are named */
             404: {
                 headers: {
@@ -3026,6 +3081,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["PreviewList"];
+                };
+            };
+            /** @description The key is not for these devices */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             /** @description There is no such thing; near matches are named */
@@ -3108,6 +3172,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["InstanceDeleted"];
+                };
+            };
+            /** @description The key is not for these devices */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
                 };
             };
             /** @description There is no such thing; near matches are named */
@@ -3827,6 +3900,15 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAIError"];
                 };
             };
+            /** @description The key is not for these devices */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
             /** @description There is no such thing; near matches are named */
             404: {
                 headers: {
@@ -3854,7 +3936,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAIError"];
                 };
             };
-            /** @description The queue is full; try again after `Retry-After` seconds */
+            /** @description The queue is full, or a quota of the key is used up; try again after `Retry-After` seconds */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -3906,6 +3988,15 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAIError"];
                 };
             };
+            /** @description The key is not for these devices */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIError"];
+                };
+            };
             /** @description There is no such thing; near matches are named */
             404: {
                 headers: {
@@ -3933,7 +4024,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAIError"];
                 };
             };
-            /** @description The queue is full; try again after `Retry-After` seconds */
+            /** @description The queue is full, or a quota of the key is used up; try again after `Retry-After` seconds */
             429: {
                 headers: {
                     [name: string]: unknown;

@@ -1,5 +1,6 @@
 """Instances: a model placed on devices as a pipeline of stages."""
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -85,6 +86,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     explanation: str = ""
     state_index: int = 0
     """Index of the state it was solved on."""
+
+    def is_within(self, device_ids: Collection[DeviceId]) -> bool:
+        """Say whether it needs no other devices than these."""
+        return all(one in device_ids for stage in self.stages for one in stage.device_ids)
 
 
 class StageState(msgspec.Struct, frozen=True, kw_only=True):
