@@ -2,7 +2,7 @@
 
     python -m benchmarks.cluster.observer_hub HOME
 
-Says its address; told for how many seconds, it sends and says what that cost, then ends.
+Says its address; told for how many seconds and how many decisions a second, it sends, says what that cost, and ends.
 """
 
 import asyncio
@@ -28,8 +28,6 @@ from exo.shared.garbage import settle_garbage_collector
 from exo.shared.types.events import DeviceLost, LogEntry
 from exo.shared.types.ids import DeviceId, EventId
 from exo.shared.types.nodes import HostPort
-
-EVENTS_PER_S = 200
 
 
 class Hub:
@@ -61,13 +59,13 @@ class Hub:
         except ConnectionLostError:
             self.connections.remove(connection)
 
-    async def send(self, seconds: float) -> None:
+    async def send(self, seconds: float, events_per_s: float) -> None:
         """Send what is due to all, as often as a master would; the cause of a decision says when it was made."""
         started_s = time.monotonic()
         made = 0
         while (now_s := time.monotonic()) - started_s < seconds:
-            due = int((now_s - started_s) * EVENTS_PER_S)
-            entries = [self._entry(started_s + number / EVENTS_PER_S) for number in range(made, due)]
+            due = int((now_s - started_s) * events_per_s) + 1
+            entries = [self._entry(started_s + number / events_per_s) for number in range(made, due)]
             made = due
             if self.lane.ring.has_gathered:
                 self.lane.ring.close_tick(1)
@@ -76,7 +74,8 @@ class Hub:
                     with suppress(ConnectionLostError):  # Then it is no more one of them.
                         await connection.send(data)
             pause_s = CROWD_PAUSE_S * len(self.connections)
-            await anyio.sleep(max(0.0, now_s + pause_s - time.monotonic()))
+            until_s = max(now_s + pause_s, started_s + made / events_per_s)
+            await anyio.sleep(max(0.0, until_s - time.monotonic()))
 
     def _entry(self, made_s: float) -> LogEntry:
         self._index += 1
@@ -101,10 +100,11 @@ async def main(home: Path) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hub.accept, listener)
             line = await anyio.to_thread.run_sync(sys.stdin.readline)
-            seconds = float(line or 0)  # Nothing: the other side did not come about.
-            await hub.send(1.0)
+            # Nothing: the other side did not come about.
+            seconds, events_per_s = map(float, line.split() or (0, 1))
+            await hub.send(1.0, events_per_s)
             hub.frames, cpu_s, wall_s = 0, time.process_time(), time.perf_counter()
-            await hub.send(seconds)
+            await hub.send(seconds, events_per_s)
             share = (time.process_time() - cpu_s) / (time.perf_counter() - wall_s)
             memory_mb = psutil.Process().memory_info().rss / 1e6
             used = {"cpu_percent": share * 100, "memory_mb": memory_mb, "frames": hub.frames}

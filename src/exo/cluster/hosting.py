@@ -65,6 +65,8 @@ class Hosting:
         """Boots that are about to stop: one that agreed connects once more, to hear that it no longer does."""
         self._authority: KeepAuthority | None = None
         self._is_waking = False
+        self._woken_s = 0.0
+        """When everybody was last told of news, by the event loop's clock."""
         self._encoded: dict[tuple[int, int, int], list[bytes]] = {}
 
     @property
@@ -109,18 +111,20 @@ class Hosting:
         )
 
     def wake_all(self) -> None:
-        """There is news for everybody. A crowd is told at intervals, of all that came up meanwhile at once."""
+        """There is news for everybody. A crowd is told at once, but then of all that comes up for a while together."""
         if self._is_waking or not self.sessions:
             return
         self._is_waking = True
         loop = asyncio.get_running_loop()
-        if len(self.sessions) <= CROWD:
+        due_s = self._woken_s + CROWD_PAUSE_S * len(self.sessions)
+        if len(self.sessions) <= CROWD or due_s <= loop.time():
             loop.call_soon(self._wake)
         else:
-            loop.call_later(CROWD_PAUSE_S * len(self.sessions), self._wake)
+            loop.call_at(due_s, self._wake)
 
     def _wake(self) -> None:
         self._is_waking = False
+        self._woken_s = asyncio.get_running_loop().time()
         for session in self.sessions.values():
             session.wake.fire()
 
