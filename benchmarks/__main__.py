@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0 when every bar holds, 1 when one does not or a figure is missing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=sorted(BENCHMARKS))
-    parser.add_argument("parts", nargs="*", help="of one of several parts, such as `cluster`: measure only these")
+    parser.add_argument(
+        "parts", nargs="*", help="of one of several parts, such as `cluster`: measure only these"
+    )
     parser.add_argument(
         "--json",
         nargs="?",

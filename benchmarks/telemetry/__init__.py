@@ -1,11 +1,8 @@
 """What watching devices costs and how fast it is: one file a measurement, each on its own or all in this order."""
 
-import importlib
-import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from benchmarks.cluster.measuring import CannotMeasureError
+from benchmarks.parts import run_parts
 from benchmarks.results import NotMeasured, Result
 
 PARTS = ("collection", "own_cost", "inference", "spread", "memory", "fold")
@@ -13,18 +10,6 @@ PARTS = ("collection", "own_cost", "inference", "spread", "memory", "fold")
 
 
 def run(*, quick: bool, parts: Sequence[str] = ()) -> list[Result | NotMeasured]:
-    """Measure all of it, or only the parts named. One that fails does not keep the others from being measured."""
-    results: list[Result | NotMeasured] = []
-    for part in PARTS:
-        if parts and part not in parts:
-            continue
-        print(f"measuring {part}", file=sys.stderr, flush=True)
-        try:
-            measure: Callable[..., list[Result]] = importlib.import_module(f"benchmarks.telemetry.{part}").run
-            results += measure(quick=quick)
-        except CannotMeasureError as error:
-            results.append(NotMeasured(name=part, reason=str(error)))
-        except Exception as error:
-            traceback.print_exc()
-            results.append(NotMeasured(name=part, reason=f"{type(error).__name__}: {error}"))
-    return results
+    """Measure all of it, or only the parts named."""
+    chosen = [part for part in PARTS if not parts or part in parts]
+    return run_parts("benchmarks.telemetry", chosen, quick=quick)

@@ -126,6 +126,7 @@ async def cost(stub: "NvmlStub", seconds: float) -> dict[str, Any]:
     """Watch at a node's interval; say what this process used of a core, and how much of that was the stub itself."""
     async with watching() as watched:
         stub_driver.slow_down(stub)
+        calls, used_s, past_s = 0, 0.0, 1.0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watched.collector.start_monitoring)
             await anyio.sleep(INTERVAL_S * 2)  # All are read, code is warm.
