@@ -25,6 +25,7 @@ from exo.api.app import create_app
 from exo.api.context import NodeActions, StartInfo
 from exo.api.server import ApiServer
 from exo.cluster.boots import NUMBERS_PER_BOOT
+from exo.cluster.coordinator import Coordinator
 from exo.cluster.discovery.factory import make_discoveries
 from exo.cluster.node_id import load_node_id
 from exo.cluster.options import CoordinatorOptions
