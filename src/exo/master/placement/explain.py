@@ -11,8 +11,8 @@ from exo.shared.types.commands import NodeMemory, Refusal
 ShouldStop = Callable[[], bool]
 _PROVEN_PERCENT = 0.005
 """A gap below what is shown."""
-_UNEVEN_DEVICES_MAX = 5
-"""Up to so many devices, plans of unequal layers are proven in milliseconds."""
+_UNEVEN_DEVICES_MAX = 4
+"""Up to so many devices, plans of unequal layers for one request at a time are proven in milliseconds."""
 
 
 def gibibytes(size_bytes: float) -> str:
@@ -107,7 +107,10 @@ def _has_time_to_ask_why(weighed: Weighed) -> bool:
     return (
         problem is not None
         and not weighed.is_truncated
-        and (problem.model.is_uniform or len(problem.devices) <= _UNEVEN_DEVICES_MAX)
+        and (
+            problem.model.is_uniform
+            or (problem.concurrency == 1 and len(problem.devices) <= _UNEVEN_DEVICES_MAX)
+        )
     )
 
 
