@@ -52,10 +52,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
     rounds: tuple[CostProblem, ...]
     """The same request, cut into different numbers of micro-batches; the shortest round decides."""
-    left_out: dict[str, str]
-    """Devices that cannot be weighed, each with the reason."""
     notes: tuple[str, ...]
-    """Measurements that were no use, and what took their place."""
+    """Devices that cannot be weighed, and measurements that were no use, each with the reason."""
 
 
 class _Twins(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,11 +96,8 @@ def cost_rounds(state: State, problem: Problem) -> Costs:
         )
         for count in (micro_batch_choices(request.concurrency) if has_rounds else (1,))
     ]
-    return Costs(
-        rounds=tuple(one.problem for one in built),
-        left_out=dict(built[0].left_out),
-        notes=built[0].notes,
-    )
+    left_out = (f"{device_id} takes no part: {reason}" for device_id, reason in built[0].left_out)
+    return Costs(rounds=tuple(one.problem for one in built), notes=(*left_out, *built[0].notes))
 
 
 def model_figures(model: ModelCard) -> ModelFigures:

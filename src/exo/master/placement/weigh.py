@@ -10,7 +10,7 @@ from exo.master.placement.evaluate import violations
 from exo.master.placement.ladder.answer import Infeasible, Options, Solution
 from exo.master.placement.ladder.evaluate import Assessment, Stage, assess
 from exo.master.placement.ladder.problem import CostProblem
-from exo.master.placement.ladder.solve import solve_rounds
+from exo.master.placement.ladder.solve import solve, solve_rounds
 from exo.master.placement.problem import Problem
 from exo.shared.types.ids import DeviceId
 from exo.shared.types.instances import Certificate, Prediction, StagePlan
@@ -65,7 +65,13 @@ def weigh(
         An `Infeasible` only where there is no plan at all.
     """
     rated = _rate(costs, incumbent) if incumbent is not None else None
-    found = solve_rounds(costs.rounds, should_stop=should_stop, options=options)
+    found: tuple[int, Solution] | Infeasible | None = None
+    if incumbent is None and len(costs.rounds) > 1:
+        # What does not fit in one micro-batch fits in none: they all keep the same caches.
+        first = solve(costs.rounds[0], should_stop=should_stop, options=options)
+        found = first if isinstance(first, Infeasible) else None
+    if found is None:
+        found = solve_rounds(costs.rounds, should_stop=should_stop, options=options)
     if isinstance(found, Infeasible):
         if incumbent is None:
             return found
