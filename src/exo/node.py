@@ -21,6 +21,7 @@ import msgspec
 from loguru import logger
 
 from exo.api.access_enrolment import EnrolmentDesk
+from exo.api.access_telling import ProfileVoice
 from exo.api.app import create_app
 from exo.api.context import NodeActions, StartInfo
 from exo.api.server import ApiServer
@@ -205,11 +206,12 @@ async def _run_with(
             meter.set_devices(found)
 
         watch = DeviceWatch(source=discovery, coordinator=coordinator, boot_id=boot_id, on_devices=on_devices)
+        voice = ProfileVoice(coordinator.publish)
         collector = GPUTelemetryCollector(
             node_id=node_id,
             devices=lambda: discovery.inventory.used,
             health=health,
-            publish=coordinator.publish,
+            publish=voice.publish,
             config=GPUTelemetryConfig.from_environment(settings.telemetry_interval_s),
             clock=time.monotonic,
             now=_utc_now,
@@ -251,6 +253,7 @@ async def _run_with(
             actions=NodeActions(
                 join_wanted=trust.join_wanted,
                 note_busy=partial(busy.note, "clients of this node"),
+                tell_key_usage=voice.tell_key_usage,
                 refused_data_connections=lambda: generation_client.refused_connection_count,
             ),
         )

@@ -52,6 +52,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return msgspec.json.decode(path.read_bytes(), type=Report)
 
 
+@pytest.mark.parametrize("seed", [10758, 19010])
+def test_a_promise_that_was_broken_once_is_kept(seed: int) -> None:
+    """A fact under two numbers; a voter that went before its successor came: see docs/benchmarks/schedules.md."""
+    assert run_schedule(seed).broken is None
+
+
 @pytest.mark.timeout(300)
 def test_no_promise_is_broken(report: Report) -> None:
     assert [f"--seed {one.seed} --nodes {one.mode}: {one.broken}" for one in report.failures] == []

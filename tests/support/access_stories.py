@@ -7,7 +7,7 @@ from exo.cluster.trust.authority import create_authority, issue_certificate
 from exo.cluster.trust.certificates import read_node_certificate, to_der
 from exo.master.authority import Issued
 from exo.shared.errors import ExoError
-from exo.shared.types.access import KeyId, Scope, TokenId
+from exo.shared.types.access import KeyId, KeyLimits, Scope, TokenId
 from exo.shared.types.commands import CreateKey, CreateToken, EnrolmentProof, EnrolNode
 from exo.shared.types.events import CertificateIssued, Decision, KeyCreated, TokenCreated
 from exo.shared.types.ids import ClusterId, CommandId, NodeId
@@ -59,7 +59,11 @@ def create_token(*, uses: int = 1, lifetime_s: float = 3600.0, token_id: TokenId
 
 
 def create_key(
-    *scopes: Scope, secret: str = "secret", lifetime_s: float | None = None, key_id: str = "abcd1234"
+    *scopes: Scope,
+    secret: str = "secret",
+    lifetime_s: float | None = None,
+    key_id: str = "abcd1234",
+    limits: KeyLimits | None = None,
 ) -> CreateKey:
     return CreateKey(
         command_id=COMMAND_ID,
@@ -69,6 +73,7 @@ def create_key(
         scopes=scopes,
         lifetime_s=lifetime_s,
         created_by="test",
+        limits=limits or KeyLimits(),
     )
 
 

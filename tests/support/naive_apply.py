@@ -217,7 +217,7 @@ def _fold(live: NodeTelemetry, node_id: NodeId, event: e.Telemetry) -> NodeTelem
         case e.DeviceGPUStateUpdated(state=device):
             return replace(live, devices={**live.devices, device.device_id: device})
         case e.NodeProfileUpdated(profile=profile):
-            return replace(live, profile=profile)
+            return replace(live, profile=profile, key_usage=event.key_usage)
         case e.LinkMeasured():
             before = live.links.get(event.dest_node_id)
             link = Link(

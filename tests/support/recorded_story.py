@@ -14,11 +14,13 @@ import msgspec
 
 from exo.cluster.membership import voters_wanted
 from exo.cluster.options import CoordinatorOptions
+from exo.master.access import decide_token_or_key
 from exo.master.decide import decide as decide_commit
 from exo.master.placement.place import place_instance
 from exo.master.recovery import Trouble, restarts, troubles
 from exo.master.recovery_ladder import attempts, decide_move, decide_stranding, without
-from exo.shared.types.commands import CommitPlan
+from exo.shared.types.access import KeyId, KeyLimits
+from exo.shared.types.commands import CommitPlan, DeleteKey
 from exo.shared.types.events import (
     Decision,
     DeviceAppeared,
@@ -31,6 +33,7 @@ from exo.shared.types.ids import CommandId, DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import PlacementRequest, Plan, StagePhase
 from exo.shared.types.state import State
 from exo.shared.types.voters import Voters
+from support.access_stories import NOW_S, create_key
 from support.device_stories import machine, model
 from support.simulated_cluster import SimulatedNode, Simulation, tagged
 from support.virtual_time import run
@@ -226,10 +229,40 @@ async def moved_instance(seed: int) -> Recording:
     return recording
 
 
+async def limited_keys(seed: int) -> Recording:
+    """Keys are made with a quota, with devices, and without any limit; one is deleted."""
+    simulation = Simulation(seed, "ab")
+    await simulation.start_all()
+    await simulation.until(simulation.is_one, timeout_s=8)
+    master = simulation.master.up
+    described = machine("a", "cuda:0", ram_mib=200)
+    found = [DeviceAppeared(node_id=described.node_id, device=one) for one in described.devices]
+    await master.propose(found, cause_id="a")
+    device_id = described.devices[0].device_id
+    commands = (
+        create_key("infer", limits=KeyLimits(requests_per_minute=60, tokens_per_day=100_000)),
+        create_key("operate", key_id="bcde2345", limits=KeyLimits(device_ids=(device_id,))),
+        create_key("admin", key_id="cdef3456"),
+        create_key("read", key_id="defa4567", limits=KeyLimits(requests_per_minute=1)),
+        DeleteKey(command_id=CommandId("command-5"), key_id=KeyId("defa4567")),
+    )
+    for number, command in enumerate(commands, start=1):
+        decided = decide_token_or_key(master.state, command, NOW_S)
+        assert isinstance(decided, list), decided
+        await master.propose(decided, cause_id=f"command-{number}")
+    await simulation.until(
+        lambda: len({node.up.state.index for node in simulation.running}) == 1, timeout_s=5
+    )
+    recording = Recording(whole_log(simulation.master), master.state.decided())
+    await simulation.stop_all()
+    return recording
+
+
 STORIES: dict[str, Callable[[int], Awaitable[Recording]]] = {
     "forced-history": forced_history,
     "dissolved-cluster": dissolved_cluster,
     "moved-instance": moved_instance,
+    "limited-keys": limited_keys,
 }
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from exo.shared.types.access import INCLUDED_SCOPES, SCOPES, Scope
+from exo.shared.types.access import INCLUDED_SCOPES, SCOPES, KeyLimits, Scope
 
 CallerKind = Literal["loopback", "owner", "key", "node", "nobody"]
 
@@ -20,6 +20,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     address: str = ""
     """Where the request came from."""
     scopes: frozenset[Scope] = frozenset()
+    limits: KeyLimits = KeyLimits()
 
     @property
     def label(self) -> str:

@@ -5,6 +5,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from exo.api.access_audit import AuditLog
 from exo.api.access_callers import Caller, present_caller
 from exo.api.access_gate import AccessRefused
@@ -168,4 +170,8 @@ class CommandDesk:
 def _details(command: c.Command) -> dict[str, Any]:
     if isinstance(command, c.PlaceInstance):
         return {"model_id": command.request.model_id, "reuse_existing": command.reuse_existing}
-    return {name: getattr(command, name) for name in NOTED_FIELDS.get(type(command), ())}
+    details = {name: getattr(command, name) for name in NOTED_FIELDS.get(type(command), ())}
+    if isinstance(command, c.CreateKey):
+        limits = msgspec.structs.asdict(command.limits)
+        details |= {name: value for name, value in limits.items() if value}
+    return details

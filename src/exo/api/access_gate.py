@@ -24,7 +24,7 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="exo"'}
 
 
 class AccessRefused(ApiError):
-    """Raised when a request is not let in; `who` is as much as is known of who asked."""
+    """Raised when a request is not let in, or its key is not for what it asks; `who` is as much as is known."""
 
     def __init__(
         self, status: int, code: str, message: str, *, who: Caller, headers: Mapping[str, str] | None = None
@@ -143,7 +143,13 @@ class AccessGate:
                         address=address,
                         name=key.key_id,
                     )
-                return Caller(kind="key", name=key.key_id, address=address, scopes=frozenset(found.scopes))
+                return Caller(
+                    kind="key",
+                    name=key.key_id,
+                    address=address,
+                    scopes=frozenset(found.scopes),
+                    limits=found.limits,
+                )
         raise _unauthorized(
             "key_wrong",
             "this key is not known here, or was deleted; make another: exo key create",

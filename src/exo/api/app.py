@@ -4,17 +4,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
+from starlette.responses import Response
 
+from exo.api.access_gate import AccessRefused
 from exo.api.access_owner import make_owner_key
 from exo.api.access_scopes import RouteScopes
 from exo.api.context import ApiContext, NodeActions, StartInfo
 from exo.api.dashboard_files import DASHBOARD_DIR, add_dashboard
 from exo.api.docs_page import CONTENT_SECURITY_POLICY, docs_page
 from exo.api.documentation import describe
-from exo.api.errors import add_error_handlers
+from exo.api.errors import add_error_handlers, error_response
 from exo.api.generation import TokenClient
 from exo.api.guard import RequestGuard
 from exo.api.openai import routes as openai_routes
@@ -55,6 +57,7 @@ def create_app(
         owner_key=make_owner_key(settings.home) if settings.is_key_required else None,
     )
     app.state.context = context
+    _count_refusals(app, context)
     routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
     app.add_middleware(RequestGuard, context=context, scopes=RouteScopes(routes))
     add_dashboard(app, routes, dashboard_dir)
@@ -95,3 +98,14 @@ def routes_only() -> FastAPI:
     app.openapi = openapi
     app.add_api_route("/docs", docs, include_in_schema=False)
     return app
+
+
+def _count_refusals(app: FastAPI, context: ApiContext) -> None:
+    """Have what a route refuses a key counted and written down like what does not get as far as a route."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, AccessRefused)
+        await context.desk.refused(error, request.method, request.url.path)
+        return error_response(request.url.path, error)
+
+    app.add_exception_handler(AccessRefused, refused)

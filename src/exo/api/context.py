@@ -14,6 +14,7 @@ from exo.api.access_audit import AuditLog
 from exo.api.access_desk import CommandDesk
 from exo.api.access_gate import AccessGate
 from exo.api.access_keys import PlainKey
+from exo.api.access_meter import KeyMeter, TellUsage
 from exo.api.generation import TokenClient
 from exo.api.metrics import MetricsOptions, ServiceMetrics
 from exo.api.present_state import StateCache
@@ -38,6 +39,8 @@ class NodeActions(msgspec.Struct, frozen=True, kw_only=True):
     """`<home>/keys/token` was written: use it now."""
     note_busy: Callable[[bool], None] | None = None
     """Whether clients of this node are waiting for tokens now."""
+    tell_key_usage: TellUsage | None = None
+    """What was done here with keys that have a quota: tell the other nodes."""
     refused_data_connections: Callable[[], int] = lambda: 0
     """How many connections to the data plane were not let in since the start."""
 
@@ -76,6 +79,7 @@ class ApiContext:
         self.gate = AccessGate(
             coordinator, is_key_required=settings.is_key_required, owner_key=owner_key, now_s=now_s
         )
+        self.meter = KeyMeter(coordinator, self.actions.tell_key_usage, now_s=now_s)
         self.closing = anyio.Event()
         """Set when the server stops: endless answers end."""
 

@@ -3,6 +3,7 @@
 import time
 from typing import Any, Protocol
 
+from exo.api.access_meter import Spending
 from exo.api.disconnect import shutting_down
 from exo.api.errors import ApiError
 from exo.dataplane.errors import GenerationFailedError, GenerationRejected, StageUnreachableError
@@ -35,9 +36,14 @@ class TokenClient(Protocol):
 
 
 class RunningGeneration:
-    """A generation that was accepted, with its numbers. Times are `time.perf_counter` seconds."""
+    """A generation that was accepted, with its numbers. Times are `time.perf_counter` seconds.
 
-    def __init__(self, stream: TokenStream, instance_id: InstanceId, arrived_s: float) -> None:
+    It ends where it would end, also when it takes more than its key's quota of tokens has left: the next is refused.
+    """
+
+    def __init__(
+        self, stream: TokenStream, instance_id: InstanceId, arrived_s: float, spending: Spending
+    ) -> None:
         self._stream = stream
         self._instance_id = instance_id
         self._arrived_s = arrived_s
@@ -47,6 +53,8 @@ class RunningGeneration:
         self.prompt_tokens = stream.prompt_tokens
         self.completion_tokens = 0
         self.is_complete = False
+        self._spending = spending
+        spending.tokens(stream.prompt_tokens)
 
     async def next_batch(self) -> list[TokenChunk]:
         """Return all chunks that wait, at least one; empty at the end.
@@ -68,6 +76,7 @@ class RunningGeneration:
         if self._first_token_s is None:
             self._first_token_s = self._last_token_s
         self.completion_tokens += len(batch)
+        self._spending.tokens(len(batch))
         finish_reason = batch[-1].finish_reason
         if finish_reason is not None:
             if finish_reason not in ("stop", "length"):
@@ -79,6 +88,7 @@ class RunningGeneration:
 
     async def cancel(self) -> None:
         """Have the stages stop; without effect when it is over."""
+        self._spending.end()
         await self._stream.cancel()
 
     async def close(self) -> None:

@@ -123,7 +123,8 @@ class ServiceMetrics:
         )
         self.authentication_failures = Counter(
             "exo_authentication_failures",
-            "Requests that this node did not let in, by reason: a missing or wrong key, a scope it does not have.",
+            "Requests that this node did not let in, by reason: a missing or wrong key, a scope or device that is not "
+            "the key's, a quota that is used up.",
             ("reason",),
             registry=registry,
         )

@@ -55,6 +55,9 @@ def key(key_id: KeyId, value: ApiKey, now_s: float) -> View:
         "expires_at": None if expires_at_s is None else utc_text(expires_at_s),
         "is_expired": expires_at_s is not None and expires_at_s <= now_s,
         "created_by": value.created_by,
+        "requests_per_minute": value.limits.requests_per_minute,
+        "tokens_per_day": value.limits.tokens_per_day,
+        "device_ids": value.limits.device_ids,
     }
 
 

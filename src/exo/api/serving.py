@@ -5,6 +5,8 @@ import uuid
 import anyio
 
 from exo.api import present
+from exo.api.access_callers import Caller
+from exo.api.access_devices import may_use, narrowed, require_instance
 from exo.api.context import ApiContext
 from exo.api.errors import ApiError, from_refusal
 from exo.api.readiness import is_on_its_way, settled_instance
@@ -20,17 +22,18 @@ READY_TIMEOUT_S = 600.0
 PLACE_TIMEOUT_S = 30.0
 
 
-async def ready_instance(context: ApiContext, model_id: ModelId) -> Instance:
+async def ready_instance(context: ApiContext, model_id: ModelId, caller: Caller) -> Instance:
     """Return an instance of the model that is ready; waits for one that is loading, places the model if allowed.
 
-    Of several the one with the fewest requests from this node.
+    Of several that the caller may use the one with the fewest requests from this node.
 
     Raises:
         ApiError: The model is unknown, not placed, cannot be placed, fails to load, or takes too long.
+        AccessRefused: It runs on devices that the caller may not use, and is not to be placed on others.
         NoMasterError: It would have to be placed, and there is no master.
     """
     with anyio.move_on_after(READY_TIMEOUT_S):
-        return await _ready_instance(context, model_id)
+        return await _ready_instance(context, model_id, caller)
     raise ApiError(
         503,
         "model_loading",
@@ -39,11 +42,12 @@ async def ready_instance(context: ApiContext, model_id: ModelId) -> Instance:
     )
 
 
-async def _ready_instance(context: ApiContext, model_id: ModelId) -> Instance:
+async def _ready_instance(context: ApiContext, model_id: ModelId, caller: Caller) -> Instance:
     awaited: InstanceId | None = None
     while True:
         state = context.coordinator.state
-        found = [value for value in state.instances.values() if value.model.model_id == model_id]
+        placed = [value for value in state.instances.values() if value.model.model_id == model_id]
+        found = [value for value in placed if may_use(caller, value)]
         ready = [value for value in found if instance_status(state, value)[0] == "ready"]
         if ready:
             in_flight = context.requests_in_flight
@@ -58,7 +62,9 @@ async def _ready_instance(context: ApiContext, model_id: ModelId) -> Instance:
         else:
             _raise_if_broken(state, found)
             _require_known(state, model_id)
-            awaited = await _place(context, model_id)
+            if placed and not found and not context.settings.is_auto_place_enabled:
+                require_instance(caller, placed[0])
+            awaited = await _place(context, model_id, caller)
         await settled_instance(context.coordinator, awaited)
 
 
@@ -97,7 +103,7 @@ def unknown_model(model_id: str, known: list[ModelId]) -> ApiError:
     )
 
 
-async def _place(context: ApiContext, model_id: ModelId) -> InstanceId:
+async def _place(context: ApiContext, model_id: ModelId, caller: Caller) -> InstanceId:
     if not context.settings.is_auto_place_enabled:
         raise ApiError(
             409,
@@ -108,7 +114,7 @@ async def _place(context: ApiContext, model_id: ModelId) -> InstanceId:
         )
     command = PlaceInstance(
         command_id=CommandId(uuid.uuid4().hex),
-        request=PlacementRequest(model_id=model_id),
+        request=narrowed(caller, context.coordinator.state, PlacementRequest(model_id=model_id)),
         reuse_existing=True,
     )
     reply = await context.desk.send(command, timeout_s=PLACE_TIMEOUT_S)
@@ -116,4 +122,5 @@ async def _place(context: ApiContext, model_id: ModelId) -> InstanceId:
         raise from_refusal(reply)
     if not isinstance(reply, Placed):
         raise RuntimeError(f"PlaceInstance was answered with {type(reply).__name__}")
+    require_instance(caller, reply.instance)
     return reply.instance.instance_id

@@ -3,8 +3,9 @@
 import math
 import re
 
+from exo.master.key_limits import limits_refusal
 from exo.shared.refusals import clean_text, refusal, unknown, unknown_node
-from exo.shared.types.access import SCOPES, Scope
+from exo.shared.types.access import SCOPES, KeyLimits, Scope
 from exo.shared.types.commands import (
     CreateKey,
     CreateToken,
@@ -18,6 +19,7 @@ from exo.shared.types.events import (
     Decision,
     KeyCreated,
     KeyDeleted,
+    KeyLimited,
     NodeRemoved,
     TokenCreated,
     TokenDeleted,
@@ -181,6 +183,18 @@ def _create_key(state: State, command: CreateKey, now_s: float) -> Decided:
             "too_many_keys",
             f"there are {len(keys)} keys, which is the limit; delete one: exo key delete ID",
         )
+    limits = command.limits
+    refused = limits_refusal(state, scopes, limits)
+    if refused is not None:
+        return refused
+    limited: list[Decision] = [
+        KeyLimited(
+            key_id=command.key_id,
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_day=limits.tokens_per_day,
+            device_ids=tuple(dict.fromkeys(limits.device_ids)),
+        )
+    ]
     return [
         KeyCreated(
             key_id=command.key_id,
@@ -190,7 +204,8 @@ def _create_key(state: State, command: CreateKey, now_s: float) -> Decided:
             created_at_s=now_s,
             expires_at_s=None if lifetime_s is None else now_s + lifetime_s,
             created_by=clean_text(command.created_by),
-        )
+        ),
+        *(limited if limits != KeyLimits() else ()),
     ]
 
 

@@ -1,12 +1,14 @@
 """State x command -> events, or a refusal. Pure: the loop solves and commits, this decides."""
 
+from collections.abc import Collection
+
 from exo.master.placement.evaluate import violations
 from exo.master.placement.place import find_model
 from exo.master.placement.problem import build_problem
 from exo.shared.serving import instance_status
 from exo.shared.types.commands import CommitPlan, DeleteInstance, Refusal
 from exo.shared.types.events import Decision, InstanceCreated, InstanceDeleted
-from exo.shared.types.ids import ModelId
+from exo.shared.types.ids import DeviceId, ModelId
 from exo.shared.types.instances import Instance, StageState
 from exo.shared.types.state import State
 
@@ -23,13 +25,20 @@ def decide(state: State, command: CommitPlan | DeleteInstance) -> list[Decision]
             return _delete_instance(state, command)
 
 
-def existing_instance(state: State, model_id: ModelId) -> Instance | None:
-    """The instance of a model that is ready or on its way, or None; the readiest first, then the oldest."""
+def existing_instance(
+    state: State, model_id: ModelId, device_ids: Collection[DeviceId] = ()
+) -> Instance | None:
+    """The instance of a model that is ready or on its way, or None; the readiest first, then the oldest.
+
+    Where devices are named, only one that runs on these alone.
+    """
     order = {"ready": 0, "loading": 1, "pending": 2}
     found = [
         (order[status], instance_id, instance)
         for instance_id, instance in state.instances.items()
-        if instance.model.model_id == model_id and (status := instance_status(state, instance)[0]) in order
+        if instance.model.model_id == model_id
+        and (not device_ids or instance.plan.is_within(device_ids))
+        and (status := instance_status(state, instance)[0]) in order
     ]
     return min(found, key=lambda one: one[:2])[2] if found else None
 

@@ -133,7 +133,7 @@ class Master:
     def _reused(self, state: State, command: PlaceInstance) -> Placed | None:
         if not command.reuse_existing:
             return None
-        instance = existing_instance(state, command.request.model_id)
+        instance = existing_instance(state, command.request.model_id, command.request.device_ids)
         return None if instance is None else Placed(instance=instance, index=state.index, is_new=False)
 
     async def _delete(self, command: DeleteInstance) -> Reply:

@@ -59,6 +59,26 @@ def test_a_token_is_printed_alone_and_listed_without_itself(ruled: RunningWorld,
     assert "token" in json.loads(run("token", "create", "--json").out)
 
 
+def test_a_key_is_made_with_limits_which_the_list_shows(ruled: RunningWorld, run: Run) -> None:
+    made = run(
+        *("key", "create", "--scope", "infer", "--requests-per-minute", "60", "--tokens-per-day", "5000"),
+        *("--device", "a/cpu:0", "--device", "host-b/cpu:0"),
+    )
+    assert made.code == 0, made.err
+    for text in ("60 requests a minute", "5000 tokens a day", "only on a/cpu:0, b/cpu:0"):
+        assert text in " ".join(made.err.split())
+    (key,) = json.loads(run("key", "list", "--json").out)["keys"]
+    limits = (key["requests_per_minute"], key["tokens_per_day"], key["device_ids"])
+    assert limits == (60, 5000, ["a/cpu:0", "b/cpu:0"])
+    listed = " ".join(run("key", "list").out.split())
+    assert "LIMITS" in listed and "60" in listed and "minute" in listed
+    nowhere = run("key", "create", "--scope", "infer", "--device", "a/cuda:7")
+    assert nowhere.code == 2 and "there are a/cpu:0, b/cpu:0" in " ".join(nowhere.err.split())
+    assert run("key", "create", "--scope", "infer", "--tokens-per-day", "0").code == 2
+    everything = run("key", "create", "--scope", "admin", "--tokens-per-day", "5")
+    assert everything.code == 1 and "leave out the scope admin" in " ".join(everything.err.split())
+
+
 def test_a_key_is_printed_alone_used_by_exo_itself_and_listed_without_itself(
     ruled: RunningWorld, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,15 +2,16 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 
 from exo.gpu.backends import cpu as cpu_module
 from exo.gpu.backends.cpu import CPUDriver, processor_name
-from exo.gpu.backends.host_sensors import PackagePower, is_memory_pressed, memory_errors
+from exo.gpu.backends.host_sensors import PackagePower, ProcessorLoad, is_memory_pressed, memory_errors
 from exo.gpu.host_memory import read_host_memory
 from exo.gpu.threaded import ThreadedBackend
 from exo.shared.types.ids import NodeId
@@ -27,7 +28,11 @@ async def test_the_processor_is_a_device_with_ram_and_no_vram() -> None:
     assert reading.memory_total_bytes == device.memory_total_bytes
     assert reading.memory_used_bytes is not None
     assert 0 <= reading.memory_used_bytes <= device.memory_total_bytes
-    assert reading.compute_utilization_percent is not None
+    deadline_s = time.monotonic() + 20
+    while (await backend.get_device_utilization(device.device_id)) is None:
+        assert time.monotonic() < deadline_s
+    percent = await backend.get_device_utilization(device.device_id)
+    assert percent is not None and 0 <= percent <= 100
     await backend.shutdown()
 
 
@@ -72,6 +77,32 @@ def test_boards_without_a_processor_name_have_their_own(monkeypatch: pytest.Monk
     texts = {"/proc/cpuinfo": "processor : 0\n", "/proc/device-tree/model": "Raspberry Pi 5 Model B\0"}
     monkeypatch.setattr(Path, "read_text", lambda self, **_: texts[str(self)])
     assert processor_name() == "Raspberry Pi 5 Model B"
+
+
+class Times(NamedTuple):
+    user: float
+    idle: float
+    iowait: float = 0.0
+    guest: float = 0.0
+
+
+def test_the_load_is_that_of_a_while_and_not_of_the_moment_between_two_questions() -> None:
+    now_s, times = 0.0, Times(user=100.0, idle=50.0)
+    load = ProcessorLoad(lambda: now_s, lambda: times)
+    assert load.percent() is None, "there is nothing to compare with yet"
+    now_s, times = 0.01, Times(user=100.02, idle=50.0)
+    assert load.percent() is None
+    now_s, times = 2.0, Times(user=101.0, idle=52.0, iowait=1.0, guest=1.0)
+    assert load.percent() == 25.0, "a guest's time counts once, and waiting for a disk is idle"
+    now_s, times = 4.0, Times(user=104.0, idle=53.0, iowait=1.0, guest=1.0)
+    assert load.percent() == 75.0
+    # Somebody else asks right afterwards: it is as busy as before.
+    now_s, times = 4.01, Times(user=104.0, idle=53.02, iowait=1.0, guest=1.0)
+    assert load.percent() == 75.0
+    now_s = 6.0
+    assert load.percent() == 0.0
+    now_s, times = 8.0, Times(user=1.0, idle=1.0)
+    assert load.percent() == 0.0, "counters that began anew say nothing"
 
 
 def test_power_comes_from_the_energy_of_all_packages(tmp_path: Path) -> None:

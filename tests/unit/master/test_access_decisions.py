@@ -13,13 +13,14 @@ from exo.master.access import (
 )
 from exo.shared.forgetting import decide_forgetting
 from exo.shared.refusals import clean_text
-from exo.shared.types.access import SCOPES, KeyId, Scope, TokenId
+from exo.shared.types.access import SCOPES, KeyId, KeyLimits, Scope, TokenId
 from exo.shared.types.commands import DeleteKey, DeleteToken, ForgetNode, Refusal, RemoveNode
 from exo.shared.types.events import (
     CertificateRevoked,
     JoinWished,
     KeyCreated,
     KeyDeleted,
+    KeyLimited,
     NodeDisconnected,
     NodeRemoved,
     TermOpened,
@@ -27,7 +28,7 @@ from exo.shared.types.events import (
     TokenDeleted,
     VotersChanged,
 )
-from exo.shared.types.ids import NodeId
+from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.state import State
 from exo.shared.types.voters import Voters
 from support.access_stories import (
@@ -217,3 +218,45 @@ def test_texts_from_outside_are_one_printable_line(text: str) -> None:
 
 def test_scopes_are_complete() -> None:
     assert SCOPES == ("read", "infer", "operate", "admin")
+
+
+def test_limits_are_an_event_of_their_own_beside_the_key() -> None:
+    device_id = DeviceId("a/cpu:0")
+    limits = KeyLimits(requests_per_minute=5, tokens_per_day=7, device_ids=(device_id, device_id))
+    created, limited = decide_token_or_key(members("a"), create_key("infer", limits=limits), NOW_S)  # type: ignore[misc]
+    assert isinstance(created, KeyCreated)
+    assert limited == KeyLimited(
+        key_id=KeyId("abcd1234"), requests_per_minute=5, tokens_per_day=7, device_ids=(device_id,)
+    )
+    state = fold(members("a"), created, limited)
+    expected = KeyLimits(requests_per_minute=5, tokens_per_day=7, device_ids=(device_id,))
+    assert state.access.keys[KeyId("abcd1234")].limits == expected
+    again = fold(state, KeyLimited(key_id=KeyId("abcd1234"), tokens_per_day=9))
+    assert again.access.keys[KeyId("abcd1234")].limits == KeyLimits(tokens_per_day=9)
+    unknown = fold(members("a"), KeyLimited(key_id=KeyId("nothing")))
+    assert unknown.access == members("a").access
+
+
+@pytest.mark.parametrize(
+    ("scopes", "limits", "code", "said"),
+    [
+        (("admin", "infer"), KeyLimits(tokens_per_day=1), "limits_on_admin", "leave out the scope admin"),
+        (("admin",), KeyLimits(device_ids=(DeviceId("a/cpu:0"),)), "limits_on_admin", "without limits"),
+        (
+            ("infer",),
+            KeyLimits(requests_per_minute=0),
+            "quota_out_of_range",
+            "1 to 1000000 requests a minute",
+        ),
+        (("infer",), KeyLimits(tokens_per_day=-1), "quota_out_of_range", "tokens a day, not -1"),
+        (("infer",), KeyLimits(tokens_per_day=10**12 + 1), "quota_out_of_range", "tokens a day"),
+        (("infer",), KeyLimits(device_ids=(DeviceId("a/gpu"),)), "device_not_found", "no device 'a/gpu'"),
+        (("infer",), KeyLimits(device_ids=(DeviceId("a/cpu:0"),) * 257), "too_many_devices", "256"),
+    ],
+)
+def test_limits_that_a_key_cannot_have_are_refused(
+    scopes: tuple[Scope, ...], limits: KeyLimits, code: str, said: str
+) -> None:
+    answer = decide_token_or_key(members("a"), create_key(*scopes, limits=limits), NOW_S)
+    assert said in refused(answer, code, 422)
+    assert answer.near_matches == (("a/cpu:0",) if code == "device_not_found" else ())  # type: ignore[union-attr]

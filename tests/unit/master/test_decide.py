@@ -4,7 +4,7 @@ from exo.master.decide import PLAN_OUTDATED, decide, existing_instance
 from exo.master.placement.place import place_instance
 from exo.shared.types.commands import CommitPlan, DeleteInstance, Refusal
 from exo.shared.types.events import InstanceCreated, InstanceDeleted, NodeDisconnected
-from exo.shared.types.ids import CommandId, InstanceId, ModelId, NodeId
+from exo.shared.types.ids import CommandId, DeviceId, InstanceId, ModelId, NodeId
 from exo.shared.types.instances import PlacementRequest, Plan
 from exo.shared.types.state import State
 from support.states import GIB, card, cluster, fold, identity, with_free_memory
@@ -54,3 +54,10 @@ def test_an_existing_instance_is_found_unless_it_failed() -> None:
     assert found is not None and found.instance_id == "i"
     assert existing_instance(stage(state, 0, "failed", reason="x"), ModelId("toy")) is None
     assert existing_instance(state, ModelId("other")) is None
+
+
+def test_an_existing_instance_counts_only_where_it_runs_on_the_devices_named_alone() -> None:
+    state = placed(one_node())
+    (used,) = state.instances[InstanceId("i")].plan.stages[0].device_ids
+    assert existing_instance(state, ModelId("toy"), (used, DeviceId("b/cpu:0"))) is not None
+    assert existing_instance(state, ModelId("toy"), (DeviceId("b/cpu:0"),)) is None

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from exo.shared.apply import apply_entries, apply_entry, apply_frames, apply_telemetry
 from exo.shared.errors import LogOrderError
 from exo.shared.types import events as e
+from exo.shared.types.access import KeyId, KeyUsage
 from exo.shared.types.devices import DeviceGPUState, MemoryProfile, NodePerformanceProfile, SystemProfile
 from exo.shared.types.ids import ClusterId, CommandId, DeviceId, EventId, InstanceId, ModelId, NodeId
 from exo.shared.types.instances import (
@@ -33,6 +34,7 @@ INSTANCES = [InstanceId(name) for name in "ij"]
 nodes = st.sampled_from([*NODES, *NODES, STRANGER])
 boots = st.sampled_from(["boot-1", "boot-2"])
 instance_ids = st.sampled_from(INSTANCES)
+key_ids = st.sampled_from([KeyId("k"), KeyId("l")])
 small = st.integers(0, 3)
 voters = st.builds(Voters, voters=st.lists(nodes, max_size=3, unique=True).map(tuple))
 reasons = st.sampled_from(["one", "another"])
@@ -101,6 +103,18 @@ decisions: st.SearchStrategy[e.Decision] = st.one_of(
         reasons,
     ),
     st.builds(e.InstanceCreated, instance=instances),
+    st.builds(
+        e.KeyCreated,
+        key_id=key_ids,
+        hash=reasons,
+        name=reasons,
+        scopes=st.just(("infer",)),
+        created_at_s=st.just(1.0),
+        expires_at_s=st.none(),
+        created_by=reasons,
+    ),
+    st.builds(e.KeyLimited, key_id=key_ids, requests_per_minute=st.sampled_from([None, 1, 2])),
+    st.builds(e.KeyDeleted, key_id=key_ids),
     st.builds(e.AuthorityCreated, certificate_pem=reasons),
     st.builds(
         e.CertificateIssued,
@@ -136,8 +150,9 @@ optional = st.sampled_from([None, 1.0, 2.0])
 telemetry: st.SearchStrategy[e.Telemetry] = st.one_of(
     st.builds(reading, st.sampled_from(["x", "y"]), small),
     st.builds(
-        lambda node_id, total: e.NodeProfileUpdated(
+        lambda node_id, total, key_usage: e.NodeProfileUpdated(
             node_id=node_id,
+            key_usage=key_usage,
             profile=NodePerformanceProfile(
                 memory=MemoryProfile(ram_total=total, ram_available=0, swap_total=0, swap_available=0),
                 system=SystemProfile(),
@@ -145,6 +160,7 @@ telemetry: st.SearchStrategy[e.Telemetry] = st.one_of(
         ),
         nodes,
         small,
+        st.dictionaries(key_ids, st.builds(KeyUsage, small, small, small, small), max_size=2),
     ),
     st.builds(
         e.LinkMeasured,

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from exo.api import present
+from exo.api.access_callers import present_caller
 from exo.api.context import ApiContext, Context
 from exo.api.disconnect import CLIENT_GONE_STATUS, ClientGoneError, while_connected
 from exo.api.errors import ApiError
@@ -40,7 +41,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 MakeRequest = Callable[[Instance, RequestId], GenerationRequest]
 
-_GENERATION_ERRORS = openai_errors(400, 404, 409, 422, 429, 503)
+_GENERATION_ERRORS = openai_errors(400, 403, 404, 409, 422, 429, 503)
 
 
 def _streams(model: type[ChatCompletionChunk] | type[Completion]) -> Responses:
@@ -147,7 +148,8 @@ async def _generate(
     created_s = int(time.time())
 
     async def start() -> RunningGeneration:
-        instance = await ready_instance(context, ModelId(wish.model))
+        spending = context.meter.admit(present_caller())
+        instance = await ready_instance(context, ModelId(wish.model), present_caller())
         record.assign(instance.instance_id)
         address = instance.stages[0].address
         if address is None:
@@ -155,7 +157,7 @@ async def _generate(
         generation_request = make_request(instance, request_id)
         stream = await start_stream(context.generation_client, address, generation_request)
         record.accepted()
-        return RunningGeneration(stream, instance.instance_id, record.arrived_s)
+        return RunningGeneration(stream, instance.instance_id, record.arrived_s, spending)
 
     try:
         require_supported(wish)

@@ -16,10 +16,11 @@ Responses = dict[int | str, dict[str, Any]]
 
 _MEANINGS = {
     400: "The request cannot be carried out as it is",
+    403: "The key is not for these devices",
     404: "There is no such thing; near matches are named",
     409: "In conflict with the present state; it would be possible later",
     422: "The request cannot be read, or can never be met here; sizes say by how much",
-    429: "The queue is full; try again after `Retry-After` seconds",
+    429: "The queue is full, or a quota of the key is used up; try again after `Retry-After` seconds",
     501: "What keeps this cluster's decisions cannot do that",
     503: "No master, or the model cannot be served now; try again after `Retry-After` seconds",
     504: "Not ready within the time given",

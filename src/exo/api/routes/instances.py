@@ -8,6 +8,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
 from exo.api import present
+from exo.api.access_callers import present_caller
+from exo.api.access_devices import narrowed, require_instance
 from exo.api.context import ApiContext, Context
 from exo.api.disconnect import CLIENT_GONE_STATUS, ClientGoneError, while_connected
 from exo.api.errors import ApiError, from_refusal
@@ -49,9 +51,13 @@ def new_command_id() -> CommandId:
     return CommandId(uuid.uuid4().hex)
 
 
-def placement_request(wish: InstanceWish) -> PlacementRequest:
-    """Return the body of `POST /instance` as the internal value."""
-    return PlacementRequest(
+def placement_request(wish: InstanceWish, context: ApiContext) -> PlacementRequest:
+    """Return the body of `POST /instance` as the internal value, for devices that the caller may use.
+
+    Raises:
+        AccessRefused: It names others.
+    """
+    request = PlacementRequest(
         model_id=ModelId(wish.model_id),
         sharding=wish.sharding,
         engine=wish.engine,
@@ -65,6 +71,7 @@ def placement_request(wish: InstanceWish) -> PlacementRequest:
         objective=wish.objective,
         layer_split=tuple(wish.layer_split),
     )
+    return narrowed(present_caller(), context.coordinator.state, request)
 
 
 async def _send(context: ApiContext, command: Command) -> Reply:
@@ -83,11 +90,11 @@ def _unexpected(command: Command, reply: Reply) -> NoReturn:
     operation_id="place_instance",
     status_code=201,
     response_model=InstancePlaced,
-    responses=problems(404, 409, 422, 503),
+    responses=problems(403, 404, 409, 422, 503),
 )
 async def place_instance(wish: InstanceWish, context: Context) -> Response:
     """Place a model. Answers when the decision is committed, or with the reason why it cannot be."""
-    command = PlaceInstance(command_id=new_command_id(), request=placement_request(wish))
+    command = PlaceInstance(command_id=new_command_id(), request=placement_request(wish, context))
     reply = await _send(context, command)
     if not isinstance(reply, Placed):
         _unexpected(command, reply)
@@ -113,11 +120,11 @@ async def list_instances(context: Context) -> Response:
     "/instance/previews",
     operation_id="preview_placements",
     response_model=PreviewList,
-    responses=problems(404, 422, 503),
+    responses=problems(403, 404, 422, 503),
 )
 async def preview_placements(wish: Annotated[PreviewWish, Query()], context: Context) -> Response:
     """Several ways to place a model side by side, each with its plan or its refusal. Decides nothing."""
-    command = PreviewPlacements(command_id=new_command_id(), request=placement_request(wish))
+    command = PreviewPlacements(command_id=new_command_id(), request=placement_request(wish, context))
     reply = await _send(context, command)
     if not isinstance(reply, Previews):
         _unexpected(command, reply)
@@ -180,10 +187,13 @@ async def wait_for_instance(
     "/instance/{instance_id}",
     operation_id="delete_instance",
     response_model=InstanceDeleted,
-    responses=problems(404, 503),
+    responses=problems(403, 404, 503),
 )
 async def delete_instance(instance_id: InstanceIdPath, context: Context) -> Response:
     """Stop an instance and forget it."""
+    value = context.coordinator.state.instances.get(InstanceId(instance_id))
+    if value is not None:
+        require_instance(present_caller(), value)
     command = DeleteInstance(command_id=new_command_id(), instance_id=InstanceId(instance_id))
     reply = await _send(context, command)
     if not isinstance(reply, Deleted):

@@ -12,8 +12,9 @@ from exo.api.context import Context
 from exo.api.routes.answers import decided_index, json_answer, problems
 from exo.api.routes.instances import new_command_id
 from exo.api.schemas.access import Decided, KeyList, KeyMade, KeyWish
-from exo.shared.types.access import KeyId
+from exo.shared.types.access import KeyId, KeyLimits
 from exo.shared.types.commands import CreateKey, DeleteKey
+from exo.shared.types.ids import DeviceId
 
 router = APIRouter(tags=["access"])
 
@@ -38,6 +39,11 @@ async def create_key(wish: KeyWish, context: Context) -> Response:
         scopes=tuple(wish.scopes),
         lifetime_s=wish.lifetime_s,
         created_by=present_caller().label,
+        limits=KeyLimits(
+            requests_per_minute=wish.requests_per_minute,
+            tokens_per_day=wish.tokens_per_day,
+            device_ids=tuple(DeviceId(device_id) for device_id in wish.device_ids),
+        ),
     )
     index = await decided_index(context, command)
     value = context.coordinator.state.access.keys[made.key_id]

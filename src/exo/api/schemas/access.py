@@ -12,6 +12,12 @@ DAY_S = 86400.0
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[Text, StringConstraints(max_length=128)]
+DeviceName = Annotated[Text, StringConstraints(min_length=1, max_length=512)]
+
+# As the master has them.
+REQUESTS_MAX = 1_000_000
+TOKENS_MAX = 1_000_000_000_000
+DEVICES_MAX = 256
 
 
 class TokenWish(Wish):
@@ -58,6 +64,12 @@ class KeyWish(Wish):
     """For people."""
     lifetime_s: Seconds | None = None
     """Null: until it is deleted."""
+    requests_per_minute: Annotated[int, Field(ge=1, le=REQUESTS_MAX)] | None = None
+    """Generations that may begin in a minute of the clock, over all nodes; null: any number."""
+    tokens_per_day: Annotated[int, Field(ge=1, le=TOKENS_MAX)] | None = None
+    """Of prompts and answers in a day (UTC), over all nodes; null: any number."""
+    device_ids: Annotated[list[DeviceName], Field(max_length=DEVICES_MAX)] = []
+    """When not empty: it may use and place only what runs on these devices alone."""
 
 
 class KeyView(Shape):
@@ -69,6 +81,12 @@ class KeyView(Shape):
     expires_at: str | None
     is_expired: bool
     created_by: str
+    requests_per_minute: int | None
+    """Null: any number."""
+    tokens_per_day: int | None
+    """Null: any number."""
+    device_ids: list[str]
+    """Empty: all."""
 
 
 class KeyMade(KeyView):

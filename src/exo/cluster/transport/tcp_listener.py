@@ -25,6 +25,8 @@ STRANGERS_PER_HOST_MAX = 32
 """Of them from one other host, so that none can take all the room."""
 _BACKLOG = 1024
 """A cluster's nodes all come back at once after the network was away."""
+_LAST_TURNS = 5
+"""Of the event loop: who was accepted in the moment of the end is made known, hung up on and let go in one each."""
 _LET_GO_TURNS = 1000
 """Of a millisecond, for the event loop to close a socket: uvloop does it in a later turn."""
 
@@ -119,6 +121,8 @@ class TcpListener(Listener, ConnectionOwner):
         self._waiting.clear()
         self._changed.set()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(_LAST_TURNS):
+            await asyncio.sleep(0)
 
     def _close_servers(self) -> None:
         for server in self._servers:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
-from exo.gpu.backends.host_sensors import PackagePower, is_memory_pressed, memory_errors
+from exo.gpu.backends.host_sensors import PackagePower, ProcessorLoad, is_memory_pressed, memory_errors
 from exo.gpu.driver import Driver, FoundDevice, MatrixShape, Precision
 from exo.gpu.host_memory import read_host_memory
 from exo.gpu.reading import DeviceReading, MemoryInfo
@@ -29,10 +29,11 @@ class CPUDriver(Driver):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._power = PackagePower(clock)
+        self._load = ProcessorLoad(clock)
 
     def open(self) -> None:
         # The first calls have nothing to compare with.
-        psutil.cpu_percent(interval=None)
+        self._load.percent()
         self._power.watts()
 
     def close(self) -> None:
@@ -62,7 +63,7 @@ class CPUDriver(Driver):
         return DeviceReading(
             memory_total_bytes=memory.total_bytes,
             memory_used_bytes=memory.total_bytes - memory.available_bytes,
-            compute_utilization_percent=psutil.cpu_percent(interval=None),
+            compute_utilization_percent=self._load.percent(),
             temperature_c=temperature_c,
             throttle_threshold_c=threshold_c,
             is_thermal_throttling=is_hot,

@@ -1,14 +1,58 @@
-"""What Linux tells of the host beyond psutil: the processor's power, corrected memory errors, shortage of memory."""
+"""What the host tells beyond single values of psutil: the processor's load and power, and how its memory is."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 _POWERCAP = Path("/sys/class/powercap")
 _EDAC = Path("/sys/devices/system/edac/mc")
 _PRESSURE = Path("/proc/pressure/memory")
 _STALLED_PERCENT = 10.0
 """Of the last ten seconds that some process waited for memory: from here on people notice."""
+
+
+_LOAD_WINDOW_S = 0.1
+"""The kernel counts processor time in steps of up to a hundredth of a second: of less than this it says nothing."""
+
+
+class ProcessorLoad:
+    """How busy the processor is, whoever asks and however often.
+
+    psutil's own figure compares with the last question of the same thread: the first answer is always 0, and one of
+    two in a row is of a moment.
+
+    Args:
+        clock: Monotonic seconds.
+        times: Seconds by kind, as of `psutil.cpu_times`.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, times: Callable[[], Any] = psutil.cpu_times
+    ) -> None:
+        self._clock = clock
+        self._times = times
+        self._before: tuple[float, float, float] | None = None
+        """(when, busy seconds, seconds in all)"""
+        self._percent: float | None = None
+
+    def percent(self) -> float | None:
+        """Return the mean since a while ago, 0 to 100; None while there is nothing to compare with."""
+        at_s = self._clock()
+        if self._before is not None and at_s - self._before[0] < _LOAD_WINDOW_S:
+            return self._percent
+        times = self._times()
+        # What guests take is in the user's time already.
+        guests_s = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+        total_s = sum(times) - guests_s
+        busy_s = total_s - times.idle - getattr(times, "iowait", 0.0)
+        before, self._before = self._before, (at_s, busy_s, total_s)
+        if before is not None and total_s > before[2]:
+            share = (busy_s - before[1]) / (total_s - before[2])
+            self._percent = round(100 * min(1.0, max(0.0, share)), 1)
+        return self._percent
 
 
 class PackagePower:

@@ -15,6 +15,7 @@ from exo.shared.types.access import (
     Declined,
     JoinToken,
     JoinWish,
+    KeyLimits,
     Revocation,
 )
 from exo.shared.types.ids import NodeId
@@ -80,6 +81,18 @@ def key_created(access: Access, event: e.KeyCreated) -> Access:
         created_by=event.created_by,
     )
     return replace(access, keys={**access.keys, event.key_id: key})
+
+
+def key_limited(access: Access, event: e.KeyLimited) -> Access:
+    key = access.keys.get(event.key_id)
+    if key is None:
+        return access
+    limits = KeyLimits(
+        requests_per_minute=event.requests_per_minute,
+        tokens_per_day=event.tokens_per_day,
+        device_ids=event.device_ids,
+    )
+    return replace(access, keys={**access.keys, event.key_id: replace(key, limits=limits)})
 
 
 def key_deleted(access: Access, event: e.KeyDeleted) -> Access:
@@ -191,6 +204,7 @@ CHANGES: dict[type, Callable[[Access, Any], Access]] = {
     e.TokenGuessed: token_guessed,
     e.TokenDeleted: token_deleted,
     e.KeyCreated: key_created,
+    e.KeyLimited: key_limited,
     e.KeyDeleted: key_deleted,
     e.JoinWished: join_wished,
     e.JoinDeclined: join_declined,

@@ -39,7 +39,7 @@ def _latest(
 ) -> NodeTelemetry:
     """Return what is known of a node with its next frame. What the frame does not speak of stays the same object."""
     profile, devices, links, stages = before.profile, before.devices, before.links, before.stages
-    device_links = before.device_links
+    device_links, key_usage = before.device_links, before.key_usage
     for event in frame.events:
         match event:  # Attributes in these patterns would triple what they cost.
             case e.DeviceGPUStateUpdated():
@@ -47,7 +47,7 @@ def _latest(
                     devices = dict(devices)
                 devices[event.state.device_id] = event.state
             case e.NodeProfileUpdated():
-                profile = event.profile
+                profile, key_usage = event.profile, event.key_usage
             case e.StageProgressed():
                 if stages is before.stages:
                     stages = dict(stages)
@@ -72,6 +72,7 @@ def _latest(
         links=links,
         stages=stages,
         device_links=device_links,
+        key_usage=key_usage,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Literal, NewType
 
 import msgspec
 
-from exo.shared.types.ids import NodeId
+from exo.shared.types.ids import DeviceId, NodeId
 
 TokenId = NewType("TokenId", str)
 """Names a join token; part of the token's text, and no secret."""
@@ -53,6 +53,35 @@ class JoinToken(msgspec.Struct, frozen=True, kw_only=True):
         return self.wrong_tries >= WRONG_TRIES_MAX
 
 
+class KeyLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key may not do beyond its scopes."""
+
+    requests_per_minute: int | None = None
+    """Generations that may begin within a minute of the clock, over all nodes; None: any number."""
+    tokens_per_day: int | None = None
+    """Of prompts and answers within a day (UTC), over all nodes; None: any number."""
+    device_ids: tuple[DeviceId, ...] = ()
+    """When not empty: it may use and place only what runs on these devices alone."""
+
+    @property
+    def has_quota(self) -> bool:
+        """Whether what is done with the key has to be counted."""
+        return self.requests_per_minute is not None or self.tokens_per_day is not None
+
+
+class KeyUsage(msgspec.Struct, frozen=True, array_like=True):
+    """What was done with a key through one node, in one minute and one day. Short: it is told often."""
+
+    minute: int
+    """Since 1970, in minutes."""
+    requests: int
+    """Generations that began in that minute."""
+    day: int
+    """Since 1970, in days of UTC."""
+    tokens: int
+    """Of that day."""
+
+
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """What lets a program use the API from elsewhere."""
 
@@ -63,6 +92,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     created_at_s: float
     expires_at_s: float | None
     created_by: str
+    limits: KeyLimits = KeyLimits()
 
 
 class JoinWish(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from exo.shared.types.access import KeyId, Scope, TokenId
+from exo.shared.types.access import KeyId, KeyLimits, Scope, TokenId
 from exo.shared.types.ids import CommandId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, PlacementRequest, Plan
 
@@ -70,6 +70,7 @@ class CreateKey(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     lifetime_s: float | None
     """None: until it is deleted."""
     created_by: str
+    limits: KeyLimits = KeyLimits()
 
 
 class DeleteKey(msgspec.Struct, frozen=True, kw_only=True, tag=True):

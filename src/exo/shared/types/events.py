@@ -6,7 +6,7 @@ a new meaning needs a new event, because old logs replay for ever.
 
 import msgspec
 
-from exo.shared.types.access import KeyId, Scope, TokenId
+from exo.shared.types.access import KeyId, KeyUsage, Scope, TokenId
 from exo.shared.types.devices import DeviceGPUState, GPUDevice, NodePerformanceProfile
 from exo.shared.types.ids import ClusterId, DeviceId, EventId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, Plan, StagePhase, StageProgress
@@ -196,6 +196,16 @@ class KeyCreated(_Event, frozen=True, kw_only=True):
     created_by: str
 
 
+class KeyLimited(_Event, frozen=True, kw_only=True):
+    """From here on a key may do no more than this; what it was limited to before counts no longer."""
+
+    key_id: KeyId
+    requests_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    device_ids: tuple[DeviceId, ...] = ()
+    """Empty: all."""
+
+
 class KeyDeleted(_Event, frozen=True, kw_only=True):
     key_id: KeyId
 
@@ -267,6 +277,7 @@ Decision = (
     | TokenGuessed
     | TokenDeleted
     | KeyCreated
+    | KeyLimited
     | KeyDeleted
     | JoinWished
     | JoinDeclined
@@ -286,6 +297,8 @@ class DeviceGPUStateUpdated(_Event, frozen=True, kw_only=True):
 class NodeProfileUpdated(_Event, frozen=True, kw_only=True):
     node_id: NodeId
     profile: NodePerformanceProfile
+    key_usage: dict[KeyId, KeyUsage] = {}
+    """What was done through this node with the keys that have a quota: all of them, each time."""
 
 
 class GPUBandwidthMeasured(_Event, frozen=True, kw_only=True):

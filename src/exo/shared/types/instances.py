@@ -1,5 +1,6 @@
 """Instances: a model placed on devices as a pipeline of stages."""
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -97,6 +98,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What the memory-weighted ring over as few nodes as hold the model would do; None where it holds none."""
     is_truncated: bool = False
     """Whether the deadline ended the search before it was done."""
+
+    def is_within(self, device_ids: Collection[DeviceId]) -> bool:
+        """Say whether it needs no other devices than these."""
+        return all(one in device_ids for stage in self.stages for one in stage.device_ids)
 
 
 class StageState(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from exo.shared.types.access import Access
+from exo.shared.types.access import Access, KeyId, KeyUsage
 from exo.shared.types.devices import DeviceGPUState, NodePerformanceProfile
 from exo.shared.types.ids import ClusterId, DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, StageProgress
@@ -22,6 +22,8 @@ class NodeTelemetry(msgspec.Struct, frozen=True, kw_only=True):
     """By `<instance_id>/<generation>/<rank>`."""
     device_links: dict[str, DeviceLink] = {}
     """Within the node, by `<source device id> <destination device id>`."""
+    key_usage: dict[KeyId, KeyUsage] = {}
+    """What was done through the node with keys that have a quota."""
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
