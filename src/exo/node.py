@@ -26,6 +26,7 @@ from exo.api.app import create_app
 from exo.api.context import NodeActions, StartInfo
 from exo.api.server import ApiServer
 from exo.cluster.boots import NUMBERS_PER_BOOT
+from exo.cluster.coordinator import Coordinator
 from exo.cluster.discovery.factory import make_discoveries
 from exo.cluster.node_id import load_node_id
 from exo.cluster.options import CoordinatorOptions
@@ -43,7 +44,7 @@ from exo.gpu.measuring import DeviceMeasurer
 from exo.gpu.registry import REGISTRY_FILE, DeviceRegistry
 from exo.gpu.thermal.settings import ThermalSettings
 from exo.master.loop import Master
-from exo.master.solver import Solver
+from exo.master.solver import Solver, is_constraint_layer_wanted
 from exo.node_store import Opened, note_members, open_node_store, regain_vote
 from exo.node_trust import NodeAuthority, NodeTrust
 from exo.settings import Settings, prepare_home, secret_file
@@ -182,9 +183,11 @@ async def _run_with(
         )
         coordinator = _make_coordinator(settings, secret, identity, opened, transport, listener, trust)
         authority = NodeAuthority(trust.store, coordinator, trust.share_with(coordinator))
-        master = Master(coordinator, Solver(), lambda: uuid4().hex[:12], authority=authority)
+        solver = Solver(has_constraint_layer=is_constraint_layer_wanted(os.environ))
+        master = Master(coordinator, solver, lambda: uuid4().hex[:12], authority=authority)
         await tasks.start(coordinator.run)
         tasks.start_soon(master.run)
+        tasks.start_soon(_warm_up_when_leading, coordinator, solver)
         tasks.start_soon(note_members, settings.home, coordinator)
         health = HealthWatch(is_busy=lambda device_id: _is_placed_on(coordinator.state, device_id))
         heat = HeatWatch(thermal, clock=time.monotonic)
@@ -326,6 +329,14 @@ def _make_coordinator(
         is_voteless=opened.is_voteless,
         vote_regained=partial(regain_vote, settings.home),
     )
+
+
+async def _warm_up_when_leading(coordinator: Coordinator, solver: Solver) -> None:
+    """Have the solver ready before the first model is placed; a node that never leads needs none."""
+    async for _ in coordinator.changes():
+        if coordinator.leadership.is_self:
+            await solver.warm_up()
+            return
 
 
 async def _stop_on_signal(server: ApiServer) -> None:

@@ -78,6 +78,8 @@ def place(client: NodeClient, wish: Json, *, is_waiting: bool, timeout_s: float,
         f"{plain(placed['model_id'])} is {placed['status']} as {placed['instance_id']}, "
         f"in {stages} stage{'' if stages == 1 else 's'}"
     )
+    for line in placed["plan"]["explanation"].splitlines()[1:]:
+        answers().print(f"  {plain(line)}", style="dim", soft_wrap=True)
     if is_waiting:
         remarks().print(f"ask it something: exo chat {plain(placed['model_id'])}", style="dim")
 
@@ -143,11 +145,11 @@ def show_previews(client: NodeClient, wish: Json, *, as_json: bool) -> None:
         print_json(found)
         return
     names = {node["node_id"]: node["name"] for node in client.get("/state")["topology"]["nodes"]}
-    made = table("WAY", "STAGES", "MEMORY", "FOUND BY", right=("MEMORY",))
+    made = table("WAY", "STAGES", "MEMORY", "ESTIMATE", "FOUND BY", right=("MEMORY", "ESTIMATE"))
     for preview in found["previews"]:
         plan, refusal = preview["plan"], preview["refusal"]
         if plan is None:
-            made.add_row(plain(preview["title"]), f"[red]{plain(refusal['message'])}[/red]", "-", "-")
+            made.add_row(plain(preview["title"]), f"[red]{plain(refusal['message'])}[/red]", "-", "-", "-")
             continue
         stages = [
             f"{names.get(stage['node_id'], stage['node_id'])} layers {stage['start_layer']}-{stage['end_layer'] - 1}"
@@ -155,9 +157,18 @@ def show_previews(client: NodeClient, wish: Json, *, as_json: bool) -> None:
         ]
         memory_bytes = sum(stage["memory_bytes"] for stage in plan["stages"])
         made.add_row(
-            plain(preview["title"]), plain("; ".join(stages)), size(memory_bytes), plain(plan["method"])
+            plain(preview["title"]),
+            plain("; ".join(stages)),
+            size(memory_bytes),
+            _estimate(plan["prediction"]),
+            plain(plan["method"]),
         )
     answers().print(made)
+
+
+def _estimate(prediction: Json | None) -> str:
+    told = None if prediction is None else prediction["tokens_per_s"]
+    return "-" if told is None else f"{told:.3g} tokens/s"
 
 
 def delete(client: NodeClient, text: str) -> None:

@@ -14,6 +14,7 @@ from exo.master.placement.place import find_model
 from exo.master.placement.problem import build_problem, pool_of
 from exo.master.recovery import Trouble, trouble_of
 from exo.shared.types.commands import Refusal
+from exo.shared.types.devices import DeviceGPUState
 from exo.shared.types.events import InstanceMoved, InstanceStranded
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, PlacementRequest, Plan, StagePlan
@@ -101,8 +102,8 @@ def attempts(state: State, instance: Instance) -> list[Attempt]:
             refused=f"no other healthy {kind} with room for it in {_stages(count)}",
         )
     ]
-    # The solver answers with the fewest stages that hold the model, from those asked for upwards: three questions
-    # find an answer where there is one, and prefer more devices to fewer.
+    # The solver answers with the fastest plan of so many stages or more: three questions find an answer where there
+    # is one, and prefer more devices to fewer.
     for least in dict.fromkeys((count - 1, count // 2, 1)):
         if 0 < least < count:
             fewer = replace(alike, min_nodes=least, layer_split=())
@@ -130,6 +131,7 @@ def without(state: State, instance_id: InstanceId) -> State:
         for node in state.nodes.values()
         for device in node.identity.devices
     }
+    left = {device_id for plan in instance.plan.stages for device_id in plan.device_ids}
     freed_bytes: dict[str, int] = {}
     for plan, stage in zip(instance.plan.stages, instance.stages, strict=True):
         for device_id in plan.device_ids:
@@ -140,14 +142,9 @@ def without(state: State, instance_id: InstanceId) -> State:
         node_id: replace(
             telemetry,
             devices={
-                device_id: replace(
-                    reading,
-                    memory_used_bytes=max(
-                        0, reading.memory_used_bytes - freed_bytes.get(pools.get(device_id, ""), 0)
-                    ),
+                device_id: _as_left(
+                    reading, freed_bytes.get(pools.get(device_id, ""), 0), is_left=device_id in left
                 )
-                if reading.memory_used_bytes is not None
-                else reading
                 for device_id, reading in telemetry.devices.items()
             },
         )
@@ -155,6 +152,15 @@ def without(state: State, instance_id: InstanceId) -> State:
     }
     others = {key: one for key, one in state.instances.items() if key != instance_id}
     return replace(state, instances=others, live=live)
+
+
+def _as_left(reading: DeviceGPUState, freed_bytes: int, *, is_left: bool) -> DeviceGPUState:
+    """Return a reading without what the instance took; the load of a device that it worked on was mostly its own."""
+    if is_left:
+        reading = replace(reading, compute_utilization_percent=None)
+    if reading.memory_used_bytes is None:
+        return reading
+    return replace(reading, memory_used_bytes=max(0, reading.memory_used_bytes - freed_bytes))
 
 
 def decide_move(

@@ -168,19 +168,13 @@ async def test_a_wish_that_cannot_be_read_names_the_field(
 
 
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
-async def test_an_objective_that_nobody_reads_is_refused_in_words(
+async def test_what_a_plan_is_for_reaches_the_master(
     world: World, http: httpx.AsyncClient, objective: str
 ) -> None:
     commands = placing(world)
-    wish = {"model_id": "toy", "objective": objective}
-    for response in (
-        await http.post("/instance", json=wish),
-        await http.get("/instance/previews", params=wish),
-    ):
-        assert response.status_code == 422
-        detail = Problem.model_validate_json(response.content).detail
-        assert detail == f"objective: placing for {objective} comes with the cost model; ask for auto"
-    assert not commands
+    response = await http.post("/instance", json={"model_id": "toy", "objective": objective})
+    assert response.status_code == 201
+    assert [one.request.objective for one in commands if isinstance(one, PlaceInstance)] == [objective]
 
 
 async def test_instances_are_listed_and_shown(http: httpx.AsyncClient) -> None:

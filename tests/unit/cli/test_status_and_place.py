@@ -141,7 +141,10 @@ def test_names_from_outside_are_never_markup(ready: RunningWorld, run: Run) -> N
 def test_place_waits_until_the_instance_is_ready(unplaced: RunningWorld, run: Run) -> None:
     commands = on_command(unplaced.world, {"phase": "loading"}, {"phase": "ready", "address": STAGE_ADDRESS})
     outcome = run("place", "toy")
-    assert (outcome.code, outcome.out) == (0, "toy is ready as i, in 1 stage\n")
+    assert (outcome.code, outcome.out.splitlines()[0]) == (0, "toy is ready as i, in 1 stage")
+    # Then why it is there, and how fast that is thought to be.
+    assert "stage 0: layers 0 to 5 on host-a (cpu:0)" in outcome.out
+    assert "estimate: " in outcome.out and "certificate: " in outcome.out
     assert "exo chat toy" in outcome.err
     (command,) = commands
     assert isinstance(command, PlaceInstance)
@@ -200,7 +203,7 @@ def test_a_dry_run_shows_plans_and_refusals(ready: RunningWorld, run: Run) -> No
         ready.world,
         Previews(
             previews=(
-                Preview(title="Fewest nodes", request=instance.request, plan=instance.plan),
+                Preview(title="Fastest", request=instance.request, plan=instance.plan),
                 Preview(title="Three nodes", request=instance.request, refusal=refusal),
             )
         ),

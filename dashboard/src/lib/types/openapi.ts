@@ -696,9 +696,15 @@ export interface components {
          * @description How far the plan can be from the best one at most.
          */
         CertificateView: {
-            /** Gap Percent */
+            /**
+             * Gap Percent
+             * @description How much of the plan's time a better one could save at most; 0: proven best.
+             */
             gap_percent: number | null;
-            /** Lower Bound Ms */
+            /**
+             * Lower Bound Ms
+             * @description No plan takes less per token, as far as the prediction's figures are true.
+             */
             lower_bound_ms: number | null;
         };
         /** ChatChoice */
@@ -1591,7 +1597,7 @@ export interface components {
             exclude?: string[];
             /**
              * Layer Split
-             * @description When not empty: layers per stage, in order, instead of a split by memory.
+             * @description When not empty: layers per stage, in order, instead of the fastest split.
              * @default []
              */
             layer_split?: number[];
@@ -1614,7 +1620,8 @@ export interface components {
             node_ids?: string[];
             /**
              * Objective
-             * @description Only `auto` so far.
+             * @description `latency`: the least time per token with all requests in one batch; `throughput` and `auto`: the most tokens/s at
+             *     the asked concurrency, which for one request at a time is the same.
              * @default auto
              * @enum {string}
              */
@@ -2205,6 +2212,8 @@ export interface components {
          * @description Which device runs which layers, and how the answer was found.
          */
         PlanView: {
+            /** @description What a split by memory alone, over as few nodes as hold the model, would do. */
+            baseline: components["schemas"]["PredictionView"] | null;
             certificate: components["schemas"]["CertificateView"] | null;
             /** Concurrency */
             concurrency: number;
@@ -2216,6 +2225,11 @@ export interface components {
             excluded: components["schemas"]["ExcludedDeviceView"][];
             /** Explanation */
             explanation: string;
+            /**
+             * Is Truncated
+             * @description Whether the deadline ended the search before it was done.
+             */
+            is_truncated: boolean;
             /**
              * Method
              * @description The solver that found it, such as `greedy`.
@@ -2237,11 +2251,25 @@ export interface components {
              */
             state_index: number;
         };
-        /** PredictionView */
+        /**
+         * PredictionView
+         * @description What a plan is expected to do; null where it could not be weighed.
+         */
         PredictionView: {
-            /** Ms Per Token */
+            /**
+             * Is Calibrated
+             * @description Whether measured tokens/s confirmed the figures; until then they rest on what makers say and on assumptions.
+             */
+            is_calibrated: boolean;
+            /**
+             * Ms Per Token
+             * @description Time until each of the asked number of sequences has its next token.
+             */
             ms_per_token: number | null;
-            /** Tokens Per S */
+            /**
+             * Tokens Per S
+             * @description Of all sequences together.
+             */
             tokens_per_s: number | null;
         };
         /** PreviewList */
@@ -2388,6 +2416,11 @@ export interface components {
             rank: number;
             /** Start Layer */
             start_layer: number;
+            /**
+             * Time Ms
+             * @description What the stage is predicted to take of each token, hops left aside.
+             */
+            time_ms: number | null;
         };
         /**
          * StageView
@@ -3063,9 +3096,12 @@ export interface operations {
                 context_length?: number | null;
                 /** @description Requests at the same time to keep room for. */
                 concurrency?: number;
-                /** @description Only `auto` so far. */
+                /**
+                 * @description `latency`: the least time per token with all requests in one batch; `throughput` and `auto`: the most tokens/s at
+                 *     the asked concurrency, which for one request at a time is the same.
+                 */
                 objective?: "auto" | "latency" | "throughput";
-                /** @description When not empty: layers per stage, in order, instead of a split by memory. */
+                /** @description When not empty: layers per stage, in order, instead of the fastest split. */
                 layer_split?: number[];
             };
             header?: never;

@@ -2,8 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field
 
 from exo.api.schemas.base import Shape, Text, Wish
 from exo.api.schemas.problems import RefusalView
@@ -49,21 +48,10 @@ class InstanceWish(Wish):
     concurrency: Count = 1
     """Requests at the same time to keep room for."""
     objective: Objective = "auto"
-    """Only `auto` so far."""
+    """`latency`: the least time per token with all requests in one batch; `throughput` and `auto`: the most tokens/s at
+    the asked concurrency, which for one request at a time is the same."""
     layer_split: list[Count] = Field(default=[], max_length=LIST_ITEMS_MAX)
-    """When not empty: layers per stage, in order, instead of a split by memory."""
-
-    @field_validator("objective")
-    @classmethod
-    def require_objective_that_is_read(cls, objective: Objective) -> Objective:
-        """Refuse an aim that placement would not go by."""
-        if objective != "auto":
-            raise PydanticCustomError(
-                "objective_unsupported",
-                "placing for {objective} comes with the cost model; ask for auto",
-                {"objective": objective},
-            )
-        return objective
+    """When not empty: layers per stage, in order, instead of the fastest split."""
 
 
 class PreviewWish(InstanceWish):
@@ -99,18 +87,28 @@ class StagePlanView(Shape):
     end_layer: int
     memory_bytes: int
     """Weights, cache, activations and reserve that the stage may take."""
+    time_ms: float | None
+    """What the stage is predicted to take of each token, hops left aside."""
 
 
 class PredictionView(Shape):
+    """What a plan is expected to do; null where it could not be weighed."""
+
     ms_per_token: float | None
+    """Time until each of the asked number of sequences has its next token."""
     tokens_per_s: float | None
+    """Of all sequences together."""
+    is_calibrated: bool
+    """Whether measured tokens/s confirmed the figures; until then they rest on what makers say and on assumptions."""
 
 
 class CertificateView(Shape):
     """How far the plan can be from the best one at most."""
 
     lower_bound_ms: float | None
+    """No plan takes less per token, as far as the prediction's figures are true."""
     gap_percent: float | None
+    """How much of the plan's time a better one could save at most; 0: proven best."""
 
 
 class ExcludedDeviceView(Shape):
@@ -135,6 +133,10 @@ class PlanView(Shape):
     explanation: str
     state_index: int
     """Index of the state it was solved on."""
+    baseline: PredictionView | None
+    """What a split by memory alone, over as few nodes as hold the model, would do."""
+    is_truncated: bool
+    """Whether the deadline ended the search before it was done."""
 
 
 class StageView(Shape):

@@ -49,7 +49,11 @@ def solve_greedy(problem: Problem) -> tuple[StagePlan, ...] | None:
     split = problem.request.layer_split
     if split:
         return _stages(problem, roomiest[: len(split)], split) if len(split) <= len(roomiest) else None
+    least_bytes = problem.stage_memory_bytes(0, layer_count)
     for count in range(max(1, problem.request.min_nodes), min(len(roomiest), layer_count) + 1):
+        rooms = {one.pool: one.memory_free_bytes for one in roomiest[:count]}
+        if sum(rooms.values()) < least_bytes:
+            continue
         for ring in _rings(_groups(roomiest[:count])):
             weights = [group[0].memory_free_bytes for group in ring]
             least = [len(group) for group in ring]

@@ -1,14 +1,17 @@
-"""`place_instance`: a request and a state become a plan or a refusal. The ladder of solvers grows in here."""
+"""`place_instance`: a request and a state become a plan or a refusal. Greedy first, then the ladder of solvers."""
 
 import difflib
 from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from exo.master.placement.costs import cost_rounds
 from exo.master.placement.evaluate import violations
 from exo.master.placement.explain import explain, gibibytes, refuse_for_memory
 from exo.master.placement.greedy import solve_greedy
+from exo.master.placement.ladder.answer import Infeasible, Options
 from exo.master.placement.problem import ENGINES_BY_FORMAT, Problem, build_problem, context_length_of
+from exo.master.placement.weigh import Weighed, weigh, weigh_given
 from exo.shared.near_matches import near_matches, unknown_model_sentence
 from exo.shared.types.commands import Refusal
 from exo.shared.types.ids import ModelId
@@ -19,11 +22,17 @@ from exo.shared.types.state import State
 ShouldStop = Callable[[], bool]
 
 
-def place_instance(state: State, request: PlacementRequest, *, should_stop: ShouldStop) -> Plan | Refusal:
+def place_instance(
+    state: State,
+    request: PlacementRequest,
+    *,
+    should_stop: ShouldStop,
+    has_constraint_layer: bool = True,
+) -> Plan | Refusal:
     """Decide which devices run which layers of the model that is asked for.
 
     Pure: equal state and request give an equal plan. `should_stop` is asked between steps of a long search; the
-    best plan so far is then the answer.
+    best plan so far is then the answer. Without `has_constraint_layer`, side constraints are not searched for long.
     """
     model = find_model(state, request.model_id)
     if isinstance(model, Refusal):
@@ -38,26 +47,25 @@ def place_instance(state: State, request: PlacementRequest, *, should_stop: Shou
     refusal = _check_candidates(state, problem)
     if refusal is not None:
         return refusal
-    stages = solve_greedy(problem)
-    if stages is None:
-        # Would it fit if everything were free? Then it may fit later: a conflict with the present, not more.
-        emptied = replace(
-            problem,
-            candidates=tuple(
-                replace(one, memory_free_bytes=one.memory_total_bytes) for one in problem.candidates
-            ),
-        )
-        return refuse_for_memory(problem, would_fit_empty=solve_greedy(emptied) is not None)
+    options = Options(has_constraint_layer=has_constraint_layer)
+    weighed = _solve(state, problem, should_stop, options)
+    if isinstance(weighed, Infeasible):
+        fits = _would_fit_empty(state, problem, should_stop, options)
+        return refuse_for_memory(problem, would_fit_empty=fits, relaxations=weighed.relaxations)
     plan = Plan(
-        stages=stages,
+        stages=weighed.stages,
         sharding="pipeline",
         engine=engine,
         context_length=problem.context_length,
         concurrency=request.concurrency,
-        method="given split" if request.layer_split else "greedy",
+        method=weighed.method,
+        prediction=weighed.prediction,
+        certificate=weighed.certificate,
         excluded=problem.excluded,
-        explanation=explain(problem, stages),
+        explanation=explain(problem, weighed, should_stop=should_stop),
         state_index=state.index,
+        baseline=weighed.baseline,
+        is_truncated=weighed.is_truncated,
     )
     wrong = violations(
         plan.stages,
@@ -72,6 +80,28 @@ def place_instance(state: State, request: PlacementRequest, *, should_stop: Shou
             status=500, code="plan_rejected", message=f"The plan failed its own check: {wrong[0]}."
         )
     return plan
+
+
+def _solve(state: State, problem: Problem, should_stop: ShouldStop, options: Options) -> Weighed | Infeasible:
+    """Take the greedy's plan, which is there at once, and the ladder's instead where it is faster."""
+    stages = solve_greedy(problem)
+    costs = cost_rounds(state, problem)
+    if problem.request.layer_split:
+        if stages is None:
+            return Infeasible(code="infeasible", reasons=("The split that was given does not fit.",))
+        return weigh_given(costs, stages, "given split")
+    return weigh(problem, costs, stages, should_stop=should_stop, options=options)
+
+
+def _would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, options: Options) -> bool:
+    """Would it fit if everything were free? Then it may fit later: a conflict with the present, not more."""
+    emptied = replace(
+        problem,
+        candidates=tuple(
+            replace(one, memory_free_bytes=one.memory_total_bytes) for one in problem.candidates
+        ),
+    )
+    return isinstance(_solve(state, emptied, should_stop, replace(options, wants_any=True)), Weighed)
 
 
 def find_model(state: State, model_id: ModelId) -> ModelCard | Refusal:

@@ -9,14 +9,16 @@ from exo.shared.types.state import State
 
 
 def preview_placements(
-    state: State, request: PlacementRequest, *, should_stop: ShouldStop
+    state: State, request: PlacementRequest, *, should_stop: ShouldStop, has_constraint_layer: bool = True
 ) -> tuple[Preview, ...]:
     """Solve the request as asked, over more nodes, and on GPUs or processors; leave out what comes to the same."""
     connected = sum(1 for node in state.nodes.values() if node.is_connected and node.identity.is_worker)
     has_gpu = any(d.backend != "cpu" for node in state.nodes.values() for d in node.identity.devices)
-    ways = [("Fewest nodes" if request.min_nodes == 1 else f"At least {request.min_nodes} nodes", request)]
+    ways = [
+        ("Fastest" if request.min_nodes == 1 else f"Fastest on {request.min_nodes} nodes or more", request)
+    ]
     ways += [
-        (f"Across {count} nodes", replace(request, min_nodes=count))
+        (f"Across {count} nodes or more", replace(request, min_nodes=count))
         for count in dict.fromkeys((2, 3, connected))
         if request.min_nodes < count <= connected
     ]
@@ -27,7 +29,9 @@ def preview_placements(
     for title, asked in ways:
         if should_stop() and previews:
             break
-        answer = place_instance(state, asked, should_stop=should_stop)
+        answer = place_instance(
+            state, asked, should_stop=should_stop, has_constraint_layer=has_constraint_layer
+        )
         if isinstance(answer, Refusal):
             previews.append(Preview(title=title, request=asked, refusal=answer))
             continue

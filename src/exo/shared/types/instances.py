@@ -33,7 +33,7 @@ class PlacementRequest(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 1
     objective: Literal["auto", "latency", "throughput"] = "auto"
     layer_split: tuple[int, ...] = ()
-    """When not empty: layers per stage, in order, instead of the memory-weighted split."""
+    """When not empty: layers per stage, in order, instead of the fastest split."""
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,20 +46,28 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
     end_layer: int
     memory_bytes: int
     """Weights, KV cache, activations and reserve that this stage may take."""
+    time_ms: float | None = None
+    """What this stage is predicted to take of each token, hops left aside."""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan is expected to do; every field is None until a cost model says otherwise."""
+    """What a plan is expected to do; None where it could not be weighed."""
 
     ms_per_token: float | None = None
+    """Time until each of the asked number of sequences has its next token."""
     tokens_per_s: float | None = None
+    """Of all sequences together."""
+    is_calibrated: bool = False
+    """Whether measured tokens/s confirmed the figures; until then they rest on what makers say and on assumptions."""
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     """How far the plan can be from the best one at most."""
 
     lower_bound_ms: float | None = None
+    """No plan takes less per token, as far as the prediction's figures are true."""
     gap_percent: float | None = None
+    """How much of the plan's time a better one could save at most; 0: proven best."""
 
 
 class ExcludedDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +94,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     explanation: str = ""
     state_index: int = 0
     """Index of the state it was solved on."""
+    baseline: Prediction | None = None
+    """What the memory-weighted ring over as few nodes as hold the model would do; None where it holds none."""
+    is_truncated: bool = False
+    """Whether the deadline ended the search before it was done."""
 
     def is_within(self, device_ids: Collection[DeviceId]) -> bool:
         """Say whether it needs no other devices than these."""

@@ -209,7 +209,7 @@ def build_problem(
                 pool_id=device.pool_id,
                 layer_ns=max(1, _ns(roofline_s(mean_read, batch * mean_flops, device, assumed))),
                 overhead_ns=_ns(overhead_s),
-                head_ns=_ns(roofline_s(model.head_bytes or _tied_bytes(model), 0.0, device, assumed)),
+                head_ns=_ns(roofline_s(model.head_bytes + _tied_bytes(model), 0.0, device, assumed)),
                 is_required=device.is_required,
             )
         )
