@@ -58,18 +58,18 @@ def metrics(state: State) -> TopologyMetrics:
     latencies = [link.latency_ms for link in open_links if link.latency_ms is not None]
     bandwidths = [link.bandwidth_mbps for link in open_links if link.bandwidth_mbps is not None]
     device_count = sum(len(node.identity.devices) for node in connected.values())
-    memory_total_bytes = _memory_total_bytes(connected.values())
+    memory_bytes = _memory_bytes_by_kind(connected.values())
     return TopologyMetrics(
         node_count=len(state.nodes),
         connected_node_count=len(connected),
         device_count=device_count,
-        memory_total_bytes=memory_total_bytes,
+        memory_total_bytes=sum(memory_bytes.values()),
         link_count=len(open_links),
         mean_latency_ms=sum(latencies) / len(latencies) if latencies else None,
         mean_bandwidth_mbps=sum(bandwidths) / len(bandwidths) if bandwidths else None,
         bottleneck_link=bottleneck(open_links),
         diameter_ms=diameter_ms(connected, open_links) if len(connected) <= DIAMETER_NODES_MAX else None,
-        summary=_summary(len(state.nodes), len(connected), device_count, memory_total_bytes),
+        summary=_summary(len(state.nodes), len(connected), device_count, memory_bytes),
     )
 
 
@@ -126,9 +126,9 @@ def _distances_ms(
     return reached
 
 
-def _memory_total_bytes(nodes: Iterable[Node]) -> int:
-    """Return the workers' device memory; what several nodes of one machine share counts once."""
-    seen: dict[tuple[str, str], int] = {}
+def _memory_bytes_by_kind(nodes: Iterable[Node]) -> dict[str, int]:
+    """Return the workers' device memory by what it is; what several nodes of one machine share counts once."""
+    seen: dict[tuple[str, str, str], int] = {}
     for node in nodes:
         if not node.identity.is_worker:
             continue
@@ -137,15 +137,22 @@ def _memory_total_bytes(nodes: Iterable[Node]) -> int:
             part = own if device.memory_kind == "vram" else "host memory"
             if device.is_simulated:
                 part = device.device_id
-            key = (node.identity.host_id, part)
+            kind = "VRAM" if device.memory_kind == "vram" else "RAM"
+            key = (node.identity.host_id, part, kind)
             seen[key] = max(seen.get(key, 0), device.memory_total_bytes)
-    return sum(seen.values())
+    total: dict[str, int] = {}
+    for (_, _, kind), size_bytes in seen.items():
+        total[kind] = total.get(kind, 0) + size_bytes
+    return total
 
 
-def _summary(node_count: int, connected_count: int, device_count: int, memory_bytes: int) -> str:
+def _summary(
+    node_count: int, connected_count: int, device_count: int, memory_bytes: Mapping[str, int]
+) -> str:
     nodes = f"{node_count} node{'' if node_count == 1 else 's'}"
     away = node_count - connected_count
     if away:
         nodes += f" ({away} away)"
     devices = f"{device_count} device{'' if device_count == 1 else 's'}"
-    return f"{nodes}, {devices}, {memory_bytes / _GIB:.1f} GiB of device memory"
+    memory = [f"{size / _GIB:.1f} GiB {kind}" for kind, size in sorted(memory_bytes.items(), reverse=True)]
+    return ", ".join((nodes, devices, *memory))

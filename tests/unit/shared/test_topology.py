@@ -11,7 +11,7 @@ from exo.shared import topology
 from exo.shared.apply import apply_telemetry
 from exo.shared.types.devices import GPUDevice
 from exo.shared.types.events import LinkMeasured, NodeDisconnected, TelemetryFrame
-from exo.shared.types.ids import NodeId
+from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.nodes import Link, NodeIdentity
 from exo.shared.types.state import State
 from support.states import GIB, cluster, cpu, fold, gpu, identity
@@ -44,7 +44,23 @@ def test_nothing_is_measured_on_a_lone_node() -> None:
     assert (found.node_count, found.device_count, found.memory_total_bytes) == (1, 1, 8 * GIB)
     assert (found.mean_latency_ms, found.mean_bandwidth_mbps, found.bottleneck_link) == (None, None, None)
     assert found.diameter_ms is None
-    assert found.summary == "1 node, 1 device, 8.0 GiB of device memory"
+    assert found.summary == "1 node, 1 device, 8.0 GiB RAM"
+
+
+def test_memory_of_gpus_and_of_hosts_is_not_added_up_in_words() -> None:
+    own = identity("a")
+    gpu = msgspec.structs.replace(
+        own.devices[0],
+        device_id=DeviceId("a/cuda:0"),
+        local_alias="cuda:0",
+        uuid="gpu",
+        backend="cuda",
+        memory_kind="vram",
+        memory_total_bytes=24 * GIB,
+    )
+    found = topology.metrics(cluster(msgspec.structs.replace(own, devices=(own.devices[0], gpu))))
+    assert found.summary == "1 node, 2 devices, 24.0 GiB VRAM, 8.0 GiB RAM"
+    assert found.memory_total_bytes == 32 * GIB
 
 
 def test_means_bottleneck_and_diameter() -> None:
