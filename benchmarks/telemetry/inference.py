@@ -50,7 +50,7 @@ def run(*, quick: bool) -> list[Result]:
             node.get(f"/instance/{instance['instance_id']}/wait?timeout_s=120", timeout_s=130)
             until(lambda: _watched(node) == stub_driver.DEVICES, "the devices of the stub are not told")
             _speed(node, 2 * ROUND_S)  # Compiled kernels, warm caches, open connections.
-            with_s, without_s = _rounds(node, switch, 4 if quick else 30)
+            with_s, without_s = _rounds(node, switch, 4 if quick else 80)
     return judged(with_s, without_s)
 
 

@@ -46,7 +46,9 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
                 f"{peer['address']['host']}:{peer['address']['port']}" if peer["address"] else "?"
             )
             old = f" (last noticed {peer['age_s']:.0f} s ago)" if peer["age_s"] > OLD_S else ""
-            console.print(f"[yellow]not in this cluster:[/yellow] {plain(name)}: {plain(peer['detail'])}{old}")
+            console.print(
+                f"[yellow]not in this cluster:[/yellow] {plain(name)}: {plain(peer['detail'])}{old}"
+            )
 
 
 def agreement(state: Json, names: dict[str, str]) -> str:

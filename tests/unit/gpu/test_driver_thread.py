@@ -57,6 +57,15 @@ async def until_over(thread: DriverThread) -> None:
                 await anyio.sleep(0.001)
 
 
+async def until_idle(thread: DriverThread) -> None:
+    """Wait until nothing is left to do: a thread hands its result over before it tidies up."""
+    with anyio.fail_after(LONG_S):
+        while True:
+            if not thread.backlog_s:
+                return
+            await anyio.sleep(0.001)
+
+
 async def test_a_call_runs_on_the_devices_thread_and_its_outcome_comes_back(thread: DriverThread) -> None:
     name = await thread.call(lambda: threading.current_thread().name, doing="a test", timeout_s=LONG_S)
     assert name == "exo cuda:0"
@@ -340,9 +349,8 @@ async def test_work_of_two_devices_has_its_place_in_the_order_of_both(thread: Dr
         assert order == []
         gate.is_open.set()
     assert order == ["there", "back", "after"]
-    with anyio.fail_after(LONG_S):
-        while thread.backlog_s or other.backlog_s:  # A thread hands its result over before it tidies up.
-            await anyio.sleep(0)
+    await until_idle(thread)
+    await until_idle(other)
     other.stop()
 
 
