@@ -5,8 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from benchmarks.cluster.measuring import CannotMeasureError
-from benchmarks.results import NotMeasured, Result
+from benchmarks.results import CannotMeasureError, NotMeasured, Result
 
 
 def run_parts(package: str, parts: Sequence[str], *, quick: bool) -> list[Result | NotMeasured]:

@@ -5,6 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 
+class CannotMeasureError(Exception):
+    """Raised when a measurement does not come about: something is missing here, or what is measured does not work."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """A figure. The bar is on the ratio to the baseline where there is one, else on the value itself."""

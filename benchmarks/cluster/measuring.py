@@ -4,11 +4,8 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.calibration import calibrate
+from benchmarks.results import CannotMeasureError as CannotMeasureError
 from benchmarks.results import Result
-
-
-class CannotMeasureError(Exception):
-    """Raised when a measurement does not come about: something is missing here, or what is measured does not work."""
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
