@@ -77,6 +77,10 @@ async def test_every_wish_reaches_the_master(unplaced: World) -> None:
         "concurrency": 3,
         "objective": "auto",
         "layer_split": [2, 4],
+        "must_use": ["a"],
+        "apart_from": ["other"],
+        "zones": ["attic", "cellar"],
+        "min_zones": 2,
     }
     async with client_of(unplaced.app()) as http:
         response = await http.post("/instance", json=wish)

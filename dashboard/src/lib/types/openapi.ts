@@ -692,6 +692,21 @@ export interface components {
             problems: string[];
         };
         /**
+         * BindingView
+         * @description The memory that holds the plan back: with more of it each token would take less.
+         */
+        BindingView: {
+            /**
+             * Device Ids
+             * @description Those that take from this memory.
+             */
+            device_ids: string[];
+            /** More Bytes */
+            more_bytes: number;
+            /** Saved Ms */
+            saved_ms: number;
+        };
+        /**
          * CertificateView
          * @description How far the plan can be from the best one at most.
          */
@@ -1367,6 +1382,11 @@ export interface components {
         ExcludedDeviceView: {
             /** Device Id */
             device_id: string;
+            /**
+             * Forcing Ms
+             * @description What each token would take longer with it; null where that was not asked, or it cannot take part.
+             */
+            forcing_ms: number | null;
             /** Reason */
             reason: string;
         };
@@ -1567,6 +1587,12 @@ export interface components {
          */
         InstanceWish: {
             /**
+             * Apart From
+             * @description Instances or models: keep off the nodes that run them.
+             * @default []
+             */
+            apart_from?: string[];
+            /**
              * Concurrency
              * @description Requests at the same time to keep room for.
              * @default 1
@@ -1608,10 +1634,22 @@ export interface components {
              */
             min_nodes?: number;
             /**
+             * Min Zones
+             * @description Spread the model over at least so many zones.
+             * @default 1
+             */
+            min_zones?: number;
+            /**
              * Model Id
              * @description One of `GET /models`.
              */
             model_id: string;
+            /**
+             * Must Use
+             * @description Nodes or devices that must take part.
+             * @default []
+             */
+            must_use?: string[];
             /**
              * Node Ids
              * @description When not empty: only these nodes may take part.
@@ -1638,6 +1676,12 @@ export interface components {
              * @enum {string}
              */
             sharding?: "auto" | "pipeline" | "tensor" | "hybrid";
+            /**
+             * Zones
+             * @description When not empty: only nodes of these zones may take part.
+             * @default []
+             */
+            zones?: string[];
         };
         /**
          * JoinNoted
@@ -2176,6 +2220,8 @@ export interface components {
          * @description What was asked for when the instance was placed.
          */
         PlacementRequestView: {
+            /** Apart From */
+            apart_from: string[];
             /** Concurrency */
             concurrency: number;
             /** Context Length */
@@ -2190,8 +2236,12 @@ export interface components {
             layer_split: number[];
             /** Min Nodes */
             min_nodes: number;
+            /** Min Zones */
+            min_zones: number;
             /** Model Id */
             model_id: string;
+            /** Must Use */
+            must_use: string[];
             /** Node Ids */
             node_ids: string[];
             /**
@@ -2206,6 +2256,8 @@ export interface components {
              * @enum {string}
              */
             sharding: "auto" | "pipeline" | "tensor" | "hybrid";
+            /** Zones */
+            zones: string[];
         };
         /**
          * PlanView
@@ -2214,6 +2266,7 @@ export interface components {
         PlanView: {
             /** @description What a split by memory alone, over as few nodes as hold the model, would do. */
             baseline: components["schemas"]["PredictionView"] | null;
+            binding: components["schemas"]["BindingView"] | null;
             certificate: components["schemas"]["CertificateView"] | null;
             /** Concurrency */
             concurrency: number;
@@ -2406,6 +2459,11 @@ export interface components {
             /** End Layer */
             end_layer: number;
             /**
+             * Is Offloaded
+             * @description Whether it runs on a processor beside a GPU of its node, because VRAM did not hold the model.
+             */
+            is_offloaded: boolean;
+            /**
              * Memory Bytes
              * @description Weights, cache, activations and reserve that the stage may take.
              */
@@ -2414,6 +2472,7 @@ export interface components {
             node_id: string;
             /** Rank */
             rank: number;
+            shares: components["schemas"]["StageSharesView"] | null;
             /** Start Layer */
             start_layer: number;
             /**
@@ -2421,6 +2480,37 @@ export interface components {
              * @description What the stage is predicted to take of each token, hops left aside.
              */
             time_ms: number | null;
+        };
+        /**
+         * StageSharesView
+         * @description Where a stage's predicted milliseconds come from. They add up to its `time_ms` plus its hop.
+         */
+        StageSharesView: {
+            /**
+             * Memory Ms
+             * @description Reading weights and KV cache, or computing where that takes longer, on an idle, cool device.
+             */
+            memory_ms: number;
+            /**
+             * Network Ms
+             * @description The hop to the next stage; of the last one back to the first.
+             */
+            network_ms: number;
+            /**
+             * Overhead Ms
+             * @description Launches, framing, waking up: once a step.
+             */
+            overhead_ms: number;
+            /**
+             * Thermal Ms
+             * @description What it takes longer since the device is hot.
+             */
+            thermal_ms: number;
+            /**
+             * Utilization Ms
+             * @description What it takes longer since others use the device.
+             */
+            utilization_ms: number;
         };
         /**
          * StageView
@@ -3103,6 +3193,14 @@ export interface operations {
                 objective?: "auto" | "latency" | "throughput";
                 /** @description When not empty: layers per stage, in order, instead of the fastest split. */
                 layer_split?: number[];
+                /** @description Nodes or devices that must take part. */
+                must_use?: string[];
+                /** @description Instances or models: keep off the nodes that run them. */
+                apart_from?: string[];
+                /** @description When not empty: only nodes of these zones may take part. */
+                zones?: string[];
+                /** @description Spread the model over at least so many zones. */
+                min_zones?: number;
             };
             header?: never;
             path?: never;

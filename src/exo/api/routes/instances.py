@@ -70,6 +70,10 @@ def placement_request(wish: InstanceWish, context: ApiContext) -> PlacementReque
         concurrency=wish.concurrency,
         objective=wish.objective,
         layer_split=tuple(wish.layer_split),
+        must_use=tuple(wish.must_use),
+        apart_from=tuple(wish.apart_from),
+        zones=tuple(wish.zones),
+        min_zones=wish.min_zones,
     )
     return narrowed(present_caller(), context.coordinator.state, request)
 

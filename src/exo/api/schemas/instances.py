@@ -52,6 +52,14 @@ class InstanceWish(Wish):
     the asked concurrency, which for one request at a time is the same."""
     layer_split: list[Count] = Field(default=[], max_length=LIST_ITEMS_MAX)
     """When not empty: layers per stage, in order, instead of the fastest split."""
+    must_use: Names = []
+    """Nodes or devices that must take part."""
+    apart_from: Names = []
+    """Instances or models: keep off the nodes that run them."""
+    zones: Names = []
+    """When not empty: only nodes of these zones may take part."""
+    min_zones: Count = 1
+    """Spread the model over at least so many zones."""
 
 
 class PreviewWish(InstanceWish):
@@ -75,6 +83,25 @@ class PlacementRequestView(Shape):
     concurrency: int
     objective: Objective
     layer_split: list[int]
+    must_use: list[str]
+    apart_from: list[str]
+    zones: list[str]
+    min_zones: int
+
+
+class StageSharesView(Shape):
+    """Where a stage's predicted milliseconds come from. They add up to its `time_ms` plus its hop."""
+
+    memory_ms: float
+    """Reading weights and KV cache, or computing where that takes longer, on an idle, cool device."""
+    utilization_ms: float
+    """What it takes longer since others use the device."""
+    thermal_ms: float
+    """What it takes longer since the device is hot."""
+    overhead_ms: float
+    """Launches, framing, waking up: once a step."""
+    network_ms: float
+    """The hop to the next stage; of the last one back to the first."""
 
 
 class StagePlanView(Shape):
@@ -89,6 +116,9 @@ class StagePlanView(Shape):
     """Weights, cache, activations and reserve that the stage may take."""
     time_ms: float | None
     """What the stage is predicted to take of each token, hops left aside."""
+    shares: StageSharesView | None
+    is_offloaded: bool
+    """Whether it runs on a processor beside a GPU of its node, because VRAM did not hold the model."""
 
 
 class PredictionView(Shape):
@@ -114,6 +144,17 @@ class CertificateView(Shape):
 class ExcludedDeviceView(Shape):
     device_id: str
     reason: str
+    forcing_ms: float | None
+    """What each token would take longer with it; null where that was not asked, or it cannot take part."""
+
+
+class BindingView(Shape):
+    """The memory that holds the plan back: with more of it each token would take less."""
+
+    device_ids: list[str]
+    """Those that take from this memory."""
+    more_bytes: int
+    saved_ms: float
 
 
 class PlanView(Shape):
@@ -137,6 +178,7 @@ class PlanView(Shape):
     """What a split by memory alone, over as few nodes as hold the model, would do."""
     is_truncated: bool
     """Whether the deadline ended the search before it was done."""
+    binding: BindingView | None
 
 
 class StageView(Shape):

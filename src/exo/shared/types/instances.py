@@ -34,6 +34,29 @@ class PlacementRequest(msgspec.Struct, frozen=True, kw_only=True):
     objective: Literal["auto", "latency", "throughput"] = "auto"
     layer_split: tuple[int, ...] = ()
     """When not empty: layers per stage, in order, instead of the fastest split."""
+    must_use: tuple[str, ...] = ()
+    """Node or device ids that must take part."""
+    apart_from: tuple[str, ...] = ()
+    """Instance or model ids: no node that runs one of these instances, or an instance of one of these models."""
+    zones: tuple[str, ...] = ()
+    """When not empty: only nodes of these zones may take part."""
+    min_zones: int = 1
+    """Spread over at least so many zones."""
+
+
+class StageShares(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a stage's predicted milliseconds come from. They add up to its `time_ms` plus its hop."""
+
+    memory_ms: float
+    """Reading weights and KV cache, or computing where that takes longer, on an idle, cool device."""
+    utilization_ms: float
+    """What it takes longer since others use the device."""
+    thermal_ms: float
+    """What it takes longer since the device is hot."""
+    overhead_ms: float
+    """Launches, framing, waking up: once a step."""
+    network_ms: float
+    """The hop to the next stage; of the last one back to the first."""
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +71,9 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
     """Weights, KV cache, activations and reserve that this stage may take."""
     time_ms: float | None = None
     """What this stage is predicted to take of each token, hops left aside."""
+    shares: StageShares | None = None
+    is_offloaded: bool = False
+    """Whether it runs on a processor beside a GPU of its node, because VRAM did not hold the model."""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +101,17 @@ class ExcludedDevice(msgspec.Struct, frozen=True, kw_only=True):
 
     device_id: DeviceId
     reason: str
+    forcing_ms: float | None = None
+    """What each token would take longer with it; None where that was not asked, or it cannot take part."""
+
+
+class Binding(msgspec.Struct, frozen=True, kw_only=True):
+    """The memory that holds the plan back: with more of it each token would take less."""
+
+    device_ids: tuple[DeviceId, ...]
+    """Those that take from this memory."""
+    more_bytes: int
+    saved_ms: float
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +135,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What the memory-weighted ring over as few nodes as hold the model would do; None where it holds none."""
     is_truncated: bool = False
     """Whether the deadline ended the search before it was done."""
+    binding: Binding | None = None
 
     def is_within(self, device_ids: Collection[DeviceId]) -> bool:
         """Say whether it needs no other devices than these."""

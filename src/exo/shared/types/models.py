@@ -31,6 +31,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """Equal on two nodes exactly when config and weight layout are equal."""
     problem: str | None = None
     """Why it cannot be loaded (a missing or truncated file), or None."""
+    layer_active_bytes: tuple[int, ...] = ()
+    """Bytes that one token reads of each layer, where that is fewer than all (a mixture of experts); empty: all."""
 
     @property
     def total_bytes(self) -> int:

@@ -57,6 +57,8 @@ class NodeIdentity(msgspec.Struct, frozen=True, kw_only=True):
     engines: tuple[str, ...] = ()
     engine_backends: dict[str, tuple[Backend, ...]] = {}
     """The kinds of devices that each engine can use, as it is installed there; one that is not named: processors."""
+    zone: str = ""
+    """The room, building or provider that it stands in, as its owner says; nodes of one zone are near each other."""
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
