@@ -27,14 +27,35 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """Of an output head of its own plus the final norm; a tied head reuses the embedding's weights."""
     has_tied_head: bool
     kv_bytes_per_token_and_layer: int
+    """Of the layer whose cache grows most; `cache_bytes` knows them one by one."""
     fingerprint: str
     """Equal on two nodes exactly when config and weight layout are equal."""
     problem: str | None = None
     """Why it cannot be loaded (a missing or truncated file), or None."""
     layer_active_bytes: tuple[int, ...] = ()
     """Bytes that one token reads of each layer, where that is fewer than all (a mixture of experts); empty: all."""
+    layer_kv_bytes_per_token: tuple[int, ...] = ()
+    """What the cache of each layer grows by with each token; 0: it does not grow. Empty: alike in all layers."""
+    layer_kv_tokens_max: tuple[int, ...] = ()
+    """Tokens that the cache of each layer keeps at most (a sliding window); 0: all. Empty: all, in all layers."""
+    layer_state_bytes: tuple[int, ...] = ()
+    """What each layer keeps of a sequence whatever its length (linear attention, convolutions); empty: nothing."""
+    kv_step_tokens: int = 1
+    """By how many tokens the engine lets a cache grow at a time."""
 
     @property
     def total_bytes(self) -> int:
         """All weights together, each counted once."""
         return sum(self.layer_bytes) + self.embedding_bytes + self.head_bytes
+
+    def cache_bytes(self, layer: int, context_length: int) -> int:
+        """Return the most that the cache of one layer takes for one sequence of so many tokens."""
+        per_token = self.kv_bytes_per_token_and_layer
+        if self.layer_kv_bytes_per_token:
+            per_token = self.layer_kv_bytes_per_token[layer]
+        tokens = -(-context_length // self.kv_step_tokens) * self.kv_step_tokens
+        tokens_max = self.layer_kv_tokens_max[layer] if self.layer_kv_tokens_max else 0
+        if tokens_max:
+            # A window's cache grows from where the prompt ended, not from a multiple of the step.
+            tokens = min(tokens_max, context_length + self.kv_step_tokens - 1)
+        return per_token * tokens + (self.layer_state_bytes[layer] if self.layer_state_bytes else 0)
