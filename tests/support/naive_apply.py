@@ -264,6 +264,13 @@ def _fold(live: NodeTelemetry, node_id: NodeId, event: e.Telemetry) -> NodeTelem
         case e.StageProgressed():
             key = f"{event.instance_id}/{event.generation}/{event.rank}"
             return replace(live, stages={**live.stages, key: event.progress})
+        case e.DevicePaceMeasured():
+            key = " ".join((event.pace.device_id, event.pace.engine, event.pace.dtype))
+            return replace(live, paces={**live.paces, key: event.pace})
+        case e.InstancePaceMeasured():
+            return replace(
+                live, instance_paces={**live.instance_paces, event.pace.instance_id: event.pace}
+            )
 
 
 DECISIONS: dict[type, Callable[[State, Any], State]] = {

@@ -10,7 +10,9 @@ from exo.cluster.transport.base import MESSAGE_BYTES_MAX
 from exo.cluster.wire import Publish, TelemetryTick, encode, encode_checked
 from exo.shared.types.events import (
     DeviceGPUStateUpdated,
+    DevicePaceMeasured,
     GPUBandwidthMeasured,
+    InstancePaceMeasured,
     LinkMeasured,
     NodeProfileUpdated,
     StageProgressed,
@@ -20,6 +22,7 @@ from exo.shared.types.events import (
 from exo.shared.types.ids import InstanceId, NodeId
 
 _EVENT_BYTES_MAX = 64 * 1024
+_OF_INSTANCE = "instance pace"
 Key = tuple[str, ...]
 
 
@@ -36,6 +39,10 @@ def subject(event: Telemetry) -> Key:
             return ("link", dest)
         case StageProgressed():
             return ("stage", event.instance_id, str(event.generation), str(event.rank))
+        case DevicePaceMeasured(pace=pace):
+            return ("pace", pace.device_id, pace.engine, pace.dtype)
+        case InstancePaceMeasured(pace=pace):
+            return (_OF_INSTANCE, pace.instance_id)
 
 
 def merge_frames(before: TelemetryFrame | None, later: TelemetryFrame) -> TelemetryFrame:
@@ -80,11 +87,13 @@ class OwnTelemetry:
         )
 
     def refresh_all(self, instances: Iterable[InstanceId]) -> None:
-        """Count everything as fresh again; progress of instances that are gone is forgotten."""
+        """Count everything as fresh again; what was told of instances that are gone is forgotten."""
         known = set(instances)
         everything = {**self._latest, **self._fresh}
         self._fresh = {
-            key: event for key, event in everything.items() if key[0] != "stage" or key[1] in known
+            key: event
+            for key, event in everything.items()
+            if key[0] not in ("stage", _OF_INSTANCE) or key[1] in known
         }
         self._latest = {}
 

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from exo.shared.types import events as e
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.nodes import DeviceLink, Link, LinkType
+from exo.shared.types.pace import pace_key
 from exo.shared.types.state import NodeTelemetry, State
 
 _NOTHING = NodeTelemetry()
@@ -40,6 +41,7 @@ def _latest(
     """Return what is known of a node with its next frame. What the frame does not speak of stays the same object."""
     profile, devices, links, stages = before.profile, before.devices, before.links, before.stages
     device_links, key_usage = before.device_links, before.key_usage
+    paces, instance_paces = before.paces, before.instance_paces
     for event in frame.events:
         match event:  # Attributes in these patterns would triple what they cost.
             case e.DeviceGPUStateUpdated():
@@ -62,8 +64,19 @@ def _latest(
                     links = dict(links)
                 link = _link(links, frame.node_id, event)
                 links[link.dest_node_id] = link
+            case e.DevicePaceMeasured():
+                if paces is before.paces:
+                    paces = dict(paces)
+                pace = event.pace
+                paces[pace_key(pace.device_id, pace.engine, pace.dtype)] = pace
+            case e.InstancePaceMeasured():
+                if instance_paces is before.instance_paces:
+                    instance_paces = dict(instance_paces)
+                instance_paces[event.pace.instance_id] = event.pace
     if stages and any(key.split("/", 1)[0] not in instances for key in stages):
         stages = {key: one for key, one in stages.items() if key.split("/", 1)[0] in instances}
+    if any(key not in instances for key in instance_paces):
+        instance_paces = {key: one for key, one in instance_paces.items() if key in instances}
     return NodeTelemetry(
         boot_id=frame.boot_id,
         seq=frame.seq,
@@ -73,6 +86,8 @@ def _latest(
         stages=stages,
         device_links=device_links,
         key_usage=key_usage,
+        paces=paces,
+        instance_paces=instance_paces,
     )
 
 

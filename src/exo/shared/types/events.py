@@ -12,6 +12,7 @@ from exo.shared.types.ids import ClusterId, DeviceId, EventId, InstanceId, NodeI
 from exo.shared.types.instances import Instance, Plan, StagePhase, StageProgress
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import HostPort, LinkType, NodeIdentity
+from exo.shared.types.pace import DevicePace, InstancePace
 from exo.shared.types.voters import Voters
 
 
@@ -331,7 +332,23 @@ class StageProgressed(_Event, frozen=True, kw_only=True):
     progress: StageProgress
 
 
-Telemetry = DeviceGPUStateUpdated | NodeProfileUpdated | GPUBandwidthMeasured | LinkMeasured | StageProgressed
+class DevicePaceMeasured(_Event, frozen=True, kw_only=True):
+    pace: DevicePace
+
+
+class InstancePaceMeasured(_Event, frozen=True, kw_only=True):
+    pace: InstancePace
+
+
+Telemetry = (
+    DeviceGPUStateUpdated
+    | NodeProfileUpdated
+    | GPUBandwidthMeasured
+    | LinkMeasured
+    | StageProgressed
+    | DevicePaceMeasured
+    | InstancePaceMeasured
+)
 
 Event = Decision | Telemetry
 

@@ -7,6 +7,7 @@ from exo.shared.types.devices import DeviceGPUState, NodePerformanceProfile
 from exo.shared.types.ids import ClusterId, DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, StageProgress
 from exo.shared.types.nodes import DeviceLink, Link, Node
+from exo.shared.types.pace import DevicePace, InstancePace
 from exo.shared.types.voters import Voters
 
 
@@ -24,6 +25,10 @@ class NodeTelemetry(msgspec.Struct, frozen=True, kw_only=True):
     """Within the node, by `<source device id> <destination device id>`."""
     key_usage: dict[KeyId, KeyUsage] = {}
     """What was done through the node with keys that have a quota."""
+    paces: dict[str, DevicePace] = {}
+    """How fast stages on its devices were measured to work, by `pace_key`."""
+    instance_paces: dict[InstanceId, InstancePace] = {}
+    """Of instances whose first stage is on the node."""
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
