@@ -8,7 +8,15 @@ from exo.api.context import utc_text
 from exo.cluster.trust.certificates import to_der
 from exo.cluster.trust.token import authority_hash
 from exo.shared.types.access import ApiKey, JoinToken, KeyId, TokenId
-from exo.shared.types.events import Decision, KeyCreated, LogEntry, TelemetryFrame, TokenCreated
+from exo.shared.types.events import (
+    Decision,
+    InstanceCreated,
+    InstanceMoved,
+    KeyCreated,
+    LogEntry,
+    TelemetryFrame,
+    TokenCreated,
+)
 from exo.shared.types.ids import NodeId
 from exo.shared.types.state import State
 
@@ -16,7 +24,10 @@ View = dict[str, Any]
 
 
 def without_secrets(item: LogEntry | TelemetryFrame) -> LogEntry | TelemetryFrame:
-    """Return an item of the feed as everybody may see it who may read the cluster."""
+    """Return an item of the feed as everybody may see it who may read the cluster.
+
+    What a plan was decided on is no secret, but packed for `why` alone, and the larger part of the event.
+    """
     if not isinstance(item, LogEntry):
         return item
     event: Decision | None = None
@@ -25,6 +36,10 @@ def without_secrets(item: LogEntry | TelemetryFrame) -> LogEntry | TelemetryFram
             event = replace(item.event, verifier="")
         case KeyCreated():
             event = replace(item.event, hash="")
+        case InstanceCreated():
+            event = replace(item.event, instance=replace(item.event.instance, basis=b""))
+        case InstanceMoved():
+            event = replace(item.event, basis=b"")
         case _:
             return item
     return replace(item, event=event)

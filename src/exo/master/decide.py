@@ -70,6 +70,7 @@ def _commit_plan(state: State, command: CommitPlan) -> list[Decision] | Refusal:
         request=command.request,
         stages=tuple(StageState() for _ in plan.stages),
         created_by=command.command_id,
+        basis=command.basis,
     )
     return [InstanceCreated(instance=instance)]
 

@@ -12,7 +12,7 @@ from exo.master.authority import Authority
 from exo.master.decide import PLAN_OUTDATED, decide, existing_instance
 from exo.master.recovery import restarts
 from exo.master.recovery_loop import Mover
-from exo.master.solver import Solver
+from exo.master.solver import Placement, Solver
 from exo.shared.errors import NoMasterError
 from exo.shared.types.commands import (
     Command,
@@ -27,7 +27,6 @@ from exo.shared.types.commands import (
     Reply,
 )
 from exo.shared.types.ids import InstanceId
-from exo.shared.types.instances import Plan
 from exo.shared.types.state import State
 
 _SOLVES_MAX = 4
@@ -93,9 +92,9 @@ class Master:
     async def _place(self, command: PlaceInstance) -> Reply:
         refusal: Refusal | None = None
         for _ in range(_SOLVES_MAX):
-            plan_or_reply = await self._plan(self._coordinator.state, command)
-            if not isinstance(plan_or_reply, Plan):
-                return plan_or_reply
+            solved = await self._solve(self._coordinator.state, command)
+            if not isinstance(solved, Placement):
+                return solved
             # Decided and committed under one lock, so that two plans never take the same memory.
             async with self._deciding:
                 state = self._coordinator.state
@@ -106,7 +105,8 @@ class Master:
                     command_id=command.command_id,
                     instance_id=InstanceId(self._new_id()),
                     request=command.request,
-                    plan=plan_or_reply,
+                    plan=solved.plan,
+                    basis=solved.basis,
                 )
                 events = decide(state, commit)
                 if not isinstance(events, Refusal):
@@ -127,7 +127,7 @@ class Master:
         assert refusal is not None
         return refusal
 
-    async def _plan(self, state: State, command: PlaceInstance) -> Plan | Reply:
+    async def _solve(self, state: State, command: PlaceInstance) -> Placement | Reply:
         return self._reused(state, command) or await self._solver.place(state, command.request)
 
     def _reused(self, state: State, command: PlaceInstance) -> Placed | None:

@@ -164,7 +164,13 @@ def _as_left(reading: DeviceGPUState, freed_bytes: int, *, is_left: bool) -> Dev
 
 
 def decide_move(
-    state: State, trouble: Trouble, attempt: Attempt, plan: Plan, refused: Sequence[str]
+    state: State,
+    trouble: Trouble,
+    attempt: Attempt,
+    plan: Plan,
+    refused: Sequence[str],
+    *,
+    basis: bytes = b"",
 ) -> InstanceMoved | None:
     """Return the move to a plan, or None where it does not fit the newest state: then solve again.
 
@@ -174,6 +180,7 @@ def decide_move(
         attempt: What was asked for, on an earlier state.
         plan: The answer.
         refused: Why the rungs above were not to be had.
+        basis: What the answer was solved on.
     """
     instance = state.instances[trouble.instance_id]
     freed = without(state, trouble.instance_id)
@@ -197,6 +204,7 @@ def decide_move(
         instance_id=instance.instance_id,
         generation=instance.generation + 1,
         plan=plan,
+        basis=basis,
         reason=f"{trouble.cause}; it goes on{how} on {where}{slow}{tried}",
     )
 

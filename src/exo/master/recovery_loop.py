@@ -21,11 +21,10 @@ from exo.master.recovery_ladder import (
     why_refused,
     without,
 )
-from exo.master.solver import Solver
+from exo.master.solver import Placement, Solver
 from exo.shared.errors import NoMasterError
 from exo.shared.types.events import InstanceMoved, InstanceStranded
 from exo.shared.types.ids import DeviceId, InstanceId
-from exo.shared.types.instances import Plan
 from exo.shared.types.state import State
 
 RETRY_S = 30.0
@@ -150,7 +149,8 @@ class Mover:
                 return None
             event: InstanceMoved | InstanceStranded | None
             if answer is not None:
-                event = decide_move(state, trouble, *answer, refused)
+                attempt, found = answer
+                event = decide_move(state, trouble, attempt, found.plan, refused, basis=found.basis)
             elif surroundings(state) == surroundings(solved_on):
                 event = decide_stranding(state, trouble, refused)
             else:
@@ -163,7 +163,7 @@ class Mover:
 
     async def _solve(
         self, state: State, instance_id: InstanceId
-    ) -> tuple[tuple[Attempt, Plan] | None, list[str]]:
+    ) -> tuple[tuple[Attempt, Placement] | None, list[str]]:
         """Return the highest rung that can be had with its plan, and why those above could not."""
         instance, freed = state.instances[instance_id], without(state, instance_id)
         why_none = obstacle(freed, instance)
@@ -172,7 +172,7 @@ class Mover:
         refused: list[str] = []
         for attempt in attempts(freed, instance):
             answer = await self._solver.place(freed, attempt.request)
-            if isinstance(answer, Plan):
+            if isinstance(answer, Placement):
                 return (attempt, answer), refused
             refused.append(why_refused(attempt, answer))
         return None, refused

@@ -21,10 +21,18 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
     is_preview: bool
 
 
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan with what it was decided on."""
+
+    plan: Plan
+    basis: bytes
+    """See `exo.master.placement.basis`."""
+
+
 class Solution(msgspec.Struct, frozen=True, kw_only=True):
     """What the solver process answers with; exactly one field is set."""
 
-    plan: Plan | None = None
+    placement: Placement | None = None
     refusal: Refusal | None = None
     previews: tuple[Preview, ...] | None = None
 
@@ -47,10 +55,10 @@ class Solver:
         except (anyio.BrokenWorkerProcess, OSError) as error:
             logger.debug("the solver process did not start: {}", error)
 
-    async def place(self, state: State, request: PlacementRequest) -> Plan | Refusal:
+    async def place(self, state: State, request: PlacementRequest) -> Placement | Refusal:
         """Solve a placement on `state`."""
         solution = await self._solve(state, request, is_preview=False)
-        answer = solution.plan or solution.refusal
+        answer = solution.placement or solution.refusal
         assert answer is not None
         return answer
 
@@ -87,6 +95,7 @@ def make_ready() -> None:
 
 def solve_job(packed: bytes) -> bytes:
     """Run in the solver process: a packed job in, a packed solution out."""
+    from exo.master.placement.basis import pack
     from exo.master.placement.place import place_instance
     from exo.master.placement.previews import preview_placements
 
@@ -106,5 +115,6 @@ def solve_job(packed: bytes) -> bytes:
     answer = place_instance(job.state, job.request, should_stop=should_stop, has_constraint_layer=layer)
     if isinstance(answer, Refusal):
         return msgspec.msgpack.encode(Solution(refusal=answer))
-    solve_ms = (time.monotonic() - started_s) * 1000
-    return msgspec.msgpack.encode(Solution(plan=msgspec.structs.replace(answer, solve_ms=solve_ms)))
+    plan = msgspec.structs.replace(answer, solve_ms=(time.monotonic() - started_s) * 1000)
+    basis = pack(job.state, job.request, has_constraint_layer=layer)
+    return msgspec.msgpack.encode(Solution(placement=Placement(plan=plan, basis=basis)))

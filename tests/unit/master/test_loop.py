@@ -5,7 +5,7 @@ import itertools
 import anyio
 
 from exo.master.loop import Master
-from exo.master.solver import Solver
+from exo.master.solver import Placement, Solver
 from exo.shared.errors import NoMasterError
 from exo.shared.types.commands import (
     Deleted,
@@ -18,7 +18,7 @@ from exo.shared.types.commands import (
 )
 from exo.shared.types.events import Decision, InstanceCreated, InstanceRestarted
 from exo.shared.types.ids import CommandId, InstanceId, ModelId, NodeId
-from exo.shared.types.instances import PlacementRequest, Plan
+from exo.shared.types.instances import PlacementRequest
 from exo.shared.types.state import State
 from support.coordinator import MemoryCoordinator
 from support.states import GIB, card, cluster, identity, with_free_memory
@@ -81,7 +81,7 @@ async def test_a_plan_that_is_outdated_when_it_comes_back_is_solved_again() -> N
 
         solves = 0
 
-        async def place(self, state: State, request: PlacementRequest) -> Plan | Refusal:
+        async def place(self, state: State, request: PlacementRequest) -> Placement | Refusal:
             plan = await super().place(state, request)
             self.solves += 1
             if self.solves == 1:

@@ -9,10 +9,11 @@ import anyio
 import pytest
 
 from exo.master.loop import Master
+from exo.master.placement.basis import pack
 from exo.master.placement.place import place_instance
 from exo.master.recovery import Patience
 from exo.master.recovery_loop import RETRY_S
-from exo.master.solver import Solver
+from exo.master.solver import Placement, Solver
 from exo.shared.errors import NoMasterError
 from exo.shared.serving import instance_status
 from exo.shared.types.commands import Refusal
@@ -26,7 +27,7 @@ from exo.shared.types.events import (
     NodeJoined,
 )
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
-from exo.shared.types.instances import PlacementRequest, Plan
+from exo.shared.types.instances import PlacementRequest
 from exo.shared.types.state import State
 from support.coordinator import MemoryCoordinator
 from support.device_stories import devices_of, failed, gone, machine, on, told
@@ -60,7 +61,7 @@ class Beside(Solver):
         self.at_once = 0
         self.at_once_max = 0
 
-    async def place(self, state: State, request: PlacementRequest) -> Plan | Refusal:
+    async def place(self, state: State, request: PlacementRequest) -> Placement | Refusal:
         self.requests.append(request)
         self.at_once += 1
         self.at_once_max = max(self.at_once_max, self.at_once)
@@ -68,7 +69,8 @@ class Beside(Solver):
         if self.meanwhile:
             self.meanwhile.pop(0)()
         self.at_once -= 1
-        return place_instance(state, request, should_stop=lambda: False)
+        answer = place_instance(state, request, should_stop=lambda: False)
+        return answer if isinstance(answer, Refusal) else Placement(plan=answer, basis=pack(state, request))
 
 
 class Story:

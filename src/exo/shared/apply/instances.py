@@ -27,6 +27,7 @@ def instance_restarted(draft: Draft, event: e.InstanceRestarted) -> None:
             failures_in_a_row=instance.failures_in_a_row + 1,
             stages=tuple(StageState() for _ in instance.stages),
             stranded_reason=None,
+            waiting_reason=None,
         )
     )
 
@@ -40,11 +41,13 @@ def instance_moved(draft: Draft, event: e.InstanceMoved) -> None:
         replace(
             instance,
             plan=event.plan,
+            basis=event.basis,
             generation=event.generation,
             failures_in_a_row=0,
             stages=tuple(StageState() for _ in event.plan.stages),
             moved_reason=event.reason,
             stranded_reason=None,
+            waiting_reason=None,
         )
     )
 
@@ -54,6 +57,13 @@ def instance_stranded(draft: Draft, event: e.InstanceStranded) -> None:
     instance = draft.instances.get(event.instance_id)
     if instance is not None and event.generation == instance.generation:
         draft.put_instance(replace(instance, stranded_reason=event.reason))
+
+
+def instance_waits(draft: Draft, event: e.InstanceWaits) -> None:
+    """Note why it waits. Its stages stay as they are: the node may come back as it was."""
+    instance = draft.instances.get(event.instance_id)
+    if instance is not None and event.generation == instance.generation:
+        draft.put_instance(replace(instance, waiting_reason=event.reason))
 
 
 def stage_changed(draft: Draft, event: e.StageChanged) -> None:

@@ -25,6 +25,8 @@ class CommitPlan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     instance_id: InstanceId
     request: PlacementRequest
     plan: Plan
+    basis: bytes = b""
+    """What the plan was solved on; see `Instance.basis`."""
 
 
 class DeleteInstance(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -124,16 +124,26 @@ class InstanceRestarted(_Event, frozen=True, kw_only=True):
 
 
 class InstanceMoved(_Event, frozen=True, kw_only=True):
-    """An instance goes on elsewhere under a new generation, since a device of it failed or is gone."""
+    """An instance goes on elsewhere under a new generation: a device or node of it is lost, or others are faster."""
 
     instance_id: InstanceId
     generation: int
     plan: Plan
     reason: str
+    basis: bytes = b""
+    """What the plan was decided on; see `Instance.basis`."""
 
 
 class InstanceStranded(_Event, frozen=True, kw_only=True):
     """A device of an instance failed or is gone, and nothing can take its place. Ends with a move or a restart."""
+
+    instance_id: InstanceId
+    generation: int
+    reason: str
+
+
+class InstanceWaits(_Event, frozen=True, kw_only=True):
+    """A node of an instance is away, and nothing else can take its place: it goes on when the node is back."""
 
     instance_id: InstanceId
     generation: int
@@ -271,6 +281,7 @@ Decision = (
     | InstanceRestarted
     | InstanceMoved
     | InstanceStranded
+    | InstanceWaits
     | StageChanged
     | AuthorityCreated
     | TokenCreated

@@ -166,9 +166,13 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[StageState, ...]
     created_by: CommandId
     moved_reason: str | None = None
-    """Why it is no longer where it was placed: a device failed or was gone. Of several moves the last."""
+    """Why it is no longer where it was placed: a device or node was lost, others are faster. Of several moves the last."""
     stranded_reason: str | None = None
     """Why it cannot go on, where a device of it failed or is gone and nothing can take its place."""
+    waiting_reason: str | None = None
+    """Why it waits for a node that is away, where nothing else can take its place; until that node is back."""
+    basis: bytes = b""
+    """What its plan was decided on, packed (see `exo.master.placement.basis`). Only `why` reads it."""
 
     @property
     def status(self) -> InstanceStatus:
