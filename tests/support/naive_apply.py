@@ -209,6 +209,8 @@ def frame_received(state: State, frame: e.TelemetryFrame) -> State:
     if live.stages:
         kept = {key: one for key, one in live.stages.items() if key.split("/", 1)[0] in state.instances}
         live = replace(live, stages=kept)
+    paces = {key: one for key, one in live.instance_paces.items() if key in state.instances}
+    live = replace(live, instance_paces=paces)
     return replace(state, live={**state.live, frame.node_id: live})
 
 

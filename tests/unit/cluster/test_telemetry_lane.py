@@ -11,7 +11,9 @@ from exo.shared.apply import apply_frames
 from exo.shared.types.devices import DeviceGPUState
 from exo.shared.types.events import (
     DeviceGPUStateUpdated,
+    DevicePaceMeasured,
     GPUBandwidthMeasured,
+    InstancePaceMeasured,
     LinkMeasured,
     LogEntry,
     NodeJoined,
@@ -21,6 +23,7 @@ from exo.shared.types.events import (
 )
 from exo.shared.types.ids import DeviceId, EventId, InstanceId, NodeId
 from exo.shared.types.instances import StageProgress
+from exo.shared.types.pace import DevicePace, InstancePace
 from exo.shared.types.state import NodeTelemetry
 from support.states import cluster, identity
 
@@ -41,6 +44,46 @@ def progress(instance: str, layers: int, rank: int = 0) -> StageProgressed:
         rank=rank,
         progress=StageProgress(loaded_layers=layers, total_layers=9),
     )
+
+
+def pace(dtype: str, overhead_s: float) -> DevicePaceMeasured:
+    return DevicePaceMeasured(
+        pace=DevicePace(
+            device_id=DeviceId("a/cpu:0"),
+            engine="mlx",
+            dtype=dtype,
+            step_overhead_s=overhead_s,
+            layer_overhead_s=0.0,
+            bandwidth_bytes_per_s=1e9,
+            reads_min_bytes=1,
+            reads_max_bytes=2,
+            measurement_count=3,
+            error_percent=0.5,
+        )
+    )
+
+
+def instance_pace(instance: str, ms_per_token: float) -> InstancePaceMeasured:
+    return InstancePaceMeasured(
+        pace=InstancePace(
+            instance_id=InstanceId(instance), generation=1, ms_per_token=ms_per_token, measurement_count=9
+        )
+    )
+
+
+def test_of_paces_the_last_of_each_type_of_weights_stays_and_of_instances_while_they_are_there() -> None:
+    own = OwnTelemetry(A, "boot-1")
+    own.publish([pace("4-bit", 1.0), pace("bfloat16", 2.0), pace("4-bit", 3.0)])
+    own.publish([instance_pace("gone", 1.0), instance_pace("here", 2.0), instance_pace("here", 3.0)])
+    first = own.take()
+    assert set(first.events) == {
+        pace("bfloat16", 2.0),
+        pace("4-bit", 3.0),
+        instance_pace("gone", 1.0),
+        instance_pace("here", 3.0),
+    }
+    own.refresh_all([InstanceId("here")])
+    assert set(own.take().events) == {pace("bfloat16", 2.0), pace("4-bit", 3.0), instance_pace("here", 3.0)}
 
 
 def link(dest: str, latency_ms: float) -> LinkMeasured:

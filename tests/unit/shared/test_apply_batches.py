@@ -22,6 +22,7 @@ from exo.shared.types.instances import (
     StageState,
 )
 from exo.shared.types.nodes import HostPort
+from exo.shared.types.pace import DevicePace, InstancePace
 from exo.shared.types.state import State
 from exo.shared.types.voters import Voters
 from support import naive_apply
@@ -186,6 +187,19 @@ telemetry: st.SearchStrategy[e.Telemetry] = st.one_of(
         generation=small,
         rank=small,
         progress=st.builds(StageProgress, loaded_layers=small, total_layers=small),
+    ),
+    st.builds(
+        e.DevicePaceMeasured,
+        pace=st.builds(
+            DevicePace,
+            device_id=st.sampled_from(["a/x", "a/y"]),
+            engine=st.just("mlx"),
+            dtype=st.sampled_from(["bfloat16", "4-bit"]),
+        ),
+    ),
+    st.builds(
+        e.InstancePaceMeasured,
+        pace=st.builds(InstancePace, instance_id=instance_ids, generation=small),
     ),
 )
 frames = st.builds(
