@@ -11,6 +11,7 @@ from exo.master.placement.explain import explain, gibibytes, refuse_for_memory
 from exo.master.placement.greedy import solve_greedy
 from exo.master.placement.ladder.answer import Infeasible, Options
 from exo.master.placement.problem import ENGINES_BY_FORMAT, Problem, build_problem, context_length_of
+from exo.master.placement.soundness import refuse_unsound
 from exo.master.placement.weigh import Weighed, weigh, weigh_given
 from exo.shared.near_matches import near_matches, unknown_model_sentence
 from exo.shared.types.commands import Refusal
@@ -40,7 +41,7 @@ def place_instance(
     engine = choose_engine(model, request)
     if isinstance(engine, Refusal):
         return engine
-    refusal = _check_request(model, request)
+    refusal = refuse_unsound(model, request) or _check_request(model, request)
     if refusal is not None:
         return refusal
     problem = build_problem(state, model, request, engine)

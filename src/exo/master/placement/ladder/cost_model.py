@@ -284,4 +284,4 @@ def _tied_bytes(model: ModelFigures) -> int:
 
 def _ns(seconds: float) -> int:
     """Round to nanoseconds, and cut off what is absurdly slow, so that it stays a number."""
-    return min(_TIME_NS_MAX, max(0, round(seconds * _NS_PER_S)))
+    return round(min(float(_TIME_NS_MAX), max(0.0, seconds * _NS_PER_S)))
