@@ -195,11 +195,17 @@ telemetry: st.SearchStrategy[e.Telemetry] = st.one_of(
             device_id=st.sampled_from(["a/x", "a/y"]),
             engine=st.just("mlx"),
             dtype=st.sampled_from(["bfloat16", "4-bit"]),
+            reads_min_bytes=small,
+            reads_max_bytes=small,
+            measurement_count=small,
+            hop_count=small,
         ),
     ),
     st.builds(
         e.InstancePaceMeasured,
-        pace=st.builds(InstancePace, instance_id=instance_ids, generation=small),
+        pace=st.builds(
+            InstancePace, instance_id=instance_ids, generation=small, measurement_count=small
+        ),
     ),
 )
 frames = st.builds(
