@@ -1,7 +1,7 @@
 """Runs placement in a warm process of its own, so that a long solve never holds up the node."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import anyio
 import anyio.to_process
@@ -65,6 +65,10 @@ class Solver:
     async def preview(self, state: State, request: PlacementRequest) -> tuple[Preview, ...]:
         """Solve several ways to place the model."""
         return (await self._solve(state, request, is_preview=True)).previews or ()
+
+    async def aside(self, job: Callable[[bytes], bytes], packed: bytes) -> bytes:
+        """Have another job of placement done in the solver process; `job` is a function of a module."""
+        return await anyio.to_process.run_sync(job, packed, cancellable=True, limiter=self._one_at_a_time)
 
     async def _solve(self, state: State, request: PlacementRequest, *, is_preview: bool) -> Solution:
         job = _Job(
