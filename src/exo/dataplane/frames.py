@@ -98,6 +98,9 @@ class Activation(_Frame, frozen=True, kw_only=True):
     dtype: str
     wants_token: bool
     """False for all but the last chunk of a prompt."""
+    computed_s: float | None = None
+    """How long the stages behind the first one have computed for this token so far; None where one cannot say, or is
+    slowed down."""
 
 
 class Pace(_Frame, frozen=True, kw_only=True):
@@ -113,6 +116,8 @@ class Sampled(_Frame, frozen=True, kw_only=True):
     request_id: RequestId
     token_id: int
     is_finished: bool
+    computed_s: float | None = None
+    """As in `Activation`, of all stages behind the first one: what is left of the round are its hops."""
 
 
 class Close(_Frame, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from types import FrameType
 
 from exo.worker.runner.messages import FromChild, Heartbeat, StopRunner, ToChild
 from exo.worker.runner.pipes import MessageDecoder, PipeError, encode_message
+from exo.worker.runner.steps import StepLedger
 
 
 class Control(threading.Thread):
@@ -40,6 +41,8 @@ class Control(threading.Thread):
         self.requests_active = 0
         self.tokens_total = 0
         self.busy_s = 0.0
+        self.ledger: StepLedger | None = None
+        """Emptied with each heartbeat, as soon as there is one."""
         self._orders_fd = orders_fd
         self._reports_fd = reports_fd
         self._interval_s = heartbeat_interval_s
@@ -113,6 +116,7 @@ class Control(threading.Thread):
                 requests_active=self.requests_active,
                 tokens_total=self.tokens_total,
                 busy_s=self.busy_s,
+                steps=None if self.ledger is None else self.ledger.take(),
             )
         )
 

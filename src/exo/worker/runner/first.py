@@ -42,6 +42,7 @@ class FirstStage(Role):
     def __init__(
         self, spec: RunnerSpec, stage: Stage, outbox: Outbox, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        super().__init__()
         self._spec = spec
         self._stage = stage
         self._outbox = outbox
@@ -53,6 +54,8 @@ class FirstStage(Role):
         self._clock = clock
         self._pace = PrefillPace(stage.prefill_tokens_max)
         self._may_run_ahead = True
+        self._round: tuple[Request, float, float] | None = None
+        """The only request's token that is on its way: when its step began, and how long this stage computed."""
         self.is_ready = False
         """Whether the stages behind are linked; until then requests are turned away."""
 
@@ -138,6 +141,7 @@ class FirstStage(Role):
                 if request is None:
                     return
                 request.is_in_flight = False
+                self._note_round(request, frame)
                 self._count_token(request)
                 if frame.is_finished:
                     self._end(request, Close(request_id=frame.request_id))
@@ -200,12 +204,17 @@ class FirstStage(Role):
             inputs = [last]
         began_at = self._clock()
         if not self._is_alone:
-            self._run_layers(request, inputs, wants_token=not is_prefill)
+            self._run_layers(request, inputs, wants_token=not is_prefill, began_at=began_at)
         elif is_prefill:
             self._stage.forward(request.frame.request_id, inputs, wants_token=False)
             request.position += len(inputs)
         else:
+            is_clear = self._is_clear(request)
             self._run_model(request, inputs)
+            took_s = self._clock() - began_at
+            self.ledger.step_took(took_s, request.position)
+            if is_clear:
+                self.ledger.round_took(took_s)
         if is_prefill:
             self._pace.step_took(len(inputs), self._clock() - began_at)
 
@@ -221,20 +230,39 @@ class FirstStage(Role):
         if chunk.finish_reason is not None:
             self._forget(request)
 
-    def _run_layers(self, request: Request, inputs: list[int], *, wants_token: bool) -> None:
+    def _run_layers(self, request: Request, inputs: list[int], *, wants_token: bool, began_at: float) -> None:
         request_id = request.frame.request_id
         hidden = self._stage.forward(request_id, inputs, wants_token=wants_token)
         assert isinstance(hidden, Hidden)
+        is_timed = wants_token and self.ledger.is_open
+        if is_timed:
+            took_s = self._clock() - began_at
+            self.ledger.step_took(took_s, request.position)
+            self._round = (request, began_at, took_s) if self._is_clear(request) else None
         header = Activation(
             request_id=request_id,
             position=request.position,
             shape=tuple(hidden.values.shape),
             dtype=hidden.dtype,
             wants_token=wants_token,
+            computed_s=0.0 if is_timed else None,
         )
         self._outbox.to_next(header, hidden.to_bytes())
         request.position += len(inputs)
         request.is_in_flight = wants_token
+
+    def _is_clear(self, request: Request) -> bool:
+        """Say whether a token waits for nothing: the first one does for its prompt, and beside others each does."""
+        return request.produced > 0 and len(self._queue) == 1
+
+    def _note_round(self, request: Request, frame: Sampled) -> None:
+        begun, self._round = self._round, None
+        if begun is None or begun[0] is not request or len(self._queue) != 1 or frame.computed_s is None:
+            return
+        _, began_at, own_s = begun
+        round_s = self._clock() - began_at
+        hop_s = max(0.0, round_s - own_s - frame.computed_s) / self._spec.stage_count
+        self.ledger.round_took(round_s, hop_s)
 
     def _count_token(self, request: Request) -> None:
         request.produced += 1

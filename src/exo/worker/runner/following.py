@@ -38,6 +38,7 @@ class FollowingStage(Role):
     def __init__(
         self, spec: RunnerSpec, stage: Stage, outbox: Outbox, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        super().__init__()
         self._stage = stage
         self._outbox = outbox
         self._is_last = spec.rank == spec.stage_count - 1
@@ -149,18 +150,32 @@ class FollowingStage(Role):
                 shape=tuple(output.values.shape),
                 dtype=output.dtype,
                 wants_token=frame.wants_token,
+                computed_s=self._computed_s(frame, sequence, began_at) if frame.wants_token else None,
             )
             self._outbox.to_next(header, output.to_bytes())
         elif output is not None:
-            self._token_chosen(sequence, output)
+            self._token_chosen(frame, sequence, output, began_at)
         self.tokens_total += frame.wants_token
 
-    def _token_chosen(self, sequence: _Sequence, token_id: int) -> None:
+    def _computed_s(self, frame: Activation, sequence: _Sequence, began_at: float) -> float | None:
+        """Note a decoding step that is done, and return how long the stages behind the first have computed so far."""
+        took_s = self._clock() - began_at
+        self.ledger.step_took(took_s, sequence.position)
+        return frame.computed_s + took_s if self.ledger.is_open and frame.computed_s is not None else None
+
+    def _token_chosen(self, frame: Activation, sequence: _Sequence, token_id: int, began_at: float) -> None:
         assert sequence.answer is not None
         chunk = sequence.answer.take(token_id)
         is_finished = chunk.finish_reason is not None
         # The first stage waits for this one; the client is a little further away in any case.
-        self._outbox.to_next(Sampled(request_id=chunk.request_id, token_id=token_id, is_finished=is_finished))
+        self._outbox.to_next(
+            Sampled(
+                request_id=chunk.request_id,
+                token_id=token_id,
+                is_finished=is_finished,
+                computed_s=self._computed_s(frame, sequence, began_at),
+            )
+        )
         self._outbox.to_reply(sequence.opened.reply_to, chunk)
         if is_finished:
             self._forget(chunk.request_id)

@@ -6,6 +6,7 @@ import msgspec
 from exo.dataplane.identity import DataTrust
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.nodes import HostPort
+from exo.worker.runner.steps import StepWindow
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", tag=True):
@@ -113,6 +114,8 @@ class Heartbeat(_Message, frozen=True, kw_only=True):
     tokens_total: int
     busy_s: float = 0.0
     """How long the engine has been running, since the stage serves."""
+    steps: StepWindow | None = None
+    """Decoding steps since the heartbeat before; None: there were none."""
 
 
 ToChild = RunnerSpec | LinkPeers | TrustChanged | WorkAdvised | StopRunner

@@ -8,6 +8,7 @@ from exo.dataplane.codec import Payload
 from exo.dataplane.errors import ProtocolError
 from exo.dataplane.frames import Frame, ReplyTo
 from exo.shared.errors import ExoError
+from exo.worker.runner.steps import StepLedger
 
 STEP_FAILURES_MAX = 3
 """After this many failed steps with none between that worked, the stage is taken for broken."""
@@ -47,6 +48,10 @@ class Role(ABC):
 
     tokens_total: int = 0
     """Tokens this stage had a part in, for telemetry."""
+
+    def __init__(self) -> None:
+        self.ledger = StepLedger()
+        """What its decoding steps take."""
 
     @property
     @abstractmethod

@@ -76,6 +76,7 @@ class StageServer:
         network.on_lost = self._lost
         network.watch_wakeups(control.wakeups)
         control.stop_grace_s = STOP_GRACE_S
+        control.ledger = self._role.ledger
 
     def run(self) -> None:
         """Serve until told to stop.
@@ -141,6 +142,8 @@ class StageServer:
                 self._network.set_trust(order.trust)
             if isinstance(order, WorkAdvised):
                 self._tempo.advise(order.fraction, self._clock())
+                # Rests between steps let a device cool down and clock up: its usual pace is another one.
+                self._role.ledger.is_open = not self._tempo.is_slowed
                 self._role.slow_down(
                     may_run_ahead=not self._tempo.is_slowed, prefill_share=prefill_share(order.fraction)
                 )
