@@ -11,9 +11,17 @@ from exo.shared.types.state import State
 from support.states import fold
 
 
-def placed(state: State, min_nodes: int = 1, *, node_ids: tuple[NodeId, ...] = ()) -> State:
+def placed(
+    state: State,
+    min_nodes: int = 1,
+    *,
+    node_ids: tuple[NodeId, ...] = (),
+    layer_split: tuple[int, ...] = (),
+) -> State:
     """Place the model `toy` as the instance `i`."""
-    request = PlacementRequest(model_id=ModelId("toy"), min_nodes=min_nodes, node_ids=node_ids)
+    request = PlacementRequest(
+        model_id=ModelId("toy"), min_nodes=min_nodes, node_ids=node_ids, layer_split=layer_split
+    )
     plan = place_instance(state, request, should_stop=lambda: False)
     assert isinstance(plan, Plan), plan
     command = CommitPlan(command_id=CommandId("c"), instance_id=InstanceId("i"), request=request, plan=plan)

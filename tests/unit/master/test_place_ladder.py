@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from exo.master.placement.costs import cost_rounds
 from exo.master.placement.evaluate import violations
-from exo.master.placement.explain import milliseconds
+from exo.master.placement.words import milliseconds
 from exo.master.placement.greedy import solve_greedy
 from exo.master.placement.ladder.answer import Infeasible, Options
 from exo.master.placement.place import place_instance

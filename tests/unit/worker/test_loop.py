@@ -108,6 +108,7 @@ async def worker(
     heat: HeatWatch | None = None,
     note_busy: Callable[[str, bool], None] = lambda name, is_busy: None,
     ending_patience_s: float = 5.0,
+    layer_split: tuple[int, ...] = (),
 ) -> AsyncIterator[Story]:
     directory = folder / "toy"
     directory.mkdir()
@@ -115,7 +116,7 @@ async def worker(
     if with_model:
         store._directories = {card().model_id: directory}  # pyright: ignore[reportPrivateUsage]
     own = identity("a", models=[card()], devices=gpus if devices is not None else None)
-    coordinator = MemoryCoordinator(NodeId("a"), placed(cluster(own)))
+    coordinator = MemoryCoordinator(NodeId("a"), placed(cluster(own), layer_split=layer_split))
     story = Story(coordinator)
     work = Worker(
         coordinator=coordinator,
@@ -424,3 +425,41 @@ async def test_a_stage_that_starts_on_a_hot_device_starts_paused(tmp_path: Path)
         runner = await story.runner(0)
         assert hot.device_id in story.coordinator.state.instances[InstanceId("i")].plan.stages[0].device_ids
         assert runner.work == [0.0]
+
+
+async def test_two_stages_of_an_instance_on_one_node_have_a_process_and_a_gpu_each(tmp_path: Path) -> None:
+    cards = [gpu("a", GIB), replace(gpu("a", GIB, "cuda:1"), name="Other GPU")]
+    guard = StageDevices(devices=lambda: cards, states=dict, observe_failure=lambda device_id, failure: None)
+    thermal = ThermalSettings.from_environment({}, 1.0)
+    heat = HeatWatch(thermal, clock=lambda: 0.0)
+    async with worker(tmp_path, devices=guard, gpus=cards, heat=heat, layer_split=(2, 4)) as story:
+        first, second = await story.runner(0), await story.runner(1)
+        assert [one.spec.rank for one in (first, second)] == [0, 1]
+        assert [one.spec.device for one in (first, second)] == ["cuda:0", "cuda:1"]
+        assert [(one.spec.start_layer, one.spec.end_layer) for one in (first, second)] == [(0, 2), (2, 6)]
+        assert first.spec.stage_node_ids == (NodeId("a"), NodeId("a"))
+        assert guard.manager.owners() == {"i/0": [0], "i/1": [1]}
+        addresses = (HostPort("127.0.0.1", 9), HostPort("127.0.0.1", 10))
+        first.say(RunnerLoaded(address=addresses[0]))
+        await story.phase("loaded")
+        assert first.linked == ()
+        second.say(RunnerLoaded(address=addresses[1]))
+        with anyio.fail_after(5):
+            while not (first.linked and second.linked):
+                await anyio.lowlevel.checkpoint()
+        assert first.linked == second.linked == addresses
+        # One of them dies: both are thrown away, and only its own GPU is given back at once.
+        second.say(RunnerFailed(reason="killed by signal 9"))
+        second.stopped.set()
+        with anyio.fail_after(5):
+            while "i/1" in guard.manager.owners():
+                await anyio.lowlevel.checkpoint()
+        assert guard.manager.owners() == {"i/0": [0]}
+        restart = InstanceRestarted(instance_id=InstanceId("i"), generation=2, reason="test")
+        story.coordinator.set_state(fold(story.coordinator.state, restart))
+        again = [await story.runner(2), await story.runner(3)]
+        assert [(one.spec.generation, one.spec.rank, one.spec.device) for one in again] == [
+            (2, 0, "cuda:0"),
+            (2, 1, "cuda:1"),
+        ]
+        assert first.stopped.is_set()

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from exo.master.placement.ladder.cost_model import (
     Assumptions,
+    Built,
     DeviceFigures,
     LayerFigures,
     LinkFigures,
@@ -24,6 +25,7 @@ from exo.master.placement.ladder.cost_model import build_problem as build_costs
 from exo.master.placement.ladder.problem import CostProblem
 from exo.master.placement.ladder.solve import micro_batch_choices
 from exo.master.placement.problem import RESERVE_BYTES, Candidate, Problem, pool_of
+from exo.master.placement.wishes import wishes_of
 from exo.shared.device_figures import figures_for
 from exo.shared.topology import links
 from exo.shared.types.devices import DeviceGPUState, GPUDevice
@@ -39,8 +41,6 @@ UTILIZATION_MAX_PERCENT = 80
 """However busy others keep a device, it is shared with them: a fifth of it is ours."""
 HEAT_STEP_C = 5
 HEAT_SHARE_STEP = 0.05
-_ZONE = "cluster"
-"""Nobody tells of zones yet: all hosts are in one."""
 _BITS = {"float64": 64.0, "float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
 _SCALE_BITS = 0.5
 """What scales take of each quantised weight: 32 bits for each group of 64."""
@@ -71,33 +71,77 @@ def cost_rounds(state: State, problem: Problem) -> Costs:
     twins = _twins(state, problem)
     devices: list[DeviceFigures] = []
     shares: dict[str, float] = {}
+    seen: set[tuple[str, str, str]] = set()
+    first_of_kind: list[Candidate] = []
     for one in problem.candidates:
         node = state.nodes[one.node_id]
-        figures, is_measured = _device(one, node, twins[_twin_key(node, one.device)])
+        key = _twin_key(node, one.device)
+        figures, is_measured = _device(one, node, twins[key])
         devices.append(figures)
         if is_measured:
             shares[figures.device_id] = 1.0
-    measured = _ways(state, problem.candidates)
+        if key not in seen:
+            first_of_kind.append(one)
+        seen.add(key)
     request = problem.request
+    assumed = replace(ASSUMED, bandwidth_share_by_device=shares)
+    # Several stages on one processor, as several nodes of a host have them, take turns: they can share the latency
+    # of one micro-batch, but not work on several at a time.
+    apart = (
+        problem if len(first_of_kind) == len(devices) else replace(problem, candidates=tuple(first_of_kind))
+    )
     has_rounds = request.objective != "latency" and request.concurrency > 1
+    counts = micro_batch_choices(request.concurrency) if has_rounds else (1,)
+    if not _is_open(apart):
+        counts = (1,)
+    measured = _ways(state, problem.candidates)
     built = [
-        build_costs(
-            devices,
-            problem.free_bytes_by_pool,
-            model_figures(problem.model),
-            RequestShape(
-                context_length=problem.context_length,
-                concurrency=request.concurrency,
-                micro_batches=count,
-                min_stages=max(1, request.min_nodes),
-            ),
-            measured=measured,
-            assumed=replace(ASSUMED, bandwidth_share_by_device=shares),
-        )
-        for count in (micro_batch_choices(request.concurrency) if has_rounds else (1,))
+        _built(problem if count == 1 else apart, devices, assumed, measured, micro_batches=count)
+        for count in counts
     ]
     left_out = (f"{device_id} takes no part: {reason}" for device_id, reason in built[0].left_out)
     return Costs(rounds=tuple(one.problem for one in built), notes=(*left_out, *built[0].notes))
+
+
+def _built(
+    problem: Problem,
+    devices: Sequence[DeviceFigures],
+    assumed: Assumptions,
+    measured: Mapping[tuple[str, str], LinkFigures],
+    *,
+    micro_batches: int,
+) -> Built:
+    wishes = wishes_of(problem)
+    there = {one.device.device_id for one in problem.candidates}
+    return build_costs(
+        [
+            replace(one, is_required=one.device_id in wishes.required)
+            for one in devices
+            if one.device_id in there
+        ],
+        problem.free_bytes_by_pool,
+        model_figures(problem.model),
+        RequestShape(
+            context_length=problem.context_length,
+            concurrency=problem.request.concurrency,
+            micro_batches=micro_batches,
+            min_stages=wishes.min_stages,
+        ),
+        measured=measured,
+        rules=wishes.rules,
+        assumed=assumed,
+    )
+
+
+def _is_open(problem: Problem) -> bool:
+    """Say whether candidates can have what the request asks of a plan as a whole."""
+    request = problem.request
+    names = {name for one in problem.candidates for name in (one.node_id, one.device.device_id)}
+    return (
+        problem.node_count >= request.min_nodes
+        and len({one.zone for one in problem.candidates}) >= request.min_zones
+        and names.issuperset(request.must_use)
+    )
 
 
 def model_figures(model: ModelCard) -> ModelFigures:
@@ -170,7 +214,7 @@ def _device(one: Candidate, node: Node, twins: _Twins) -> tuple[DeviceFigures, b
         device_id=one.device.device_id,
         node_id=one.node_id,
         host=node.identity.host_id,
-        zone=_ZONE,
+        zone=one.zone,
         pool_id=one.pool,
         memory_bandwidth_bytes_per_s=bandwidth.value * twins.heat_share,
         flops_per_s=compute.value * twins.heat_share,
@@ -235,11 +279,13 @@ def _placed(state: State) -> set[DeviceId]:
 
 def _ways(state: State, candidates: Sequence[Candidate]) -> Mapping[tuple[str, str], LinkFigures]:
     """Return the measured links between candidates of different hosts; what is missing is assumed by class."""
-    by_node = {one.node_id: one.device.device_id for one in candidates}
+    by_node: dict[NodeId, list[DeviceId]] = {}
+    for one in candidates:
+        by_node.setdefault(one.node_id, []).append(one.device.device_id)
     found: dict[tuple[str, str], LinkFigures] = {}
     for link in links(state):
-        source, target = by_node.get(link.source_node_id), by_node.get(link.dest_node_id)
-        if source is None or target is None or not _is_between_hosts(state, link):
+        sources, targets = by_node.get(link.source_node_id), by_node.get(link.dest_node_id)
+        if sources is None or targets is None or not _is_between_hosts(state, link):
             continue
         latency_s = ASSUMED.zone_link.latency_s if link.latency_ms is None else link.latency_ms / 1000
         bandwidth = (
@@ -248,7 +294,8 @@ def _ways(state: State, candidates: Sequence[Candidate]) -> Mapping[tuple[str, s
             else link.bandwidth_mbps * 1e6 / 8
         )
         if link.latency_ms is not None or link.bandwidth_mbps is not None:
-            found[source, target] = LinkFigures(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth)
+            figures = LinkFigures(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth)
+            found.update({(source, target): figures for source in sources for target in targets})
     return found
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from exo.shared.types.ids import DeviceId
-from exo.shared.types.instances import StagePlan
+from exo.shared.types.ids import DeviceId, NodeId
+from exo.shared.types.instances import PlacementRequest, StagePlan
 from exo.shared.types.models import ModelCard
 
 
@@ -63,4 +63,38 @@ def violations(
             found.append(f"the stages on {pool} take {taken} bytes of {free} free ones")
     if placed != list(range(model.layer_count)):
         found.append(f"layers {placed} are placed, not 0 to {model.layer_count - 1}, each once and in order")
+    return found
+
+
+def broken_wishes(
+    stages: Sequence[StagePlan], request: PlacementRequest, zones: Mapping[NodeId, str]
+) -> list[str]:
+    """Return what a plan does not keep of a request, as sentences.
+
+    Args:
+        stages: The plan.
+        request: What was asked for.
+        zones: The zone of every node.
+    """
+    found: list[str] = []
+    nodes = {stage.node_id for stage in stages}
+    devices = {device for stage in stages for device in stage.device_ids}
+    if len(nodes) < request.min_nodes:
+        found.append(f"{len(nodes)} nodes take part, not {request.min_nodes}")
+    found.extend(f"{name} takes no part" for name in request.must_use if name not in nodes | devices)
+    found.extend(
+        f"{name} takes part, which was excluded" for name in request.exclude if name in nodes | devices
+    )
+    spread = {zones.get(node, "") for node in nodes}
+    if len(spread) < request.min_zones:
+        found.append(f"{len(spread)} zones take part, not {request.min_zones}")
+    if request.zones and not spread <= set(request.zones):
+        found.append(f"it is in {', '.join(sorted(spread))}, not only in {', '.join(request.zones)}")
+    if request.node_ids and not nodes <= set(request.node_ids):
+        found.append("it uses other nodes than those asked for")
+    if request.device_ids and not devices <= set(request.device_ids):
+        found.append("it uses other devices than those asked for")
+    split = tuple(stage.end_layer - stage.start_layer for stage in stages)
+    if request.layer_split and split != request.layer_split:
+        found.append(f"its stages have {split} layers, not {request.layer_split}")
     return found

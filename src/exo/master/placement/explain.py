@@ -6,6 +6,7 @@ from exo.master.placement.ladder.answer import Relaxation
 from exo.master.placement.ladder.why import LeftOut, binding, left_out
 from exo.master.placement.problem import Problem
 from exo.master.placement.weigh import Weighed
+from exo.master.placement.words import gibibytes, milliseconds
 from exo.shared.types.commands import NodeMemory, Refusal
 
 ShouldStop = Callable[[], bool]
@@ -13,12 +14,6 @@ _PROVEN_PERCENT = 0.005
 """A gap below what is shown."""
 _UNEVEN_DEVICES_MAX = 4
 """Up to so many devices, plans of unequal layers for one request at a time are proven in milliseconds."""
-
-
-def gibibytes(size_bytes: float) -> str:
-    """A size for people: `1.5 GiB`, `300 MiB`."""
-    mebibytes = size_bytes / 2**20
-    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
 
 
 def explain(problem: Problem, weighed: Weighed, *, should_stop: ShouldStop) -> str:
@@ -41,11 +36,6 @@ def explain(problem: Problem, weighed: Weighed, *, should_stop: ShouldStop) -> s
     lines.extend(_not_used(problem, weighed, should_stop))
     lines.extend(f"not used: {one.device_id}: {one.reason}" for one in problem.excluded)
     return "\n".join(lines)
-
-
-def milliseconds(time_ms: float) -> str:
-    """A time for people: `123 ms`, `4.56 ms`."""
-    return f"{time_ms:.0f} ms" if time_ms >= 100 else f"{time_ms:.3g} ms"
 
 
 def _figures(weighed: Weighed) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """The memory-weighted ring: the first and always available answer, for homogeneous clusters and as a fallback."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from exo.master.placement.problem import RESERVE_BYTES, Candidate, Problem
+from exo.master.placement.wishes import in_turn
+from exo.shared.types.ids import NodeId
 from exo.shared.types.instances import StagePlan
 
 Group = Sequence[Candidate]
@@ -40,22 +42,27 @@ def memory_weighted_split(
 
 
 def solve_greedy(problem: Problem) -> tuple[StagePlan, ...] | None:
-    """Return stages over as few nodes as hold the model (at least `min_nodes`), roomiest first, or None.
+    """Return stages over as few devices as hold the model and keep the request's wishes, roomiest first, or None.
 
-    With `layer_split` in the request, its stages go to the roomiest nodes in that order.
+    With `layer_split` in the request, its stages go to the roomiest devices in that order.
     """
-    roomiest = _roomiest_first(problem.candidates)
+    roomiest, wanted = in_turn(problem)
     layer_count = problem.model.layer_count
     split = problem.request.layer_split
     if split:
-        return _stages(problem, roomiest[: len(split)], split) if len(split) <= len(roomiest) else None
+        is_possible = wanted <= len(split) <= len(roomiest)
+        return _stages(problem, roomiest[: len(split)], split) if is_possible else None
     least_bytes = problem.stage_memory_bytes(0, layer_count)
-    for count in range(max(1, problem.request.min_nodes), min(len(roomiest), layer_count) + 1):
-        rooms = {one.pool: one.memory_free_bytes for one in roomiest[:count]}
-        if sum(rooms.values()) < least_bytes:
+    room_bytes = 0
+    pools: set[str] = set()
+    for count, last in enumerate(roomiest[:layer_count], start=1):
+        room_bytes += last.memory_free_bytes if last.pool not in pools else 0
+        pools.add(last.pool)
+        if count < wanted or room_bytes < least_bytes:
             continue
         for ring in _rings(_groups(roomiest[:count])):
-            weights = [group[0].memory_free_bytes for group in ring]
+            # VRAM is filled before what only joins for want of it.
+            weights = [0 if group[0].is_offload else group[0].memory_free_bytes for group in ring]
             least = [len(group) for group in ring]
             proportional = memory_weighted_split(layer_count, weights, least)
             for counts in (proportional, _mended(problem, ring, proportional)):
@@ -65,27 +72,20 @@ def solve_greedy(problem: Problem) -> tuple[StagePlan, ...] | None:
     return None
 
 
-def _roomiest_first(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Order candidates by free memory; a second one of a pool adds no memory, so it comes after all first ones."""
-    ordered = sorted(candidates, key=lambda one: (-one.memory_free_bytes, one.device.device_id))
-    seen: dict[str, int] = {}
-    turns: list[tuple[int, Candidate]] = []
-    for one in ordered:
-        seen[one.pool] = seen.get(one.pool, 0) + 1
-        turns.append((seen[one.pool], one))
-    return [one for _, one in sorted(turns, key=lambda turn: turn[0])]
-
-
 def _groups(chosen: Sequence[Candidate]) -> list[Group]:
+    """Return the pools in ring order: roomiest first, those of one node next to each other, offload at the end."""
     pools: dict[str, list[Candidate]] = {}
     for one in chosen:
         pools.setdefault(one.pool, []).append(one)
-    return list(pools.values())
+    nodes: dict[NodeId, int] = {}
+    for one in chosen:
+        nodes.setdefault(one.node_id, len(nodes))
+    return sorted(pools.values(), key=lambda group: (group[0].is_offload, nodes[group[0].node_id]))
 
 
 def _rings(groups: list[Group]) -> list[list[Group]]:
     """Orders to try: roomiest first, and with the two roomiest at the ends, which embedding and head weigh down."""
-    if len(groups) < 3:
+    if len(groups) < 3 or groups[-1][0].is_offload:
         return [groups]
     return [groups, [groups[0], *groups[2:], groups[1]]]
 
@@ -120,6 +120,7 @@ def _stages(
                 start_layer=start,
                 end_layer=start + count,
                 memory_bytes=needed,
+                is_offloaded=candidate.is_offload,
             )
         )
         start += count

@@ -1,18 +1,18 @@
 """`place_instance`: a request and a state become a plan or a refusal. Greedy first, then the ladder of solvers."""
 
-import difflib
 from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from exo.master.placement.asked import check_candidates, check_names, check_request
 from exo.master.placement.costs import cost_rounds
-from exo.master.placement.evaluate import violations
-from exo.master.placement.explain import explain, gibibytes, refuse_for_memory
+from exo.master.placement.evaluate import broken_wishes, violations
+from exo.master.placement.explain import explain, refuse_for_memory
 from exo.master.placement.greedy import solve_greedy
 from exo.master.placement.ladder.answer import Infeasible, Options
-from exo.master.placement.problem import ENGINES_BY_FORMAT, Problem, build_problem, context_length_of
+from exo.master.placement.problem import ENGINES_BY_FORMAT, Problem, build_problem
 from exo.master.placement.soundness import refuse_unsound
-from exo.master.placement.weigh import Weighed, weigh, weigh_given
+from exo.master.placement.weigh import Offload, Weighed, weigh, weigh_given
 from exo.shared.near_matches import near_matches, unknown_model_sentence
 from exo.shared.types.commands import Refusal
 from exo.shared.types.ids import ModelId
@@ -41,15 +41,20 @@ def place_instance(
     engine = choose_engine(model, request)
     if isinstance(engine, Refusal):
         return engine
-    refusal = refuse_unsound(model, request) or _check_request(model, request)
+    refusal = (
+        refuse_unsound(model, request)
+        or check_request(model, request)
+        or _check_sharding(request)
+        or check_names(state, request)
+    )
     if refusal is not None:
         return refusal
     problem = build_problem(state, model, request, engine)
-    refusal = _check_candidates(state, problem)
+    refusal = check_candidates(state, problem)
     if refusal is not None:
         return refusal
     options = Options(has_constraint_layer=has_constraint_layer)
-    weighed = _solve(state, problem, should_stop, options)
+    problem, weighed = _solve(state, problem, should_stop, options)
     if isinstance(weighed, Infeasible):
         fits = _would_fit_empty(state, problem, should_stop, options)
         return refuse_for_memory(problem, would_fit_empty=fits, relaxations=weighed.relaxations)
@@ -68,14 +73,21 @@ def place_instance(
         baseline=weighed.baseline,
         is_truncated=weighed.is_truncated,
     )
+    return _checked(state, problem, plan)
+
+
+def _checked(state: State, problem: Problem, plan: Plan) -> Plan | Refusal:
+    """Return the plan, or the refusal that says what is wrong with it, which is nobody's fault but the solvers'."""
     wrong = violations(
         plan.stages,
-        model=model,
+        model=problem.model,
         context_length=plan.context_length,
         concurrency=plan.concurrency,
         pool_by_device=problem.pool_by_device,
         free_bytes_by_pool=problem.free_bytes_by_pool,
     )
+    zones = {node_id: node.identity.zone for node_id, node in state.nodes.items()}
+    wrong.extend(broken_wishes(plan.stages, problem.request, zones))
     if wrong:
         return Refusal(
             status=500, code="plan_rejected", message=f"The plan failed its own check: {wrong[0]}."
@@ -83,7 +95,26 @@ def place_instance(
     return plan
 
 
-def _solve(state: State, problem: Problem, should_stop: ShouldStop, options: Options) -> Weighed | Infeasible:
+def _solve(
+    state: State, problem: Problem, should_stop: ShouldStop, options: Options
+) -> tuple[Problem, Weighed | Infeasible]:
+    """Solve; where VRAM does not hold the model, once more with the processors beside the GPUs.
+
+    Returns what was solved last, and its answer.
+    """
+    found = _solve_on(state, problem, should_stop, options)
+    if isinstance(found, Weighed) or not problem.spare:
+        return problem, found
+    wider = problem.with_offload()
+    again = _solve_on(state, wider, should_stop, options)
+    if isinstance(again, Weighed) and not options.wants_any:
+        again = replace(again, offload=_price_offload(state, problem, again, should_stop, options))
+    return wider, again
+
+
+def _solve_on(
+    state: State, problem: Problem, should_stop: ShouldStop, options: Options
+) -> Weighed | Infeasible:
     """Take the greedy's plan, which is there at once, and the ladder's instead where it is faster."""
     stages = solve_greedy(problem)
     costs = cost_rounds(state, problem)
@@ -94,6 +125,33 @@ def _solve(state: State, problem: Problem, should_stop: ShouldStop, options: Opt
     return weigh(problem, costs, stages, should_stop=should_stop, options=options)
 
 
+def _price_offload(
+    state: State, problem: Problem, weighed: Weighed, should_stop: ShouldStop, options: Options
+) -> Offload | None:
+    """Ask what the plan would take if the roomiest GPU also had the memory that is taken of processors."""
+    moved = [stage for stage in weighed.stages if stage.is_offloaded]
+    cards = [one for one in problem.candidates if one.device.memory_kind == "vram"]
+    if not moved or not cards:
+        return None
+    more_bytes = sum(stage.memory_bytes for stage in moved)
+    most = max(cards, key=lambda one: (one.memory_free_bytes, one.device.device_id))
+    grown = replace(
+        problem,
+        candidates=tuple(
+            replace(one, memory_free_bytes=one.memory_free_bytes + more_bytes) if one is most else one
+            for one in problem.candidates
+        ),
+    )
+    found = None if should_stop() else _solve_on(state, grown, should_stop, options)
+    told = found.prediction if isinstance(found, Weighed) else None
+    return Offload(
+        layer_count=sum(stage.end_layer - stage.start_layer for stage in moved),
+        more_bytes=more_bytes,
+        device_id=most.device.device_id,
+        in_vram_ms=told.ms_per_token if told is not None else None,
+    )
+
+
 def _would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, options: Options) -> bool:
     """Would it fit if everything were free? Then it may fit later: a conflict with the present, not more."""
     emptied = replace(
@@ -102,7 +160,18 @@ def _would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, op
             replace(one, memory_free_bytes=one.memory_total_bytes) for one in problem.candidates
         ),
     )
-    return isinstance(_solve(state, emptied, should_stop, replace(options, wants_any=True)), Weighed)
+    return isinstance(_solve_on(state, emptied, should_stop, replace(options, wants_any=True)), Weighed)
+
+
+def _check_sharding(request: PlacementRequest) -> Refusal | None:
+    if request.sharding in {"tensor", "hybrid"}:
+        return Refusal(
+            status=422,
+            code="sharding_unsupported",
+            message=f"The {request.sharding} sharding is not supported by the MLX engine yet; "
+            "ask for pipeline or auto.",
+        )
+    return None
 
 
 def find_model(state: State, model_id: ModelId) -> ModelCard | Refusal:
@@ -164,63 +233,4 @@ def choose_engine(model: ModelCard, request: PlacementRequest) -> str | Refusal:
         code="engine_unsuitable",
         message=f"The engine {request.engine!r} cannot run {model.model_id} ({model.format}); "
         f"those that can: {', '.join(able) or 'none'}.",
-    )
-
-
-def _check_request(model: ModelCard, request: PlacementRequest) -> Refusal | None:
-    context_length = context_length_of(model, request)
-    if context_length > model.context_length_max:
-        return Refusal(
-            status=422,
-            code="context_too_long",
-            message=f"{model.model_id} knows {model.context_length_max:,} tokens of context at most; "
-            f"{context_length:,} were asked for.",
-        )
-    if request.sharding in {"tensor", "hybrid"}:
-        return Refusal(
-            status=422,
-            code="sharding_unsupported",
-            message=f"The {request.sharding} sharding is not supported by the MLX engine yet; "
-            "ask for pipeline or auto.",
-        )
-    if request.min_nodes > model.layer_count:
-        return Refusal(
-            status=422,
-            code="too_few_layers",
-            message=f"{model.model_id} has {model.layer_count} layers, too few for {request.min_nodes} nodes.",
-        )
-    split = request.layer_split
-    if split and (sum(split) != model.layer_count or min(split) < 1):
-        return Refusal(
-            status=422,
-            code="bad_layer_split",
-            message=f"layer_split adds up to {sum(split)} layers; {model.model_id} has {model.layer_count}, "
-            "and every stage needs at least one.",
-        )
-    return None
-
-
-def _check_candidates(state: State, problem: Problem) -> Refusal | None:
-    request = problem.request
-    known = set(state.nodes) | {d.device_id for n in state.nodes.values() for d in n.identity.devices}
-    unknown = [
-        name for name in (*request.node_ids, *request.device_ids, *request.exclude) if name not in known
-    ]
-    if unknown:
-        return Refusal(
-            status=404,
-            code="unknown_node_or_device",
-            message=f"{unknown[0]!r} is no node or device of this cluster; `exo status` lists them.",
-            near_matches=tuple(difflib.get_close_matches(unknown[0], sorted(known), n=3, cutoff=0.5)),
-        )
-    wanted = max(request.min_nodes, len(request.layer_split), 1)
-    if len(problem.candidates) >= wanted:
-        return None
-    reasons = "; ".join(f"{one.device_id}: {one.reason}" for one in problem.excluded)
-    free = sum(problem.free_bytes_by_pool.values())
-    return Refusal(
-        status=409,
-        code="too_few_nodes",
-        message=f"{len(problem.candidates)} of the {wanted} nodes wanted can take part "
-        f"({gibibytes(free)} free)" + (f": {reasons}." if reasons else "; start more with `uv run exo`."),
     )

@@ -1,7 +1,9 @@
 """The placement problem, read off the state: which devices may take part, with how much room, and why others not."""
 
 import msgspec
+from msgspec.structs import replace
 
+from exo.master.placement.filters import nodes_to_avoid, why_not_able, why_not_wanted
 from exo.shared.types.devices import GPUDevice
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.instances import ExcludedDevice, PlacementRequest
@@ -28,6 +30,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """Of the whole pool."""
     memory_total_bytes: int
     """Of the whole pool."""
+    zone: str = ""
+    is_offload: bool = False
+    """A processor beside a GPU of its node: it holds layers only because VRAM does not."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,19 +43,36 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     context_length: int
     candidates: tuple[Candidate, ...]
-    """At most one device per node, sorted by device id."""
+    """Sorted by device id."""
+    spare: tuple[Candidate, ...] = ()
+    """Processors beside GPUs, sorted by device id: they join only where VRAM does not hold the model."""
     excluded: tuple[ExcludedDevice, ...]
     state_index: int
 
     @property
     def pool_by_device(self) -> dict[DeviceId, str]:
-        """The memory pool of every device that may take part."""
-        return {one.device.device_id: one.pool for one in self.candidates}
+        """The memory pool of every device that may take part, those that may only join included."""
+        return {one.device.device_id: one.pool for one in (*self.candidates, *self.spare)}
 
     @property
     def free_bytes_by_pool(self) -> dict[str, int]:
-        """What is free of the candidates' pools."""
-        return {one.pool: one.memory_free_bytes for one in self.candidates}
+        """What is free of these devices' pools."""
+        return {one.pool: one.memory_free_bytes for one in (*self.candidates, *self.spare)}
+
+    @property
+    def node_count(self) -> int:
+        """Nodes with a candidate."""
+        return len({one.node_id for one in self.candidates})
+
+    def with_offload(self) -> "Problem":
+        """Return the problem with the processors beside GPUs as candidates."""
+        joining = {one.device.device_id for one in self.spare}
+        return replace(
+            self,
+            candidates=tuple(sorted((*self.candidates, *self.spare), key=lambda one: one.device.device_id)),
+            spare=(),
+            excluded=tuple(one for one in self.excluded if one.device_id not in joining),
+        )
 
     def stage_memory_bytes(self, start_layer: int, end_layer: int) -> int:
         """Bytes that a stage with these layers takes: weights, KV cache for the whole context, reserve."""
@@ -76,13 +98,20 @@ def context_length_of(model: ModelCard, request: PlacementRequest) -> int:
 def build_problem(state: State, model: ModelCard, request: PlacementRequest, engine: str) -> Problem:
     """Apply the hard filters; keep a reason for every device that is dropped."""
     candidates: list[Candidate] = []
+    spare: list[Candidate] = []
     excluded: list[ExcludedDevice] = []
     free = free_bytes_by_pool(state)
+    avoided = nodes_to_avoid(state, request)
+    told: set[DeviceId] = set()
     for node_id in sorted(state.nodes):
         node = state.nodes[node_id]
         usable: list[Candidate] = []
         for device in node.identity.devices:
-            reason = _why_not(state, node, device, model, request, engine)
+            reason = why_not_wanted(node, device, request, avoided)
+            reason = reason or why_not_able(state, node, device, model, engine)
+            if device.device_id in told:
+                reason = f"another node tells of the same device, so {node.identity.name} cannot use it"
+            told.add(device.device_id)
             if reason is not None:
                 excluded.append(ExcludedDevice(device_id=device.device_id, reason=reason))
                 continue
@@ -94,27 +123,44 @@ def build_problem(state: State, model: ModelCard, request: PlacementRequest, eng
                     pool=(pool := pool_of(node, device)),
                     memory_free_bytes=free[pool],
                     memory_total_bytes=device.memory_total_bytes,
+                    zone=node.identity.zone,
                 )
             )
-        best = _best_of_node(usable, prefer_gpu=request.prefer_gpu)
-        candidates.extend(best)
-        excluded.extend(
-            ExcludedDevice(
-                device_id=one.device.device_id,
-                reason=f"{best[0].device.local_alias} of this node is preferred",
-            )
-            for one in usable
-            if one not in best
-        )
+        taken, left, may_join = _of_node(usable, request)
+        candidates.extend(taken)
+        spare.extend(may_join)
+        excluded.extend(left)
     return Problem(
         model=model,
         request=request,
         engine=engine,
         context_length=context_length_of(model, request),
         candidates=tuple(sorted(candidates, key=lambda one: one.device.device_id)),
+        spare=tuple(sorted(spare, key=lambda one: one.device.device_id)),
         excluded=tuple(sorted(excluded, key=lambda one: one.device_id)),
         state_index=state.index,
     )
+
+
+def _of_node(
+    usable: list[Candidate], request: PlacementRequest
+) -> tuple[list[Candidate], list[ExcludedDevice], list[Candidate]]:
+    """Choose by kind: GPUs where there are any and they are wanted, else processors; a device that must be used always.
+
+    Returns the candidates, the devices left out, and those of them that may join where VRAM does not hold the model:
+    processors with memory of their own beside the GPUs.
+    """
+    gpus = [one for one in usable if one.device.backend != "cpu"]
+    processors = [one for one in usable if one.device.backend == "cpu"]
+    is_gpu_wanted = request.prefer_gpu and bool(gpus)
+    wanted = gpus if is_gpu_wanted or not processors else processors
+    taken = [one for one in usable if one in wanted or one.device.device_id in request.must_use]
+    left = [one for one in usable if one not in taken]
+    preferred = "GPU of its node is" if len(wanted) == 1 else "GPUs of its node are"
+    reason = f"the {preferred} preferred" if is_gpu_wanted else "the processor of its node is preferred"
+    shared = {one.pool for one in taken}
+    may_join = [replace(one, is_offload=True) for one in left if is_gpu_wanted and one.pool not in shared]
+    return taken, [ExcludedDevice(device_id=one.device.device_id, reason=reason) for one in left], may_join
 
 
 def pool_of(node: Node, device: GPUDevice) -> str:
@@ -157,47 +203,3 @@ def free_bytes_by_pool(state: State) -> dict[str, int]:
         pool: max(0, min(size - promised[pool], measured.get(pool, size) - invisible[pool]))
         for pool, size in total.items()
     }
-
-
-def _why_not(
-    state: State, node: Node, device: GPUDevice, model: ModelCard, request: PlacementRequest, engine: str
-) -> str | None:
-    identity = node.identity
-    live = state.live.get(identity.node_id)
-    reading = live.devices.get(device.device_id) if live is not None else None
-    if not node.is_connected:
-        return f"its node is not connected: {node.left_reason or 'unknown reason'}"
-    if not identity.is_worker:
-        return "its node only coordinates (--no-worker)"
-    if request.node_ids and identity.node_id not in request.node_ids:
-        return "its node is not among the nodes asked for"
-    if request.device_ids and device.device_id not in request.device_ids:
-        return "it is not among the devices asked for"
-    if identity.node_id in request.exclude or device.device_id in request.exclude:
-        return "it was excluded"
-    if engine not in identity.engines:
-        return f"its node has no {engine} engine"
-    if device.is_simulated:
-        return "it is simulated: no layers can run on it"
-    if device.backend not in identity.engine_backends.get(engine, ("cpu",)):
-        return f"the {engine} engine of its node has no {device.backend} build (exo doctor says how to install one)"
-    local = next((card for card in identity.models if card.model_id == model.model_id), None)
-    if local is None:
-        return f"its node does not have the model {model.model_id}"
-    if local.problem is not None:
-        return f"its node's copy of the model cannot be used: {local.problem}"
-    if local.fingerprint != model.fingerprint:
-        return "its node's copy of the model differs from the others"
-    if reading is not None and reading.health == "failed":
-        return f"it has failed: {reading.health_reason or 'unknown reason'}"
-    return None
-
-
-def _best_of_node(usable: list[Candidate], *, prefer_gpu: bool) -> list[Candidate]:
-    """One device per node and plan: a GPU where there is one and it is wanted, else the roomiest."""
-    if not usable:
-        return []
-    gpus = [one for one in usable if one.device.backend != "cpu"]
-    others = [one for one in usable if one.device.backend == "cpu"]
-    pool = (gpus or others) if prefer_gpu else (others or gpus)
-    return [min(pool, key=lambda one: (-one.memory_free_bytes, one.device.device_id))]

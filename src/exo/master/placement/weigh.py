@@ -19,6 +19,18 @@ ShouldStop = Callable[[], bool]
 _NS_PER_MS = 1e6
 
 
+class Offload(msgspec.Struct, frozen=True, kw_only=True):
+    """What it costs that layers run from host memory."""
+
+    layer_count: int
+    more_bytes: int
+    """So much more VRAM on one GPU would hold them."""
+    device_id: DeviceId
+    """That GPU."""
+    in_vram_ms: float | None
+    """What each token would take then; None where that could not be told."""
+
+
 class Weighed(msgspec.Struct, frozen=True, kw_only=True):
     """The plan that stands, and what is known of it."""
 
@@ -34,6 +46,8 @@ class Weighed(msgspec.Struct, frozen=True, kw_only=True):
     is_truncated: bool = False
     notes: tuple[str, ...] = ()
     """What did not go as usual, for the explanation."""
+    offload: Offload | None = None
+    """Set where processors beside GPUs hold layers."""
 
 
 class _Rated(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +170,7 @@ def _stage_plans(problem: Problem, solution: Solution) -> tuple[StagePlan, ...]:
             start_layer=one.start_layer,
             end_layer=one.end_layer,
             memory_bytes=problem.stage_memory_bytes(one.start_layer, one.end_layer),
+            is_offloaded=by_device[DeviceId(one.device_id)].is_offload,
         )
         for rank, one in enumerate(solution.stages)
     )

@@ -1,0 +1,183 @@
+"""Checks of what was asked for, before anything is solved: each refusal names the wish that cannot be had."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from exo.master.placement.filters import why_not_wanted, zone_words
+from exo.master.placement.problem import Problem, context_length_of
+from exo.master.placement.wishes import in_turn
+from exo.master.placement.words import gibibytes
+from exo.shared.types.commands import Refusal
+from exo.shared.types.ids import NodeId
+from exo.shared.types.instances import PlacementRequest
+from exo.shared.types.models import ModelCard
+from exo.shared.types.nodes import Node
+from exo.shared.types.state import State
+
+_REASONS_MAX = 8
+"""Devices that a refusal names with their reasons."""
+
+
+def check_request(model: ModelCard, request: PlacementRequest) -> Refusal | None:
+    """Refuse what no cluster could give: wishes that contradict each other or the model."""
+    layer_count = model.layer_count
+    context_length = context_length_of(model, request)
+    if context_length > model.context_length_max:
+        return _never(
+            "context_too_long",
+            f"{model.model_id} knows {model.context_length_max:,} tokens of context at most; "
+            f"{context_length:,} were asked for",
+        )
+    if request.min_nodes > layer_count:
+        return _never(
+            "too_few_layers",
+            f"{model.model_id} has {layer_count} layers, too few for {request.min_nodes} nodes",
+        )
+    split = request.layer_split
+    if split and (sum(split) != layer_count or min(split) < 1):
+        return _never(
+            "bad_layer_split",
+            f"layer_split adds up to {sum(split)} layers; {model.model_id} has {layer_count}, "
+            "and every stage needs at least one",
+        )
+    return _check_counts(request)
+
+
+def _check_counts(request: PlacementRequest) -> Refusal | None:
+    nodes, zones, split = len(set(request.node_ids)), len(set(request.zones)), len(request.layer_split)
+    if nodes and request.min_nodes > nodes:
+        return _contradiction(f"min_nodes asks for {request.min_nodes} nodes, and node_ids names {nodes}")
+    devices = len(set(request.device_ids))
+    if devices and request.min_nodes > devices:
+        return _contradiction(f"min_nodes asks for {request.min_nodes} nodes, and device_ids names {devices}")
+    if zones and request.min_zones > zones:
+        return _contradiction(f"min_zones asks for {request.min_zones} zones, and zones names {zones}")
+    for name, least in (("min_nodes", request.min_nodes), ("min_zones", request.min_zones)):
+        if split and least > split:
+            return _contradiction(f"{name} asks for {least}, and layer_split has {split} stages")
+    return None
+
+
+def check_names(state: State, request: PlacementRequest) -> Refusal | None:
+    """Refuse names that nothing in the cluster has."""
+    nodes = state.nodes.values()
+    known = set(state.nodes) | {device.device_id for node in nodes for device in node.identity.devices}
+    asked = (*request.node_ids, *request.device_ids, *request.exclude, *request.must_use)
+    for name in asked:
+        if name not in known:
+            message = f"{name!r} is no node or device of this cluster; `exo status` lists them."
+            return _unknown("unknown_node_or_device", message, name, known)
+    placed = set(state.instances) | {one.model.model_id for one in state.instances.values()}
+    running = placed | {card.model_id for node in nodes for card in node.identity.models}
+    for name in request.apart_from:
+        if name not in running:
+            message = (
+                f"{name!r} in apart_from is no instance or model of this cluster; `exo status` lists them."
+            )
+            return _unknown("unknown_instance_or_model", message, name, running)
+    zones = {node.identity.zone for node in nodes}
+    for name in request.zones:
+        if name not in zones:
+            there = ", ".join(sorted(zone_words(zone) for zone in zones))
+            message = (
+                f"{name!r} is no zone of this cluster, which has {there}; nodes are put into one with --zone."
+            )
+            return _unknown("unknown_zone", message, name, zones)
+    return None
+
+
+def check_candidates(state: State, problem: Problem) -> Refusal | None:
+    """Refuse where those that can take part are too few for what was asked for."""
+    request = problem.request
+    refusal = next((found for name in request.must_use if (found := _about(state, problem, name))), None)
+    if refusal is not None:
+        return refusal
+    wanted = max(request.min_nodes, 1)
+    if problem.node_count < wanted:
+        return _too_few(problem, f"{problem.node_count} of the {wanted} nodes wanted can take part")
+    split = len(request.layer_split)
+    devices = len(problem.candidates) + len(problem.spare)
+    if devices < split:
+        return _too_few(problem, f"{devices} of the {split} devices that layer_split wants can take part")
+    zones = {one.zone for one in problem.candidates}
+    if len(zones) < request.min_zones:
+        there = ", ".join(sorted(zone_words(zone) for zone in zones))
+        start = f"{len(zones)} of the {request.min_zones} zones that min_zones wants can take part ({there})"
+        return _too_few(problem, start, code="too_few_zones")
+    _, must = in_turn(problem)
+    if must > problem.model.layer_count:
+        layers = problem.model.layer_count
+        return _never(
+            "too_few_layers", f"{problem.model.model_id} has {layers} layers, too few for all of must_use"
+        )
+    if split and must > split:
+        return _contradiction(f"must_use asks for {must} stages, and layer_split has {split}")
+    return None
+
+
+def _about(state: State, problem: Problem, name: str) -> Refusal | None:
+    """Refuse where something that must be used cannot take part."""
+    if any(name in (one.node_id, one.device.device_id) for one in problem.candidates):
+        return None
+    node, of_name = _devices_of(state, name)
+    reasons: dict[str, str] = {one.device_id: one.reason for one in problem.excluded}
+    why = next((reasons[one] for one in of_name if one in reasons), "it has no device")
+    request = problem.request
+    by_request = [
+        why_not_wanted(node, device, request, {})
+        for device in node.identity.devices
+        if device.device_id in of_name
+    ]
+    if by_request and all(by_request):
+        return _contradiction(f"must_use names {name}, but {why}")
+    return Refusal(
+        status=409,
+        code="must_use_unavailable",
+        message=f"must_use names {name}, which cannot take part: {why}.",
+    )
+
+
+def _devices_of(state: State, name: str) -> tuple[Node, list[str]]:
+    node = state.nodes.get(NodeId(name))
+    if node is not None:
+        return node, [one.device_id for one in node.identity.devices]
+    owner = next(
+        one
+        for one in state.nodes.values()
+        if any(device.device_id == name for device in one.identity.devices)
+    )
+    return owner, [name]
+
+
+def _too_few(problem: Problem, start: str, *, code: str = "too_few_nodes") -> Refusal:
+    told = [f"{one.device_id}: {one.reason}" for one in problem.excluded[:_REASONS_MAX]]
+    more = len(problem.excluded) - len(told)
+    reasons = "; ".join([*told, f"and {more} more"] if more else told)
+    free = sum({one.pool: one.memory_free_bytes for one in problem.candidates}.values())
+    return Refusal(
+        status=409,
+        code=code,
+        message=f"{start} ({gibibytes(free)} free)"
+        + (f": {reasons}." if reasons else "; start more with `uv run exo`."),
+    )
+
+
+def _never(code: str, message: str) -> Refusal:
+    return Refusal(status=422, code=code, message=f"{message}.")
+
+
+def _contradiction(message: str) -> Refusal:
+    return _never("contradictory_request", f"{message}; give up one of them")
+
+
+def _unknown(code: str, message: str, name: str, known: Iterable[str]) -> Refusal:
+    return Refusal(
+        status=404,
+        code=code,
+        message=message,
+        near_matches=_near(name, sorted(known)),
+    )
+
+
+def _near(name: str, known: Sequence[str]) -> tuple[str, ...]:
+    return tuple(difflib.get_close_matches(name, known, n=3, cutoff=0.5))
