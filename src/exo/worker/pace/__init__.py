@@ -1,0 +1,1 @@
+"""How fast this node's devices really work: from the times of decoding steps to figures that predictions use."""
