@@ -59,6 +59,8 @@ from exo.worker.device_watch import DeviceWatch
 from exo.worker.heat_watch import HeatWatch
 from exo.worker.loop import Worker
 from exo.worker.models.store import ModelStore
+from exo.worker.pace.store import PACES_FILE, PaceStore
+from exo.worker.pace.watch import PaceWatch
 from exo.worker.runner.supervisor import StageRunner
 from exo.worker.stage_devices import StageDevices
 from exo.worker.telemetry import GPUTelemetryCollector, GPUTelemetryConfig
@@ -225,6 +227,15 @@ async def _run_with(
         tasks.start_soon(DeviceMeasurer(source=discovery, is_busy=lambda: busy.is_busy).run)
         worker: Worker | None = None
         if settings.is_worker:
+            paces = PaceWatch(
+                devices=lambda: discovery.inventory.devices,
+                reading=lambda device_id: _live(coordinator, node_id).devices.get(device_id),
+                publish=coordinator.publish,
+                store=PaceStore(settings.home / PACES_FILE),
+                exo_version=version("exo"),
+                clock=time.monotonic,
+            )
+            paces.tell_known()
             worker = Worker(
                 coordinator=coordinator,
                 boot_id=boot_id,
@@ -236,10 +247,11 @@ async def _run_with(
                 verbosity=settings.verbosity,
                 devices=StageDevices(
                     devices=lambda: discovery.inventory.devices,
-                    states=lambda: coordinator.state.live.get(node_id, NodeTelemetry()).devices,
+                    states=lambda: _live(coordinator, node_id).devices,
                     observe_failure=health.observe_failure,
                 ),
                 heat=heat,
+                paces=paces,
                 note_busy=busy.note,
             )
             tasks.start_soon(worker.run)
@@ -385,6 +397,10 @@ def _announce_devices(
                 backend.upper(),
                 hint,
             )
+
+
+def _live(coordinator: Coordinator, node_id: NodeId) -> NodeTelemetry:
+    return coordinator.state.live.get(node_id, NodeTelemetry())
 
 
 def _is_placed_on(state: State, device_id: DeviceId) -> bool:

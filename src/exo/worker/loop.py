@@ -18,11 +18,12 @@ from exo.gpu.errors import GPUTakenError
 from exo.shared.errors import NoMasterError
 from exo.shared.types.events import Decision, NodeModelsChanged, StageChanged, StageProgressed
 from exo.shared.types.ids import DeviceId, ModelId, NodeId
-from exo.shared.types.instances import StagePhase, StagePlan, StageProgress
+from exo.shared.types.instances import Instance, StagePhase, StagePlan, StageProgress
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import HostPort
 from exo.worker.heat_watch import HeatWatch
 from exo.worker.models.store import ModelStore
+from exo.worker.pace.watch import PaceWatch
 from exo.worker.plan import (
     Instruction,
     LinkRunner,
@@ -75,8 +76,9 @@ class Runner(Protocol):
 
 
 class _Running:
-    def __init__(self, runner: Runner, stage: StagePlan) -> None:
+    def __init__(self, runner: Runner, instance: Instance, stage: StagePlan) -> None:
         self.runner = runner
+        self.instance = instance
         self.stage = stage
         self.phase: RunnerPhase = "started"
 
@@ -97,6 +99,7 @@ class Worker:
         verbosity: Of their logs.
         devices: Guards this node's GPUs; None: nobody does.
         heat: Says how much stages may work; None: as much as they can.
+        paces: Learns how fast stages work; None: nobody does.
         note_busy: Told of each stage whether it has requests, by name; again and again as long as it runs.
         ending_patience_s: How long a new stage waits for processes that are being ended.
     """
@@ -116,6 +119,7 @@ class Worker:
         verbosity: int = 0,
         devices: StageDevices | None = None,
         heat: HeatWatch | None = None,
+        paces: PaceWatch | None = None,
         note_busy: Callable[[str, bool], None] = lambda name, is_busy: None,
         ending_patience_s: float = ENDING_PATIENCE_S,
     ) -> None:
@@ -132,6 +136,7 @@ class Worker:
         self._verbosity = verbosity
         self._devices = devices
         self._heat = heat
+        self._paces = paces
         self._note_busy = note_busy
         self._ending_patience_s = ending_patience_s
         self._runners: dict[RunnerKey, _Running] = {}
@@ -208,7 +213,8 @@ class Worker:
                     reason = f"the model {instruction.instance.model.model_id} is no longer on this node"
                     self._propose_stage(key, "failed", reason=reason, is_permanent=True)
                     return
-                running = _Running(self._make_runner(self._spec(instruction, directory)), instruction.stage)
+                runner = self._make_runner(self._spec(instruction, directory))
+                running = _Running(runner, instruction.instance, instruction.stage)
                 self._runners[key] = running
                 tasks.start_soon(self._run_one, key, running)
             case LinkRunner():
@@ -286,12 +292,16 @@ class Worker:
 
         if self._heat is not None:
             self._heat.begin(_name(key), running.stage.device_ids, running.runner.set_work)
+        if self._paces is not None:
+            self._paces.begin(_name(key), running.instance, running.stage)
         try:
             await running.runner.run(on_message)
         finally:
             self._note_busy(_name(key), False)
             if self._heat is not None:
                 self._heat.end(_name(key))
+            if self._paces is not None:
+                self._paces.end(_name(key))
             if self._devices is not None:
                 self._devices.release(_holder(key))
         on_message(RunnerFailed(reason="the stage's process ended without a word"))
@@ -346,6 +356,8 @@ class Worker:
                 self._note_busy(_name(key), message.requests_active > 0)
                 if self._heat is not None:
                     self._heat.note_work(_name(key), message.busy_s)
+                if self._paces is not None:
+                    self._paces.heard(_name(key), message)
                 return
         self._changed.set()
 
