@@ -123,7 +123,7 @@ def test_a_measured_link_holds_for_all_devices_of_its_nodes() -> None:
 def test_a_busy_card_of_a_pc_gets_fewer_layers_than_its_twin() -> None:
     state = reading(two_pcs(16, 16), "a", compute_utilization_percent=60.0)
     plan = planned(state, node_ids=(NodeId("a"),))
-    layers = {one.device_ids[0]: one.end_layer - one.start_layer for one in plan.stages}
+    layers: dict[str, int] = {one.device_ids[0]: one.end_layer - one.start_layer for one in plan.stages}
     assert layers["a/cuda:0"] < layers["a/cuda:1"]
 
 

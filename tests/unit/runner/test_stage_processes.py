@@ -428,3 +428,32 @@ async def test_stages_on_addresses_of_a_network_answer_over_tls(
         pipeline.node_ids = (NodeId("node-1"), NodeId("node-0"))
         with pytest.raises(StageUnreachableError, match="is the node node-0, and node-1 should be there"):
             await pipeline.start(prompt=PROMPT, max_tokens=20)
+
+
+async def test_two_stages_of_one_node_and_one_of_another_answer_as_one(
+    single: Pipeline, model_dir: Path, tmp_path: Path
+) -> None:
+    hosts = own_hosts(read_interfaces())
+    if not hosts:
+        pytest.skip("this host has no address but loopback")
+    membership = Membership(tmp_path)
+    nodes = (NodeId("node-0"), NodeId("node-0"), NodeId("node-1"))
+    specs = [
+        msgspec.structs.replace(
+            spec,
+            node_id=node_id,
+            data_host="0.0.0.0",
+            advertised_host=hosts[0],
+            secret=f"secret of {node_id}".encode(),
+            trust=member(membership, node_id),
+            stage_node_ids=nodes,
+        )
+        for spec, node_id in zip(stage_specs(model_dir, [2, 4, 6], context_length=ENOUGH), nodes, strict=True)
+    ]
+    client = GenerationClient(secret=b"secret of api", node_id=NodeId("api"))
+    client.set_identity(member(membership, "api").identity)
+    await client.widen("0.0.0.0", advertised_host=hosts[0])
+    async with running_pipeline(specs, client=client) as pipeline:
+        chunks = await all_chunks(await pipeline.start(prompt=PROMPT, max_tokens=20))
+        expected = await all_chunks(await single.start(prompt=PROMPT, max_tokens=20))
+        assert [chunk.token_id for chunk in chunks] == [chunk.token_id for chunk in expected]
