@@ -11,32 +11,32 @@ class StepReads(msgspec.Struct, frozen=True, kw_only=True):
     layers: float
     """With the output head on the last stage, as many layers as it has bytes for."""
     weight_bytes: int
-    kv_bytes_per_position: int
-    """Of all of its layers, for each position that is in the cache."""
+    cache_bytes: int
+    """At the position that was asked for."""
 
-    def at(self, position: float) -> float:
-        """Return all bytes that a step reads with so many positions in the cache."""
-        return self.weight_bytes + position * self.kv_bytes_per_position
-
-
-def layer_reads(model: ModelCard) -> tuple[int, ...]:
-    """Return the bytes that one token reads of each layer's weights: not all of them in a mixture of experts."""
-    return model.layer_active_bytes or model.layer_bytes
+    @property
+    def total_bytes(self) -> int:
+        """All that is read."""
+        return self.weight_bytes + self.cache_bytes
 
 
-def head_reads(model: ModelCard) -> int:
-    """Return the bytes that one token reads of the output head; a tied one reads the embedding."""
-    return model.head_bytes + (model.embedding_bytes if model.has_tied_head else 0)
+def step_reads(model: ModelCard, start_layer: int, end_layer: int, position: int) -> StepReads:
+    """Return what a stage with layers `start_layer` to `end_layer` (exclusive) reads.
 
-
-def step_reads(model: ModelCard, start_layer: int, end_layer: int) -> StepReads:
-    """Return what a stage with layers `start_layer` to `end_layer` (exclusive) reads. It has one layer at least."""
-    reads = layer_reads(model)
-    head = head_reads(model) if end_layer == model.layer_count else 0
+    Args:
+        model: Whose layers they are.
+        start_layer: The first.
+        end_layer: Behind the last; there is one at least.
+        position: Tokens that are in the cache.
+    """
+    # Of a mixture of experts a token reads some only.
+    reads = model.layer_active_bytes or model.layer_bytes
+    head = model.head_bytes + (model.embedding_bytes if model.has_tied_head else 0)
+    if end_layer != model.layer_count:
+        head = 0
     mean = sum(reads) / max(1, len(reads))
-    count = end_layer - start_layer
     return StepReads(
-        layers=count + (head / mean if mean > 0 else 0.0),
+        layers=end_layer - start_layer + (head / mean if mean > 0 else 0.0),
         weight_bytes=sum(reads[start_layer:end_layer]) + head,
-        kv_bytes_per_position=count * model.kv_bytes_per_token_and_layer,
+        cache_bytes=sum(model.cache_bytes(layer, position) for layer in range(start_layer, end_layer)),
     )

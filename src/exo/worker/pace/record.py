@@ -35,14 +35,15 @@ class Window(msgspec.Struct, frozen=True):
     """One report of a stage."""
 
     step_s: float
-    position: float
+    read_bytes: int
     step_count: int
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """Stages of one size."""
 
-    reads: StepReads
+    layers: float
+    weight_bytes: int
     windows: tuple[Window, ...] = ()
     seen_at: int = 0
     """The record's count of windows when this kind was last seen."""
@@ -61,13 +62,16 @@ class PaceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def noted(record: PaceRecord, reads: StepReads, window: StepWindow) -> PaceRecord:
-    """Return the record with another window of a stage."""
+    """Return the record with another window of a stage that reads so much in a step."""
     if window.step_count < 1 or not 0 < window.step_s < float("inf"):
         return record
     count = record.window_count + 1
-    known = next((one for one in record.kinds if _is_same(one.reads, reads)), Kind(reads=reads))
+    known = next(
+        (one for one in record.kinds if _is_of(one, reads)),
+        Kind(layers=reads.layers, weight_bytes=reads.weight_bytes),
+    )
     others = tuple(one for one in record.kinds if one is not known)
-    windows = (*known.windows, Window(window.step_s, window.position, window.step_count))[-WINDOWS_MAX:]
+    windows = (*known.windows, Window(window.step_s, reads.total_bytes, window.step_count))[-WINDOWS_MAX:]
     if _has_changed(windows):
         windows, others = windows[-NEWEST:], ()
     kind = replace(known, windows=windows, seen_at=count)
@@ -90,8 +94,8 @@ def samples(record: PaceRecord) -> list[Sample]:
         age = record.window_count - kind.seen_at
         found.append(
             Sample(
-                layers=kind.reads.layers,
-                read_bytes=kind.reads.at(median(one.position for one in kind.windows)),
+                layers=kind.layers,
+                read_bytes=median(one.read_bytes for one in kind.windows),
                 seconds=median(one.step_s for one in kind.windows),
                 weight=len(kind.windows) * 0.5 ** (age / HALF_LIFE_WINDOWS),
             )
@@ -136,11 +140,10 @@ def hardware_of(device: GPUDevice) -> tuple[str, ...]:
     )
 
 
-def _is_same(one: StepReads, other: StepReads) -> bool:
+def _is_of(kind: Kind, reads: StepReads) -> bool:
     return (
-        abs(one.layers - other.layers) < _BYTES_APART * one.layers
-        and abs(one.weight_bytes - other.weight_bytes) <= _BYTES_APART * one.weight_bytes
-        and one.kv_bytes_per_position == other.kv_bytes_per_position
+        abs(kind.layers - reads.layers) <= _BYTES_APART * kind.layers
+        and abs(kind.weight_bytes - reads.weight_bytes) <= _BYTES_APART * kind.weight_bytes
     )
 
 

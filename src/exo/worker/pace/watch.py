@@ -7,7 +7,7 @@ from loguru import logger
 from msgspec.structs import replace
 
 from exo.shared.device_figures import figures_for
-from exo.shared.step_reads import StepReads, step_reads
+from exo.shared.step_reads import step_reads
 from exo.shared.types.devices import DeviceGPUState, GPUDevice
 from exo.shared.types.events import DevicePaceMeasured, InstancePaceMeasured, Telemetry
 from exo.shared.types.ids import DeviceId
@@ -35,11 +35,10 @@ Publish = Callable[[Sequence[Telemetry]], None]
 
 
 class _Stage:
-    def __init__(self, instance: Instance, plan: StagePlan, subject: PaceSubject, reads: StepReads) -> None:
+    def __init__(self, instance: Instance, plan: StagePlan, subject: PaceSubject) -> None:
         self.instance = instance
         self.plan = plan
         self.subject = subject
-        self.reads = reads
         self.rounds: list[tuple[float, int]] = []
         """(seconds, tokens) of the last windows, on the first stage."""
         self.told_rounds_s: float | None = None
@@ -106,12 +105,17 @@ class PaceWatch:
         if len(plan.device_ids) != 1:
             return  # What a group of devices does together says nothing of one of them.
         subject = PaceSubject(plan.device_ids[0], instance.plan.engine, instance.model.dtype)
-        reads = step_reads(instance.model, plan.start_layer, plan.end_layer)
-        self._stages[name] = _Stage(instance, plan, subject, reads)
+        self._stages[name] = _Stage(instance, plan, subject)
         self._note_load(subject.device_id, is_busy=False)
 
-    def heard(self, name: str, heartbeat: Heartbeat) -> None:
-        """Take in what a stage's process says of its last second."""
+    def heard(self, name: str, heartbeat: Heartbeat, *, is_serving: bool = True) -> None:
+        """Take in what a stage's process says of its last second.
+
+        Args:
+            name: The stage.
+            heartbeat: What it says.
+            is_serving: Whether it is done with loading, which is work as well.
+        """
         stage = self._stages.get(name)
         if stage is None:
             return
@@ -119,9 +123,11 @@ class PaceWatch:
         device = self._device(stage.subject.device_id)
         if device is None:
             return
-        self._note_load(device.device_id, is_busy=heartbeat.requests_active > 0)
+        self._note_load(device.device_id, is_busy=heartbeat.requests_active > 0 or not is_serving)
         if heartbeat.steps is not None and not self._is_throttling(stage.subject.device_id):
-            record = noted(self._record(stage.subject, device), stage.reads, heartbeat.steps)
+            position = round(heartbeat.steps.position)
+            reads = step_reads(stage.instance.model, stage.plan.start_layer, stage.plan.end_layer, position)
+            record = noted(self._record(stage.subject, device), reads, heartbeat.steps)
             if stage.plan.rank == 0:
                 ring = tuple(one.device_ids[0] for one in stage.instance.plan.stages)
                 record = noted_hops(record, ring, heartbeat.steps)
