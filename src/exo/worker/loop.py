@@ -357,7 +357,7 @@ class Worker:
                 if self._heat is not None:
                     self._heat.note_work(_name(key), message.busy_s)
                 if self._paces is not None:
-                    self._paces.heard(_name(key), message)
+                    self._paces.heard(_name(key), message, is_serving=running.phase == "linked")
                 return
         self._changed.set()
 
