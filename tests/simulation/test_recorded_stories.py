@@ -9,6 +9,7 @@ from exo.shared.types.events import (
     InstanceMoved,
     InstanceRestarted,
     InstanceStranded,
+    InstanceWaits,
     VotersChanged,
 )
 from exo.shared.types.state import State
@@ -42,6 +43,16 @@ def test_an_instance_moves_off_devices_that_are_gone(seed: int) -> None:
     assert moved < stranded < restarted
     (instance,) = recording.state.instances.values()
     assert (instance.status, instance.generation) == ("ready", 3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_instance_waits_for_a_lost_node_and_the_next_time_goes_on_elsewhere(seed: int) -> None:
+    recording = record("lost-node", seed)
+    check(recording)
+    kinds = [type(entry.event) for entry in recording.entries]
+    assert kinds.index(InstanceWaits) < kinds.index(InstanceMoved)
+    (instance,) = recording.state.instances.values()
+    assert (instance.status, instance.generation, instance.waiting_reason) == ("ready", 2, None)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -40,6 +40,13 @@ def node_joined(state: State, event: e.NodeJoined) -> State:
     node_id = event.identity.node_id
     before = state.nodes.get(node_id)
     nodes = {**state.nodes, node_id: Node(identity=event.identity)}
+    back = {
+        key: replace(one, waiting_reason=None)
+        if any(stage.node_id == node_id for stage in one.plan.stages)
+        else one
+        for key, one in state.instances.items()
+    }
+    state = replace(state, instances=back)
     if before is None or before.identity.boot_id == event.identity.boot_id:
         return replace(state, nodes=nodes)
     instances = {
@@ -147,6 +154,7 @@ def instance_restarted(state: State, event: e.InstanceRestarted) -> State:
         failures_in_a_row=instance.failures_in_a_row + 1,
         stages=tuple(StageState() for _ in instance.stages),
         stranded_reason=None,
+        waiting_reason=None,
     )
     return replace(state, instances={**state.instances, event.instance_id: restarted})
 
@@ -164,6 +172,7 @@ def instance_moved(state: State, event: e.InstanceMoved) -> State:
         stages=tuple(StageState() for _ in event.plan.stages),
         moved_reason=event.reason,
         stranded_reason=None,
+        waiting_reason=None,
     )
     return replace(state, instances={**state.instances, event.instance_id: moved})
 
@@ -174,6 +183,14 @@ def instance_stranded(state: State, event: e.InstanceStranded) -> State:
         return state
     stranded = replace(instance, stranded_reason=event.reason)
     return replace(state, instances={**state.instances, event.instance_id: stranded})
+
+
+def instance_waits(state: State, event: e.InstanceWaits) -> State:
+    instance = state.instances.get(event.instance_id)
+    if instance is None or event.generation != instance.generation:
+        return state
+    waiting = replace(instance, waiting_reason=event.reason)
+    return replace(state, instances={**state.instances, event.instance_id: waiting})
 
 
 def stage_changed(state: State, event: e.StageChanged) -> State:
@@ -270,9 +287,7 @@ def _fold(live: NodeTelemetry, node_id: NodeId, event: e.Telemetry) -> NodeTelem
             key = " ".join((event.pace.device_id, event.pace.engine, event.pace.dtype))
             return replace(live, paces={**live.paces, key: event.pace})
         case e.InstancePaceMeasured():
-            return replace(
-                live, instance_paces={**live.instance_paces, event.pace.instance_id: event.pace}
-            )
+            return replace(live, instance_paces={**live.instance_paces, event.pace.instance_id: event.pace})
 
 
 DECISIONS: dict[type, Callable[[State, Any], State]] = {
@@ -293,6 +308,7 @@ DECISIONS: dict[type, Callable[[State, Any], State]] = {
     e.InstanceRestarted: instance_restarted,
     e.InstanceMoved: instance_moved,
     e.InstanceStranded: instance_stranded,
+    e.InstanceWaits: instance_waits,
     e.StageChanged: stage_changed,
 }
 

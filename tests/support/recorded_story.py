@@ -18,7 +18,7 @@ from exo.master.access import decide_token_or_key
 from exo.master.decide import decide as decide_commit
 from exo.master.placement.place import place_instance
 from exo.master.recovery import Trouble, restarts, troubles
-from exo.master.recovery_ladder import attempts, decide_move, decide_stranding, without
+from exo.master.recovery_ladder import attempts, decide_move, decide_stranding, decide_waiting, without
 from exo.shared.types.access import KeyId, KeyLimits
 from exo.shared.types.commands import CommitPlan, DeleteKey
 from exo.shared.types.events import (
@@ -229,6 +229,67 @@ async def moved_instance(seed: int) -> Recording:
     return recording
 
 
+async def lost_node(seed: int) -> Recording:
+    """A model's node is lost, and nobody else has the model; the next time another one has it, and it goes on there."""
+    simulation = Simulation(seed, "abc")
+    await simulation.start_all()
+    await simulation.until(simulation.is_one, timeout_s=8)
+    await simulation.settle()
+    master = simulation.master.up
+    victim, other = (node for node in simulation.running if not node.up.leadership.is_self)
+    key = InstanceId("i")
+
+    async def has_model(node: SimulatedNode) -> None:
+        changed = NodeModelsChanged(node_id=NodeId(node.host), models=(model(),))
+        await node.up.propose([changed], cause_id=node.host)
+        await simulation.until(lambda: node.host in _with_models(master.state), timeout_s=5)
+
+    async def decide(event: Decision | None) -> None:
+        assert event is not None
+        await master.propose([event], cause_id="command-1")
+
+    async def report(node: SimulatedNode, phase: StagePhase) -> None:
+        generation = master.state.instances[key].generation
+        await decide(StageChanged(instance_id=key, generation=generation, rank=0, phase=phase))
+
+    async def lose() -> Trouble:
+        await victim.kill()
+        await simulation.until(lambda: bool(troubles(master.state)), timeout_s=8)
+        return troubles(master.state)[0]
+
+    await has_model(victim)
+    request = PlacementRequest(model_id=model().model_id)
+    plan = place_instance(master.state, request, should_stop=lambda: False)
+    assert isinstance(plan, Plan), plan
+    command = CommitPlan(command_id=CommandId("command-1"), instance_id=key, request=request, plan=plan)
+    created = decide_commit(master.state, command)
+    assert isinstance(created, list), created
+    await master.propose(created, cause_id="command-1")
+    await report(victim, "ready")
+
+    trouble = await lose()
+    await decide(decide_waiting(master.state, trouble, ["only nodes that are not connected have toy"]))
+    await victim.start()
+    await simulation.until(simulation.is_one, timeout_s=8)
+    await has_model(victim)
+    await report(victim, "ready")
+    await has_model(other)
+
+    trouble = await lose()
+    (attempt, *_) = attempts(master.state, master.state.instances[key])
+    answer = place_instance(without(master.state, key), attempt.request, should_stop=lambda: False)
+    assert isinstance(answer, Plan), answer
+    await decide(decide_move(master.state, trouble, attempt, answer, []))
+    await report(other, "ready")
+    recording = Recording(whole_log(simulation.master), master.state.decided())
+    await simulation.stop_all()
+    return recording
+
+
+def _with_models(state: State) -> set[str]:
+    return {node_id for node_id, node in state.nodes.items() if node.identity.models}
+
+
 async def limited_keys(seed: int) -> Recording:
     """Keys are made with a quota, with devices, and without any limit; one is deleted."""
     simulation = Simulation(seed, "ab")
@@ -262,6 +323,7 @@ STORIES: dict[str, Callable[[int], Awaitable[Recording]]] = {
     "forced-history": forced_history,
     "dissolved-cluster": dissolved_cluster,
     "moved-instance": moved_instance,
+    "lost-node": lost_node,
     "limited-keys": limited_keys,
 }
 

@@ -11,7 +11,7 @@ from exo.api.context import ApiContext
 from exo.api.errors import ApiError, from_refusal
 from exo.api.readiness import is_on_its_way, settled_instance
 from exo.shared.near_matches import near_matches, unknown_model_sentence
-from exo.shared.serving import are_nodes_connected, instance_status
+from exo.shared.serving import are_nodes_connected, instance_status, is_being_replaced
 from exo.shared.types.commands import Placed, PlaceInstance, Refusal
 from exo.shared.types.ids import CommandId, InstanceId, ModelId
 from exo.shared.types.instances import Instance, PlacementRequest
@@ -20,6 +20,9 @@ from exo.shared.types.state import State
 READY_TIMEOUT_S = 600.0
 """A large model takes minutes to load from a slow disk."""
 PLACE_TIMEOUT_S = 30.0
+REPLACE_TIMEOUT_S = 20.0
+"""How long a master is waited for that is to have an instance of a lost node go on elsewhere, or to say that it cannot:
+a placement of its own would then be in that one's way."""
 
 
 async def ready_instance(context: ApiContext, model_id: ModelId, caller: Caller) -> Instance:
@@ -44,6 +47,7 @@ async def ready_instance(context: ApiContext, model_id: ModelId, caller: Caller)
 
 async def _ready_instance(context: ApiContext, model_id: ModelId, caller: Caller) -> Instance:
     awaited: InstanceId | None = None
+    given_up: set[InstanceId] = set()
     while True:
         state = context.coordinator.state
         placed = [value for value in state.instances.values() if value.model.model_id == model_id]
@@ -52,9 +56,20 @@ async def _ready_instance(context: ApiContext, model_id: ModelId, caller: Caller
         if ready:
             in_flight = context.requests_in_flight
             return min(ready, key=lambda value: (in_flight[value.instance_id], value.instance_id))
-        coming = sorted(value.instance_id for value in found if is_on_its_way(state, value))
+        # One that waits for its master comes last: others may be ready sooner.
+        coming = sorted(
+            (is_being_replaced(state, value), value.instance_id)
+            for value in found
+            if is_on_its_way(state, value) and value.instance_id not in given_up
+        )
+        if coming and coming[0][0]:
+            with anyio.move_on_after(REPLACE_TIMEOUT_S):
+                await _replaced(context, coming[0][1])
+                continue
+            given_up.add(coming[0][1])
+            continue
         if coming:
-            awaited = coming[0]
+            awaited = coming[0][1]
         elif awaited is not None and awaited not in state.instances:
             raise ApiError(
                 503, "instance_deleted", f"{model_id} was deleted while it was loading", param="model"
@@ -66,6 +81,14 @@ async def _ready_instance(context: ApiContext, model_id: ModelId, caller: Caller
                 require_instance(caller, placed[0])
             awaited = await _place(context, model_id, caller)
         await settled_instance(context.coordinator, awaited)
+
+
+async def _replaced(context: ApiContext, instance_id: InstanceId) -> None:
+    """Return once it is decided what becomes of an instance whose node is lost."""
+    async for state in context.coordinator.changes():
+        instance = state.instances.get(instance_id)
+        if instance is None or not is_being_replaced(state, instance):
+            return
 
 
 def _raise_if_broken(state: State, found: list[Instance]) -> None:

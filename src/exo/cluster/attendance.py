@@ -14,6 +14,9 @@ MASS_LOSS_WINDOW_S = 2.0
 """Losses within this time belong together: how long the silence of peers that were cut off at once may differ."""
 
 
+NOT_BACK = "not back since the master changed"
+"""Why a node is disconnected that a new master has waited for from its first moment on."""
+
 SUSPECT_S = 0.75
 """A connection that has been silent for this long, a ping and a half, may be lost as well."""
 
@@ -47,7 +50,7 @@ class Attendance:
     ) -> None:
         self._grace_s = grace_s
         self._lost = {
-            node_id: _Loss(now_s, "not back since the master changed", now_s + grace_s)
+            node_id: _Loss(now_s, NOT_BACK, now_s + grace_s)
             for node_id in expected
             if node_id not in present
         }

@@ -1,21 +1,23 @@
-"""Where an instance goes on when a device of it failed: on other GPUs, on fewer, on processors. Pure.
+"""Where an instance goes on when a device or a node of it is lost: on other GPUs, on fewer, on processors. Pure.
 
 Every step is told as an event with its reason, so that people see why a model moved or has become slower.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
 
-from exo.master.placement.evaluate import violations
+from exo.master.placement.evaluate import broken_wishes, violations
 from exo.master.placement.place import find_model
 from exo.master.placement.problem import build_problem, pool_of
+from exo.master.placement.words import gibibytes
 from exo.master.recovery import Trouble, trouble_of
+from exo.master.replacement import moved_bytes
 from exo.shared.types.commands import Refusal
 from exo.shared.types.devices import DeviceGPUState
-from exo.shared.types.events import InstanceMoved, InstanceStranded
+from exo.shared.types.events import InstanceMoved, InstanceStranded, InstanceWaits
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, PlacementRequest, Plan, StagePlan
 from exo.shared.types.nodes import NodeIdentity
@@ -28,7 +30,7 @@ _WHY_CHARACTERS_MAX = 400
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """A request to be solved."""
 
-    rung: Literal["moved", "reduced", "cpu"]
+    rung: Literal["moved", "reduced", "joined", "cpu"]
     request: PlacementRequest
     refused: str
     """What is said where it has no answer."""
@@ -72,19 +74,28 @@ def obstacle(state: State, instance: Instance) -> str | None:
     return None
 
 
-def attempts(state: State, instance: Instance) -> list[Attempt]:
-    """Return what to ask for, best first: as many stages as before, fewer of them, processors.
+def attempts(state: State, instance: Instance, avoid: Collection[DeviceId] = ()) -> list[Attempt]:
+    """Return what to ask for, best first: what was asked for, fewer nodes, processors beside GPUs, processors alone.
 
     What the person asked for holds on every rung: devices and nodes that were named, and those that were excluded.
     Only how many nodes there are at least, and how the layers are split, is given up where it cannot be had. What
-    failed needs no mention: nothing is placed on it.
+    is lost needs no mention: nothing is placed on it.
+
+    Args:
+        state: Without the instance (see `without`).
+        instance: What goes on elsewhere.
+        avoid: Devices on which it was tried in vain.
     """
     known, asked = _known(state), instance.request
-    base = replace(
-        asked,
-        device_ids=tuple(one for one in asked.device_ids if one in known),
-        node_ids=tuple(one for one in asked.node_ids if one in known),
-        exclude=tuple(one for one in asked.exclude if one in known),
+    base = _excluding(
+        replace(
+            asked,
+            device_ids=tuple(one for one in asked.device_ids if one in known),
+            node_ids=tuple(one for one in asked.node_ids if one in known),
+            exclude=tuple(one for one in asked.exclude if one in known),
+            must_use=tuple(one for one in asked.must_use if one in known),
+        ),
+        (one for one in avoid if one in known),
     )
     devices = [one for node in state.nodes.values() for one in node.identity.devices]
     processors = [one.device_id for one in devices if one.backend == "cpu"]
@@ -93,22 +104,22 @@ def attempts(state: State, instance: Instance) -> list[Attempt]:
     alike = _excluding(base, processors) if all(had) else base
     kind = "GPUs" if all(had) else "devices"
 
-    count = len(instance.plan.stages)
-    same = replace(alike, min_nodes=count)
-    found = [
-        Attempt(
-            rung="moved",
-            request=same,
-            refused=f"no other healthy {kind} with room for it in {_stages(count)}",
-        )
-    ]
-    # The solver answers with the fastest plan of so many stages or more: three questions find an answer where there
-    # is one, and prefer more devices to fewer.
+    count = asked.min_nodes
+    where = f" on {count} nodes" if count > 1 else ""
+    found = [Attempt(rung="moved", request=alike, refused=f"no other healthy {kind} with room for it{where}")]
+    # The solver answers with the fastest plan of so many nodes or more: three questions find an answer where there
+    # is one, and prefer more nodes to fewer.
     for least in dict.fromkeys((count - 1, count // 2, 1)):
         if 0 < least < count:
             fewer = replace(alike, min_nodes=least, layer_split=())
-            refused = f"no healthy {kind} with room for it in fewer stages"
+            refused = f"no healthy {kind} with room for it on fewer nodes"
             found.append(Attempt(rung="reduced", request=fewer, refused=refused))
+    if asked.layer_split and count <= 1:
+        refused = f"no healthy {kind} with room for it in another split"
+        found.append(Attempt(rung="reduced", request=replace(alike, layer_split=()), refused=refused))
+    if all(had):
+        joined = replace(base, min_nodes=1, layer_split=())
+        found.append(Attempt(rung="joined", request=joined, refused="not with processors beside GPUs"))
     if any(had):
         slow = replace(_excluding(base, gpus), prefer_gpu=False, min_nodes=1, layer_split=())
         found.append(Attempt(rung="cpu", request=slow, refused="not on processors"))
@@ -193,20 +204,36 @@ def decide_move(
         pool_by_device=problem.pool_by_device,
         free_bytes_by_pool=problem.free_bytes_by_pool,
     )
-    if wrong:
+    zones = {node_id: node.identity.zone for node_id, node in state.nodes.items()}
+    if wrong or broken_wishes(plan.stages, attempt.request, zones):
         return None
-    before, after = len(instance.plan.stages), len(plan.stages)
-    where = ", ".join(_name(state, stage) for stage in plan.stages)
-    how = f" in {_stages(after)} instead of {before}" if before != after else ""
-    slow = ", on processors, which is much slower" if attempt.rung == "cpu" else ""
     tried = f"; not possible before that: {_each_once(refused)}" if refused else ""
     return InstanceMoved(
         instance_id=instance.instance_id,
         generation=instance.generation + 1,
         plan=plan,
         basis=basis,
-        reason=f"{trouble.cause}; it goes on{how} on {where}{slow}{tried}",
+        reason=f"{trouble.cause}; it goes on{where_to(state, instance, plan)}{tried}",
     )
+
+
+def where_to(state: State, instance: Instance, plan: Plan) -> str:
+    """Say where a plan takes an instance, what that means for its speed, and how much has to be read for it."""
+    before, after = len(instance.plan.stages), len(plan.stages)
+    how = f" in {_stages(after)} instead of {before}" if before != after else ""
+    where = ", ".join(_name(state, stage) for stage in plan.stages)
+    moved = f"{gibibytes(size_bytes)} of" if (size_bytes := moved_bytes(plan, instance)) else "no"
+    return f"{how} on {where}{_slower(instance, plan)}, with {moved} weights moved"
+
+
+def _slower(instance: Instance, plan: Plan) -> str:
+    had = [_is_gpu(stage.node_id, one) for stage in instance.plan.stages for one in stage.device_ids]
+    has = [_is_gpu(stage.node_id, one) for stage in plan.stages for one in stage.device_ids]
+    if not any(had) or all(has):
+        return ""
+    if not any(has):
+        return ", on processors, which is much slower"
+    return ", partly on processors, which is slower" if all(had) else ""
 
 
 def decide_stranding(state: State, trouble: Trouble, refused: Sequence[str]) -> InstanceStranded | None:
@@ -219,6 +246,18 @@ def decide_stranding(state: State, trouble: Trouble, refused: Sequence[str]) -> 
         generation=instance.generation,
         reason=f"{trouble.cause}; it cannot go on elsewhere: {_each_once(refused)}. It goes on by itself once that "
         "device works again, another one is there, or memory is free",
+    )
+
+
+def decide_waiting(state: State, trouble: Trouble, refused: Sequence[str]) -> InstanceWaits | None:
+    """Return the event that says why the instance waits for its node; None where that has been said already."""
+    instance = state.instances[trouble.instance_id]
+    if instance.waiting_reason is not None:
+        return None
+    return InstanceWaits(
+        instance_id=instance.instance_id,
+        generation=instance.generation,
+        reason=f"it waits for that node, since it cannot go on elsewhere: {_each_once(refused)}",
     )
 
 

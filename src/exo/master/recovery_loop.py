@@ -1,4 +1,4 @@
-"""The thin loop that has instances go on elsewhere when a device failed: waits, has it solved aside, commits."""
+"""The thin loop that has instances go on elsewhere when a device or node is lost: has it solved aside, commits."""
 
 import math
 from collections.abc import Callable
@@ -15,30 +15,49 @@ from exo.master.recovery_ladder import (
     attempts,
     decide_move,
     decide_stranding,
+    decide_waiting,
     obstacle,
     present_trouble,
     surroundings,
     why_refused,
     without,
 )
+from exo.master.replacement_job import KEEP_DEADLINE_S, KeepJob, Kept, keep_job
 from exo.master.solver import Placement, Solver
 from exo.shared.errors import NoMasterError
-from exo.shared.types.events import InstanceMoved, InstanceStranded
+from exo.shared.types.events import InstanceMoved, InstanceStranded, InstanceWaits
 from exo.shared.types.ids import DeviceId, InstanceId
+from exo.shared.types.instances import Instance, PlacementRequest
 from exo.shared.types.state import State
 
 RETRY_S = 30.0
 """Where there was nowhere to go: asked again after so long at the latest, since memory may have become free."""
+RETRY_FIRST_S = 2.0
+"""And after so long the first time, then twice as long each time: processes that have just ended still show in the
+last readings."""
 PAUSE_S = 1.0
 """Between two tries for one instance, however often the cluster changes."""
+PAUSE_MAX_S = 60.0
+"""The pause doubles with each move after which the instance did not serve, up to this."""
+MOVES_IN_VAIN_MAX = 3
+"""So often an instance that cannot be loaded where it was moved is moved once more; then a person has to look."""
 
 
-class _Tried(msgspec.Struct, frozen=True):
+class _Tried(msgspec.Struct, frozen=True, kw_only=True):
     """What came of the last try to move an instance."""
 
     at_s: float
-    surroundings: Surroundings | None
-    """On which there was nowhere to go; None: it was disturbed."""
+    stuck_on: Surroundings | None = None
+    """On which there was nowhere to go; None: it was moved or disturbed."""
+    retry_s: float = RETRY_FIRST_S
+
+
+class _Vain(msgspec.Struct, frozen=True, kw_only=True):
+    """What an instance has been through since it last served."""
+
+    moves: int = 0
+    avoid: frozenset[DeviceId] = frozenset()
+    """Where it could not be loaded."""
 
 
 class Mover:
@@ -71,6 +90,7 @@ class Mover:
         self._clock = clock
         self._since_s: dict[DeviceId, float] = {}
         self._tried: dict[InstanceId, _Tried] = {}
+        self._vain: dict[InstanceId, _Vain] = {}
         self._changed = anyio.Event()
 
     async def run(self) -> None:
@@ -88,7 +108,11 @@ class Mover:
         async for state in self._coordinator.changes():
             before = self._since_s
             is_leading = self._coordinator.leadership.is_self
-            self._since_s = unusable_since(before, state, self._clock()) if is_leading else {}
+            self._since_s = unusable_since(before, troubles(state), self._clock()) if is_leading else {}
+            for instance_id in list(self._vain):
+                instance = state.instances.get(instance_id)
+                if instance is None or instance.status == "ready":
+                    del self._vain[instance_id]
             if before or self._since_s:
                 self._changed.set()
                 self._changed = anyio.Event()
@@ -116,10 +140,14 @@ class Mover:
         start_s = due_s(trouble, self._since_s, self._patience)
         if start_s is None:
             return math.inf  # It was not noted yet: that wakes this loop.
+        vain = self._vain.get(trouble.instance_id, _Vain())
+        if trouble.unfit and vain.moves >= MOVES_IN_VAIN_MAX:
+            return math.inf
         tried = self._tried.get(trouble.instance_id)
         if tried is None:
             return start_s
-        return max(start_s, tried.at_s + (self._retry_s if tried.surroundings == around else PAUSE_S))
+        pause_s = min(PAUSE_MAX_S, PAUSE_S * 2**vain.moves)
+        return max(start_s, tried.at_s + (tried.retry_s if tried.stuck_on == around else pause_s))
 
     def _is_due(self, trouble: Trouble) -> bool:
         """Say whether the devices have not come back meanwhile, nor another master."""
@@ -127,42 +155,51 @@ class Mover:
         return self._coordinator.leadership.is_self and start_s is not None and start_s <= self._clock()
 
     async def _move(self, instance_id: InstanceId) -> None:
+        before = self._tried.get(instance_id)
         stuck_on: Surroundings | None = None
         try:
             stuck_on = await self._solve_and_commit(instance_id)
         except (NoMasterError, anyio.BrokenWorkerProcess) as error:
             # Whoever leads next sees the same trouble.
             logger.warning("{} is not moved now: {}", instance_id, error)
-        self._tried[instance_id] = _Tried(self._clock(), stuck_on)
+        is_stuck_still = before is not None and before.stuck_on is not None and before.stuck_on == stuck_on
+        retry_s = min(self._retry_s, 2 * before.retry_s) if before and is_stuck_still else RETRY_FIRST_S
+        self._tried[instance_id] = _Tried(at_s=self._clock(), stuck_on=stuck_on, retry_s=retry_s)
 
     async def _solve_and_commit(self, instance_id: InstanceId) -> Surroundings | None:
-        """Move an instance, or say that it is stranded; return on what there was nowhere to go."""
+        """Move an instance, or say that it cannot go on; return on what there was nowhere to go."""
         solved_on = self._coordinator.state
-        if present_trouble(solved_on, instance_id) is None:
+        trouble = present_trouble(solved_on, instance_id)
+        if trouble is None:
             return None
-        answer, refused = await self._solve(solved_on, instance_id)
+        vain = self._vain.get(instance_id, _Vain())
+        avoid = vain.avoid | trouble.unfit
+        answer, refused = await self._solve(solved_on, instance_id, avoid)
         # Decided and committed under one lock, so that two plans never take the same memory.
         async with self._deciding:
             state = self._coordinator.state
             trouble = present_trouble(state, instance_id)
             if trouble is None or not self._is_due(trouble):
                 return None
-            event: InstanceMoved | InstanceStranded | None
+            event: InstanceMoved | InstanceStranded | InstanceWaits | None
             if answer is not None:
                 attempt, found = answer
                 event = decide_move(state, trouble, attempt, found.plan, refused, basis=found.basis)
             elif surroundings(state) == surroundings(solved_on):
-                event = decide_stranding(state, trouble, refused)
+                decide_stuck = decide_waiting if trouble.is_absence else decide_stranding
+                event = decide_stuck(state, trouble, refused)
             else:
                 return None
             if event is not None:
                 cause = state.instances[instance_id].created_by
                 await self._coordinator.propose([event], cause_id=cause)
                 logger.warning("{}: {}", instance_id, event.reason)
+            if isinstance(event, InstanceMoved):
+                self._vain[instance_id] = _Vain(moves=vain.moves + 1, avoid=avoid)
             return surroundings(self._coordinator.state) if answer is None else None
 
     async def _solve(
-        self, state: State, instance_id: InstanceId
+        self, state: State, instance_id: InstanceId, avoid: frozenset[DeviceId]
     ) -> tuple[tuple[Attempt, Placement] | None, list[str]]:
         """Return the highest rung that can be had with its plan, and why those above could not."""
         instance, freed = state.instances[instance_id], without(state, instance_id)
@@ -170,9 +207,32 @@ class Mover:
         if why_none is not None:
             return None, [why_none]
         refused: list[str] = []
-        for attempt in attempts(freed, instance):
+        for attempt in attempts(freed, instance, avoid):
             answer = await self._solver.place(freed, attempt.request)
             if isinstance(answer, Placement):
-                return (attempt, answer), refused
+                kept = await keep(self._solver, freed, instance, attempt.request, answer)
+                return (attempt, msgspec.structs.replace(answer, plan=kept.plan)), refused
             refused.append(why_refused(attempt, answer))
         return None, refused
+
+
+async def keep(
+    solver: Solver, freed: State, instance: Instance, request: PlacementRequest, answer: Placement
+) -> Kept:
+    """Have the solver process say which plan to take for an instance: see `keep_job`.
+
+    Args:
+        solver: Whose process it is.
+        freed: The state without the instance.
+        instance: What is placed.
+        request: What was asked for.
+        answer: The fastest plan for it.
+    """
+    job = KeepJob(
+        state=freed,
+        instance=instance,
+        request=request,
+        fastest=answer.plan,
+        deadline_s=KEEP_DEADLINE_S,
+    )
+    return msgspec.msgpack.decode(await solver.aside(keep_job, msgspec.msgpack.encode(job)), type=Kept)

@@ -17,9 +17,10 @@ def instance_status(state: State, instance: Instance) -> tuple[InstanceStatus, s
         node = state.nodes.get(stage.node_id)
         if node is None or not node.is_connected:
             name = node.identity.name if node is not None else stage.node_id
-            reason = node.left_reason if node is not None else None
+            reason = node.left_reason if node is not None else "it was removed"
+            why_there = instance.stranded_reason or instance.waiting_reason
             return "failed", f"stage {stage.rank} is on {name}, which is not connected" + (
-                f" ({reason})" if reason else ""
+                (f" ({reason})" if reason else "") + (f"; {why_there}" if why_there else "")
             )
     if instance.stranded_reason is not None:
         return "failed", instance.stranded_reason
@@ -35,6 +36,20 @@ def may_restart(state: State, instance: Instance) -> bool:
     if any(stage.is_permanent for stage in instance.stages):
         return False
     return are_nodes_connected(state, instance)
+
+
+def is_being_replaced(state: State, instance: Instance) -> bool:
+    """Say whether the master is about to have an instance go on elsewhere, or to say why it cannot.
+
+    That is so from when a node of it is called disconnected, or is removed, until either was decided.
+    """
+    if instance.stranded_reason is not None or instance.waiting_reason is not None:
+        return False
+    has_failed_for_good = any(
+        stage.is_permanent and plan.node_id in state.nodes
+        for plan, stage in zip(instance.plan.stages, instance.stages, strict=True)
+    )
+    return not has_failed_for_good and not are_nodes_connected(state, instance)
 
 
 def are_nodes_connected(state: State, instance: Instance) -> bool:

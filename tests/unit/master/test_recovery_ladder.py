@@ -53,7 +53,9 @@ def moved(state: State) -> InstanceMoved:
 def test_another_gpu_is_taken_before_a_processor() -> None:
     state = failed(on(cluster(machine("a", "cuda:0", "cuda:1")), "a/cuda:0"), "a/cuda:0")
     event = moved(state)
-    assert event.reason == "cuda:0 of host-a has failed: Xid 79; it goes on on cuda:1 of host-a"
+    assert event.reason == (
+        "cuda:0 of host-a has failed: Xid 79; it goes on on cuda:1 of host-a, with no weights moved"
+    )
     state = fold(state, event)
     assert devices_of(state) == ["a/cuda:1"]
     instance = state.instances[I]
@@ -67,30 +69,31 @@ def test_another_machines_gpu_is_taken_before_the_own_processor() -> None:
     assert devices_of(fold(state, moved(state))) == ["b/cuda:0"]
 
 
-def test_as_many_stages_as_before_then_fewer_then_processors() -> None:
+def test_as_many_nodes_as_asked_for_then_fewer_then_processors() -> None:
     nodes = cluster(*(machine(name, "cuda:0") for name in "abc"))
-    state = failed(on(nodes, "a/cuda:0", "b/cuda:0"), "a/cuda:0")
+    state = failed(on(nodes, "a/cuda:0", "b/cuda:0", min_nodes=2), "a/cuda:0")
     assert sorted(devices_of(fold(state, moved(state)))) == ["b/cuda:0", "c/cuda:0"]
 
     state = failed(state, "c/cuda:0")
     event = moved(state)
     assert devices_of(fold(state, event)) == ["b/cuda:0"]
     assert event.reason.endswith(
-        "it goes on in one stage instead of 2 on cuda:0 of host-b; "
-        "not possible before that: no other healthy GPUs with room for it in 2 stages"
+        "it goes on in one stage instead of 2 on cuda:0 of host-b, with 300 MiB of weights moved; "
+        "not possible before that: no other healthy GPUs with room for it on 2 nodes"
     )
 
     state = failed(state, "b/cuda:0")
     event = moved(state)
     (device_id,) = devices_of(fold(state, event))
     assert device_id.endswith("/cpu:0")
-    assert ", on processors, which is much slower; not possible before that: " in event.reason
-    assert "no healthy GPUs with room for it in fewer stages" in event.reason
+    assert ", on processors, which is much slower, with " in event.reason
+    assert "; not possible before that: no other healthy GPUs with room for it" in event.reason
+    assert "no healthy GPUs with room for it on fewer nodes" in event.reason
 
 
-def test_of_fewer_stages_the_most_that_are_to_be_had() -> None:
+def test_of_fewer_nodes_the_most_that_are_to_be_had() -> None:
     nodes = cluster(*(machine(name, "cuda:0") for name in "abcd"))
-    state = failed(on(nodes, *(f"{name}/cuda:0" for name in "abcd")), "d/cuda:0")
+    state = failed(on(nodes, *(f"{name}/cuda:0" for name in "abcd"), min_nodes=4), "d/cuda:0")
     assert len(moved(state).plan.stages) == 3
     assert "in 3 stages instead of 4" in moved(state).reason
 
@@ -109,7 +112,7 @@ def test_what_was_named_or_excluded_stays_so() -> None:
     state = failed(on(nodes, "a/cuda:0", device_ids=named), "a/cuda:0")
     assert devices_of(fold(state, moved(state))) == ["a/cuda:2"]
     refused = solved(failed(state, "a/cuda:2"))
-    assert isinstance(refused, list) and refused[0] == "no other healthy GPUs with room for it in one stage"
+    assert isinstance(refused, list) and refused[0] == "no other healthy GPUs with room for it"
     assert refused[-1].startswith("not on processors: ")
 
     state = failed(on(nodes, "a/cuda:0", exclude=("a/cuda:1", "a/cuda:2")), "a/cuda:0")
@@ -123,11 +126,13 @@ def test_what_was_named_or_excluded_stays_so() -> None:
 def test_a_model_on_a_processor_goes_on_wherever_there_is_room() -> None:
     state = failed(on(cluster(machine("a"), machine("b")), "a/cpu:0", prefer_gpu=False), "a/cpu:0")
     event = moved(state)
-    assert event.reason == "cpu:0 of host-a has failed: Xid 79; it goes on on cpu:0 of host-b"
+    assert event.reason == (
+        "cpu:0 of host-a has failed: Xid 79; it goes on on cpu:0 of host-b, with 600 MiB of weights moved"
+    )
     refused = solved(failed(state, "b/cpu:0"))
     assert isinstance(refused, list)
     (why,) = refused
-    assert why.startswith("no other healthy devices with room for it in one stage: 0 of the 1 nodes wanted")
+    assert why.startswith("no other healthy devices with room for it: 0 of the 1 nodes wanted")
 
 
 def test_named_devices_that_are_all_gone_and_other_copies_of_the_model_leave_nothing_to_ask_for() -> None:
@@ -181,8 +186,7 @@ def test_that_it_cannot_go_on_is_said_once_with_the_reason_and_what_helps() -> N
     assert event is not None and event.generation == 1
     assert event.reason.startswith(
         "cuda:0 of host-a has failed: Xid 79; it cannot go on elsewhere: "
-        "no other healthy GPUs with room for it in one stage; "
-        "not on processors: toy needs "
+        "no other healthy GPUs with room for it; not with processors beside GPUs; not on processors: toy needs "
     )
     assert "goes on by itself once that device works again" in event.reason
     assert decide_stranding(fold(state, event), trouble, refused) is None

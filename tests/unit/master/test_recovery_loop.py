@@ -8,11 +8,13 @@ from functools import wraps
 import anyio
 import pytest
 
+from exo.cluster.attendance import NOT_BACK
+from exo.cluster.membership import STOPPED
 from exo.master.loop import Master
 from exo.master.placement.basis import pack
 from exo.master.placement.place import place_instance
 from exo.master.recovery import Patience
-from exo.master.recovery_loop import RETRY_S
+from exo.master.recovery_loop import MOVES_IN_VAIN_MAX, PAUSE_MAX_S, RETRY_FIRST_S, RETRY_S
 from exo.master.solver import Placement, Solver
 from exo.shared.errors import NoMasterError
 from exo.shared.serving import instance_status
@@ -23,11 +25,14 @@ from exo.shared.types.events import (
     InstanceMoved,
     InstanceRestarted,
     InstanceStranded,
+    InstanceWaits,
     NodeDisconnected,
     NodeJoined,
+    NodeRemoved,
 )
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import PlacementRequest
+from exo.shared.types.nodes import NodeIdentity
 from exo.shared.types.state import State
 from support.coordinator import MemoryCoordinator
 from support.device_stories import devices_of, failed, gone, machine, on, told
@@ -71,6 +76,9 @@ class Beside(Solver):
         self.at_once -= 1
         answer = place_instance(state, request, should_stop=lambda: False)
         return answer if isinstance(answer, Refusal) else Placement(plan=answer, basis=pack(state, request))
+
+    async def aside(self, job: Callable[[bytes], bytes], packed: bytes) -> bytes:
+        return job(packed)
 
 
 class Story:
@@ -174,9 +182,10 @@ async def test_nowhere_to_go_is_told_once_and_tried_again_now_and_then_and_when_
         for _ in range(50):  # Its node goes on telling how its devices are.
             story.become(failed, "a/cuda:0")
             await anyio.sleep(0.4)
-        assert len(story.solver.requests) == asked
-        await anyio.sleep(RETRY_S)
-        assert len(story.solver.requests) == 2 * asked
+        # Again after 2, 4 and 8 seconds; then every 30.
+        assert len(story.solver.requests) == 4 * asked
+        await anyio.sleep(10 * RETRY_S)
+        assert 13 * asked <= len(story.solver.requests) <= 15 * asked
         assert story.events == [InstanceStranded], "it is told once"
 
         story.become(lambda state: fold(state, NodeJoined(identity=machine("b", "cuda:0"))))
@@ -351,15 +360,133 @@ async def test_a_device_that_was_back_while_the_plan_was_made_has_its_patience_a
         assert story.events == [InstanceMoved]
 
 
+def two_nodes() -> State:
+    return on(cluster(machine("a", "cuda:0"), machine("b", "cuda:0")), "b/cuda:0")
+
+
+def lose(state: State, node_id: str = "b", reason: str = "killed") -> State:
+    return fold(state, NodeDisconnected(node_id=NodeId(node_id), reason=reason))
+
+
+def find(state: State, *identities: NodeIdentity) -> State:
+    return fold(state, *(NodeJoined(identity=one) for one in identities))
+
+
 @in_virtual_time
-async def test_nothing_moves_for_a_node_that_is_away() -> None:
-    nodes = cluster(machine("a", "cuda:0"), machine("b", "cuda:0"))
+async def test_a_node_that_is_away_for_a_moment_moves_nothing() -> None:
+    async with led(two_nodes()) as story:
+        for _ in range(5):
+            story.become(lose)
+            await anyio.sleep(PATIENCE.lost_s - 0.1)
+            story.become(find, machine("b", "cuda:0"))
+            await anyio.sleep(0.1)
+        await anyio.sleep(60)
+        assert story.events == [] and story.solver.requests == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "after_s"), [("killed", PATIENCE.lost_s), (STOPPED, PATIENCE.stopped_s), (NOT_BACK, 0.0)]
+)
+def test_what_was_on_a_lost_node_goes_on_elsewhere(reason: str, after_s: float) -> None:
+    async def story_of() -> None:
+        async with led(two_nodes()) as story:
+            story.become(lose, "b", reason)
+            if after_s:
+                await anyio.sleep(after_s - 0.05)
+                assert story.events == []
+            await anyio.sleep(0.05 + 2 * SOLVE_S)
+            assert story.events == [InstanceMoved]
+            assert devices_of(story.state) == ["a/cuda:0"]
+            # It does not go back when the node is there again.
+            story.become(lambda state: stage(state, 0, "ready"))
+            story.become(find, machine("b", "cuda:0"))
+            await anyio.sleep(60)
+            assert story.events == [InstanceMoved]
+
+    run(story_of())
+
+
+@in_virtual_time
+async def test_what_was_on_a_removed_node_goes_on_elsewhere_at_once() -> None:
+    async with led(two_nodes()) as story:
+        story.become(lambda state: fold(state, NodeRemoved(node_id=NodeId("b"), reason="stolen")))
+        await anyio.sleep(2 * SOLVE_S)
+        assert story.events == [InstanceMoved] and devices_of(story.state) == ["a/cuda:0"]
+
+
+@in_virtual_time
+async def test_an_instance_that_nothing_else_holds_waits_for_its_node_and_goes_on_as_it_was() -> None:
+    nodes = cluster(machine("a", ram_mib=200), machine("b", "cuda:0"))
     async with led(on(nodes, "b/cuda:0")) as story:
-        story.become(failed, "b/cuda:0")
-        away = NodeDisconnected(node_id=NodeId("b"), reason="killed")
-        story.become(lambda state: fold(state, away))
+        story.become(lose)
+        await anyio.sleep(PATIENCE.lost_s + 1)
+        assert story.events == [InstanceWaits]
+        status, reason = instance_status(story.state, story.state.instances[I])
+        assert status == "failed" and reason is not None
+        assert "host-b, which is not connected (killed); it waits for that node" in reason
+        assert "528 MiB are missing" in reason
         await anyio.sleep(300)
-        assert story.events == []
+        assert story.events == [InstanceWaits], "it is told once"
+        story.become(find, machine("b", "cuda:0"))
+        await anyio.sleep(60)
+        assert story.events == [InstanceWaits], "its stages still run: nothing has to be loaded again"
+        assert instance_status(story.state, story.state.instances[I]) == ("ready", None)
+        # The next time it is told anew, and somebody who can take it over does.
+        story.become(lose)
+        await anyio.sleep(PATIENCE.lost_s + 1)
+        story.become(find, machine("c", "cuda:0"))
+        await anyio.sleep(2)
+        assert story.events == [InstanceWaits, InstanceWaits, InstanceMoved]
+        assert story.state.instances[I].waiting_reason is None
+
+
+@in_virtual_time
+async def test_memory_that_the_last_readings_still_show_as_taken_is_asked_for_again_soon() -> None:
+    """A neighbour's stage ended with the lost one, and what it had is free with the next reading."""
+    nodes = cluster(machine("a", "cuda:0", ram_mib=200), machine("b", "cuda:0", ram_mib=200))
+    state = stage(on(nodes, "a/cuda:0", "b/cuda:0"), 0, "failed", reason="neighbour gone")
+    async with led(told(state, "a/cuda:0", used_mib=600)) as story:
+        story.become(lose)
+        await anyio.sleep(PATIENCE.lost_s + 1)
+        assert story.events == [InstanceWaits]
+        story.become(told, "a/cuda:0")
+        await anyio.sleep(RETRY_FIRST_S)
+        assert story.events == [InstanceWaits, InstanceMoved]
+
+
+@in_virtual_time
+async def test_a_place_where_it_cannot_be_loaded_is_left_and_not_tried_again_and_there_is_an_end_to_it() -> (
+    None
+):
+    nodes = cluster(*(machine(name, "cuda:0", ram_mib=200) for name in "abcdefgh"))
+    async with led(on(nodes, "h/cuda:0")) as story:
+        story.become(lose, "h")
+        tried: list[str] = []
+        for _ in range(10):
+            await anyio.sleep(PAUSE_MAX_S)
+            (device,) = devices_of(story.state)
+            if device in tried:
+                break
+            tried.append(device)
+            story.become(lambda state: stage(state, 0, "failed", reason="truncated", is_permanent=True))
+        assert len(tried) == MOVES_IN_VAIN_MAX and len(set(tried)) == len(tried)
+        assert story.events == [InstanceMoved] * MOVES_IN_VAIN_MAX
+        assert instance_status(story.state, story.state.instances[I]) == ("failed", "truncated")
+
+
+@in_virtual_time
+async def test_an_instance_whose_nodes_are_lost_one_after_the_other_moves_less_and_less_often() -> None:
+    nodes = cluster(*(machine(name, "cuda:0", ram_mib=200) for name in "abc"))
+    async with led(on(nodes, "b/cuda:0")) as story:
+        for _ in range(1000):
+            at = story.state.instances[I].plan.stages[0].node_id
+            if at != "a":
+                story.become(lose, at)
+            for back in {"b", "c"} - {at}:
+                if not story.state.nodes[NodeId(back)].is_connected:
+                    story.become(find, machine(back, "cuda:0", ram_mib=200))
+            await anyio.sleep(1)
+        assert devices_of(story.state) == ["a/cuda:0"] or 5 <= story.events.count(InstanceMoved) <= 25
 
 
 @pytest.mark.parametrize("devices", [("a/cuda:0",), ("a/cuda:0", "b/cuda:0")])

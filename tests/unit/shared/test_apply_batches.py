@@ -137,6 +137,7 @@ decisions: st.SearchStrategy[e.Decision] = st.one_of(
         reasons,
     ),
     st.builds(e.InstanceStranded, instance_id=instance_ids, generation=st.integers(1, 2), reason=reasons),
+    st.builds(e.InstanceWaits, instance_id=instance_ids, generation=st.integers(1, 2), reason=reasons),
     st.builds(
         e.StageChanged,
         instance_id=instance_ids,

@@ -41,6 +41,7 @@ _DECISIONS: dict[type, Callable[[Draft, Any], None]] = {
     e.InstanceRestarted: instances.instance_restarted,
     e.InstanceMoved: instances.instance_moved,
     e.InstanceStranded: instances.instance_stranded,
+    e.InstanceWaits: instances.instance_waits,
     e.StageChanged: instances.stage_changed,
 }
 

@@ -35,10 +35,15 @@ def term_opened(draft: Draft, event: e.TermOpened) -> None:
 
 
 def node_joined(draft: Draft, event: e.NodeJoined) -> None:
-    """Admit the node; where it comes back with a new boot, its stages are pending again."""
+    """Admit the node; where it comes back with a new boot, its stages are pending again. Nobody waits for it now."""
     node_id = event.identity.node_id
     before = draft.nodes.get(node_id)
     draft.put_node(Node(identity=event.identity))
+    for instance in tuple(draft.instances.values()):
+        if instance.waiting_reason is not None and any(
+            one.node_id == node_id for one in instance.plan.stages
+        ):
+            draft.put_instance(replace(instance, waiting_reason=None))
     if before is not None and before.identity.boot_id != event.identity.boot_id:
         _change_stages(draft, node_id, lambda stage: stage if stage.is_permanent else StageState())
         draft.drop_live(node_id)
