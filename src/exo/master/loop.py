@@ -10,6 +10,7 @@ from exo.cluster.coordinator import Coordinator
 from exo.master.admission import Admission
 from exo.master.authority import Authority
 from exo.master.decide import PLAN_OUTDATED, decide, existing_instance
+from exo.master.questions import answer_question
 from exo.master.recovery import restarts
 from exo.master.recovery_loop import Mover
 from exo.master.solver import Placement, Solver
@@ -19,10 +20,11 @@ from exo.shared.types.commands import (
     CommitPlan,
     Deleted,
     DeleteInstance,
+    ExplainInstance,
     Placed,
     PlaceInstance,
+    PlanPlacement,
     PreviewPlacements,
-    Previews,
     Refusal,
     Reply,
 )
@@ -83,9 +85,8 @@ class Master:
                 return await self._place(command)
             case DeleteInstance():
                 return await self._delete(command)
-            case PreviewPlacements():
-                previews = await self._solver.preview(self._coordinator.state, command.request)
-                return Previews(previews=previews)
+            case PreviewPlacements() | PlanPlacement() | ExplainInstance():
+                return await answer_question(self._coordinator, self._solver, command)
             case _:
                 return await self._admission.handle(command)
 

@@ -1,49 +1,57 @@
-"""Runs placement in a warm process of its own, so that a long solve never holds up the node."""
+"""Runs placement in warm processes of its own, so that a long solve never holds up the node.
 
-import time
+What is decided and what is only asked (previews, what-if, why) are solved in two processes, one at a time each: no
+question ever makes a placement wait. The state is put into bytes in a thread, node by node, since in a large cluster
+that alone would hold the event loop up.
+"""
+
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import anyio
 import anyio.to_process
+import anyio.to_thread
 import msgspec
 from loguru import logger
 
-from exo.shared.types.commands import Preview, Refusal
-from exo.shared.types.instances import PlacementRequest, Plan
+from exo.master.solver_jobs import (
+    Explaining,
+    Explanation,
+    Imagining,
+    Placement,
+    Placing,
+    Previewing,
+    Solution,
+    Task,
+    make_ready,
+    pack_job,
+    solve_job,
+)
+from exo.shared.types.commands import Decided, Planned, Preview, Refusal
+from exo.shared.types.ids import InstanceId
+from exo.shared.types.instances import PlacementRequest
 from exo.shared.types.state import State
+from exo.shared.types.what_if import Change
 
+__all__ = ["Placement", "Solver", "is_constraint_layer_wanted"]
 
-class _Job(msgspec.Struct, frozen=True, kw_only=True):
-    state: State
-    request: PlacementRequest
-    deadline_s: float
-    has_constraint_layer: bool
-    is_preview: bool
-
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan with what it was decided on."""
-
-    plan: Plan
-    basis: bytes
-    """See `exo.master.placement.basis`."""
-
-
-class Solution(msgspec.Struct, frozen=True, kw_only=True):
-    """What the solver process answers with; exactly one field is set."""
-
-    placement: Placement | None = None
-    refusal: Refusal | None = None
-    previews: tuple[Preview, ...] | None = None
+QUESTIONS_WAITING_MAX = 16
+"""More are refused: each may take the whole deadline."""
 
 
 class Solver:
-    """One solve at a time; the process is started by `warm_up` or the first one, and stays for the next."""
+    """One decision and one question at a time; processes are started when first needed and stay for the next.
+
+    Args:
+        deadline_s: How long one job may search; the best plan so far is then the answer.
+        has_constraint_layer: Whether side constraints are searched for long.
+    """
 
     def __init__(self, *, deadline_s: float = 5.0, has_constraint_layer: bool = True) -> None:
         self._deadline_s = deadline_s
         self._has_constraint_layer = has_constraint_layer
-        self._one_at_a_time = anyio.CapacityLimiter(1)
+        self._deciding = anyio.CapacityLimiter(1)
+        self._asking = anyio.CapacityLimiter(1)
 
     async def warm_up(self) -> None:
         """Start the solver process, which then reads what it needs, so that no solve waits for that.
@@ -51,36 +59,87 @@ class Solver:
         Where that fails, the first solve starts it, or says why it cannot.
         """
         try:
-            await anyio.to_process.run_sync(make_ready, cancellable=True, limiter=self._one_at_a_time)
+            await anyio.to_process.run_sync(make_ready, cancellable=True, limiter=self._deciding)
         except (anyio.BrokenWorkerProcess, OSError) as error:
             logger.debug("the solver process did not start: {}", error)
 
     async def place(self, state: State, request: PlacementRequest) -> Placement | Refusal:
         """Solve a placement on `state`."""
-        solution = await self._solve(state, request, is_preview=False)
+        solution = await self._solve(state, request, Placing(), self._deciding)
         answer = solution.placement or solution.refusal
         assert answer is not None
         return answer
 
     async def preview(self, state: State, request: PlacementRequest) -> tuple[Preview, ...]:
         """Solve several ways to place the model."""
-        return (await self._solve(state, request, is_preview=True)).previews or ()
+        solution = await self._ask(state, request, Previewing())
+        if solution.refusal is not None:
+            return (Preview(title="Fastest", request=request, refusal=solution.refusal),)
+        return solution.previews or ()
+
+    async def plan(self, state: State, request: PlacementRequest, change: Change) -> Planned | Refusal:
+        """Solve a placement on `state` as it is, or as it would be; a refusal where the change itself cannot be."""
+        solution = await self._ask(state, request, Imagining(change=change))
+        if solution.planned is not None:
+            return solution.planned
+        assert solution.refusal is not None
+        return solution.refusal
+
+    async def explain(
+        self,
+        state: State,
+        request: PlacementRequest,
+        decision: Decided,
+        instance_id: InstanceId,
+        *,
+        is_present: bool,
+    ) -> Explanation | Refusal:
+        """Make a decision again on what it was made on.
+
+        Args:
+            state: As it is now.
+            request: What the person asked for.
+            decision: The decision.
+            instance_id: What it is about.
+            is_present: Say also where it would be placed now.
+        """
+        task = Explaining(decision=decision, instance_id=instance_id, is_present=is_present)
+        solution = await self._ask(state, request, task)
+        answer = solution.explanation or solution.refusal
+        assert answer is not None
+        return answer
 
     async def aside(self, job: Callable[[bytes], bytes], packed: bytes) -> bytes:
         """Have another job of placement done in the solver process; `job` is a function of a module."""
-        return await anyio.to_process.run_sync(job, packed, cancellable=True, limiter=self._one_at_a_time)
+        return await anyio.to_process.run_sync(job, packed, cancellable=True, limiter=self._deciding)
 
-    async def _solve(self, state: State, request: PlacementRequest, *, is_preview: bool) -> Solution:
-        job = _Job(
-            state=state,
-            request=request,
+    async def _ask(
+        self, state: State, request: PlacementRequest, task: Previewing | Imagining | Explaining
+    ) -> Solution:
+        waiting = self._asking.statistics().tasks_waiting
+        if waiting >= QUESTIONS_WAITING_MAX:
+            return Solution(refusal=_busy(waiting))
+        return await self._solve(state, request, task, self._asking)
+
+    async def _solve(
+        self,
+        state: State,
+        request: PlacementRequest,
+        task: Task,
+        limiter: anyio.CapacityLimiter,
+    ) -> Solution:
+        pack = partial(
+            pack_job,
+            state,
+            request,
+            task,
             deadline_s=self._deadline_s,
             has_constraint_layer=self._has_constraint_layer,
-            is_preview=is_preview,
         )
-        answer = await anyio.to_process.run_sync(
-            solve_job, msgspec.msgpack.encode(job), cancellable=True, limiter=self._one_at_a_time
-        )
+        packed = await anyio.to_thread.run_sync(pack)
+        if isinstance(packed, Refusal):
+            return Solution(refusal=packed)
+        answer = await anyio.to_process.run_sync(solve_job, packed, cancellable=True, limiter=limiter)
         return msgspec.msgpack.decode(answer, type=Solution)
 
 
@@ -89,36 +148,9 @@ def is_constraint_layer_wanted(environment: Mapping[str, str]) -> bool:
     return environment.get("EXO_CSP_PLACEMENT", "").strip().lower() not in {"0", "false", "no", "off"}
 
 
-def make_ready() -> None:
-    """Run in the solver process: read the solvers and the catalogue of devices, once."""
-    import exo.master.placement.previews  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    from exo.shared.device_figures import catalogue
-
-    catalogue()
-
-
-def solve_job(packed: bytes) -> bytes:
-    """Run in the solver process: a packed job in, a packed solution out."""
-    from exo.master.placement.basis import pack
-    from exo.master.placement.place import place_instance
-    from exo.master.placement.previews import preview_placements
-
-    make_ready()
-    job = msgspec.msgpack.decode(packed, type=_Job)
-    started_s = time.monotonic()
-
-    def should_stop() -> bool:
-        return time.monotonic() - started_s > job.deadline_s
-
-    layer = job.has_constraint_layer
-    if job.is_preview:
-        previews = preview_placements(
-            job.state, job.request, should_stop=should_stop, has_constraint_layer=layer
-        )
-        return msgspec.msgpack.encode(Solution(previews=previews))
-    answer = place_instance(job.state, job.request, should_stop=should_stop, has_constraint_layer=layer)
-    if isinstance(answer, Refusal):
-        return msgspec.msgpack.encode(Solution(refusal=answer))
-    plan = msgspec.structs.replace(answer, solve_ms=(time.monotonic() - started_s) * 1000)
-    basis = pack(job.state, job.request, has_constraint_layer=layer)
-    return msgspec.msgpack.encode(Solution(placement=Placement(plan=plan, basis=basis)))
+def _busy(waiting: int) -> Refusal:
+    return Refusal(
+        status=503,
+        code="planner_busy",
+        message=f"{waiting} questions about placement are waiting already; ask again in a moment.",
+    )

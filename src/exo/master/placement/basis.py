@@ -55,6 +55,32 @@ def pack(
     return _compressed(Basis(request=request, has_constraint_layer=has_constraint_layer, omitted=told))
 
 
+def encode_reduced(state: State, request: PlacementRequest) -> msgspec.Raw:
+    """Encode what placement reads of a state, node by node: for a thread, which then never holds the others up long."""
+    model_ids = {request.model_id, *request.apart_from}
+    encode = msgspec.msgpack.encode
+    return msgspec.Raw(
+        encode(
+            {
+                "index": state.index,
+                "nodes": {
+                    node_id: msgspec.Raw(encode(_node(state.nodes[node_id], model_ids)))
+                    for node_id in sorted(state.nodes)
+                },
+                "instances": {
+                    key: msgspec.Raw(encode(_instance(state.instances[key])))
+                    for key in sorted(state.instances)
+                },
+                "live": {
+                    node_id: msgspec.Raw(encode(_telemetry(state.live[node_id])))
+                    for node_id in sorted(state.live)
+                    if node_id in state.nodes
+                },
+            }
+        )
+    )
+
+
 def unpack(packed: bytes) -> Basis:
     """Return what was packed.
 

@@ -7,6 +7,7 @@ import msgspec
 from exo.shared.types.access import KeyId, KeyLimits, Scope, TokenId
 from exo.shared.types.ids import CommandId, InstanceId, NodeId
 from exo.shared.types.instances import Instance, PlacementRequest, Plan
+from exo.shared.types.what_if import AddedNode, Change
 
 
 class PlaceInstance(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -41,6 +42,23 @@ class PreviewPlacements(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     command_id: CommandId
     request: PlacementRequest
+
+
+class PlanPlacement(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Solve without deciding: one plan, on the cluster as it is or as it would be."""
+
+    command_id: CommandId
+    request: PlacementRequest
+    change: Change = Change()
+
+
+class ExplainInstance(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Say why an instance is where it is, or was, from what the log kept of the decision."""
+
+    command_id: CommandId
+    instance_id: InstanceId
+    decision_index: int | None = None
+    """Which of its decisions; None: the last."""
 
 
 class CreateToken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -148,7 +166,10 @@ AccessCommand = (
     | ForgetNode
 )
 
-Command = PlaceInstance | DeleteInstance | PreviewPlacements | AccessCommand
+Question = PreviewPlacements | PlanPlacement | ExplainInstance
+"""What is answered without anything being decided."""
+
+Command = PlaceInstance | DeleteInstance | Question | AccessCommand
 
 
 class NodeMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,6 +221,66 @@ class Previews(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     previews: tuple[Preview, ...]
 
 
+class Planned(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What a placement would be; nothing is decided."""
+
+    answer: Preview
+    before: Preview | None = None
+    """The same on the cluster as it is; None where it was asked for nothing else."""
+    added: tuple[AddedNode, ...] = ()
+    """The machines that are not there, as they were reckoned with."""
+    verdict: str | None = None
+    """What the change would bring, in one sentence."""
+
+
+class Decided(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision about where an instance is, as it was recorded."""
+
+    kind: Literal["placed", "moved"]
+    index: int | None = None
+    """Its place in the log; None where the log no longer reaches back to it."""
+    at: str | None = None
+    """ISO 8601, UTC."""
+    reason: str | None = None
+    """Of a move."""
+    plan: Plan
+    basis: bytes = b""
+
+
+class Explained(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision made again on what it was made on."""
+
+    decision: Decided
+    request: PlacementRequest
+    """What was solved: of a move, something else than the person asked for."""
+    omitted: str | None = None
+    """Why it cannot be made again, in words; None where it can."""
+    again: Preview | None = None
+    """The answer of this release to the same question."""
+    differences: tuple[str, ...] = ()
+    """How that answer differs from what was recorded: the release may be another one. Empty: in nothing."""
+    alternatives: tuple[Preview, ...] = ()
+    """Other ways on the same state."""
+
+
+class Why(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Why an instance is where it is."""
+
+    instance_id: InstanceId
+    request: PlacementRequest
+    """What the person asked for."""
+    decisions: tuple[Decided, ...]
+    """All that are known, oldest first, without what they were made on."""
+    explained: Explained
+    changes: tuple[str, ...] = ()
+    """What is different in the cluster since then, in words."""
+    today: Preview | None = None
+    """Where it would be placed now, if its own memory were free; None: it is gone, or this is an earlier decision."""
+    deleted_at: str | None = None
+    notes: tuple[str, ...] = ()
+    """What the log no longer tells."""
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """It is decided, at this index; what came of it is in the state."""
 
@@ -221,4 +302,4 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     index: int
 
 
-Reply = Placed | Deleted | Previews | Done | Enrolled | Waiting | Refusal
+Reply = Placed | Deleted | Previews | Planned | Why | Done | Enrolled | Waiting | Refusal
