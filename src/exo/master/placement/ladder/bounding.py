@@ -95,7 +95,7 @@ class PrefixBound:
         joined, closing = None, INFINITE
         if left is not None and right is not None:
             joined = joined_table(self._of, self._tree, node, left, right, self._rows)
-            closing = closing_ns(self._of, node, joined, self._rows)
+            closing = closing_ns(self._of, node, joined, self._rows, self._rows)
         if not forced_right:
             closing = min(closing, closing_left)
         if not forced_left:

@@ -14,6 +14,7 @@ from exo.master.placement.ladder.programme import (
     RIGHT,
     Sums,
     joined_table,
+    rows_at,
 )
 from exo.master.placement.ladder.tree import Joint
 
@@ -37,10 +38,12 @@ def draft_of(of: Field, sums: Sums, *, min_stages: int) -> Draft | None:
     assert isinstance(top, Joint)
     layers: dict[int, int] = {}
     ends = {FIRST: -1, LAST: -1}
-    joined = joined_table(of, sums.tree, top, sums.tables[top.left], sums.tables[top.right], rows)
+    rows_here = rows_at(sums.tree, sums.best_node, rows)
+    joined = joined_table(of, sums.tree, top, sums.tables[top.left], sums.tables[top.right], rows_here)
     closing = joined[rows - 1 :, BOTH, of.layer_count]
     stages = rows - 1 + int(np.argmin(closing))
-    todo = _part(sums, top, stages, BOTH, of.layer_count, int(closing.min()), rows)
+    todo = _part(sums, top, stages, BOTH, of.layer_count, int(closing.min()), rows_here)
+    tops = sums.tree.tops if sums.bonus_ns else []
     while todo:
         number, stages, part, count = todo.pop()
         node = sums.tree.nodes[number]
@@ -51,9 +54,12 @@ def draft_of(of: Field, sums: Sums, *, min_stages: int) -> Draft | None:
                 ends[part] = node
             continue
         value = int(table[stages, part, count])
+        if sums.bonus_ns and tops[number]:
+            value += sums.bonus_ns
+        rows_here = rows_at(sums.tree, number, rows)
         if number in sums.raw:
             table = sums.raw[number]
-            if stages == rows - 1:
+            if stages == rows_here - 1:
                 stages += int(np.argmax(table[stages:, part, count] == value))
         for side, other in ((node.left, node.right), (node.right, node.left)):
             beside = sums.tables[side]
@@ -66,7 +72,7 @@ def draft_of(of: Field, sums: Sums, *, min_stages: int) -> Draft | None:
                 todo.append((side, stages, part, count))
                 break
         else:
-            todo.extend(_part(sums, node, stages, part, count, value, rows))
+            todo.extend(_part(sums, node, stages, part, count, value, rows_here))
     return Draft(sums.best_ns, layers, ends[FIRST], ends[LAST])
 
 

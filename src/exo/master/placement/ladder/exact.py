@@ -3,15 +3,15 @@
 import numpy as np
 
 from exo.master.placement.ladder.answer import Method
-from exo.master.placement.ladder.draft import draft_of
-from exo.master.placement.ladder.errors import StoppedError
+from exo.master.placement.ladder.counting import least_of
 from exo.master.placement.ladder.field import Field, Integers, narrowed
 from exo.master.placement.ladder.fill import Filler
 from exo.master.placement.ladder.outcome import Outcome, ShouldStop
 from exo.master.placement.ladder.prices import entry_costs, price, survivors, without_twins
-from exo.master.placement.ladder.programme import INFINITE, leaf_tables, run
+from exo.master.placement.ladder.programme import INFINITE
 from exo.master.placement.ladder.ring import hierarchical_order
 from exo.master.placement.ladder.tree import hierarchy
+from exo.master.placement.ladder.units import Units, demanded_alone, units_of
 from exo.master.placement.ladder.water import Filled, water_filling
 
 _SAMPLE = 32
@@ -19,11 +19,13 @@ _SAMPLE = 32
 _SAMPLE_WORTH_FROM = 56
 
 
-def best_single(of: Field) -> Filled | None:
+def best_single(of: Field, units: Units) -> Filled | None:
     """Return the best plan of one stage."""
-    if of.problem.min_stages > 1 or int(of.is_required.sum()) > 1:
+    if max(of.problem.min_stages, units.least) > 1 or units.is_impossible or int(of.is_required.sum()) > 1:
         return None
     allowed = of.only_layers >= of.layer_count
+    for group in units.demanded:
+        allowed &= np.isin(np.arange(of.size), list(group))
     if of.is_required.any():
         allowed &= of.is_required
     if not allowed.any():
@@ -33,40 +35,44 @@ def best_single(of: Field) -> Filled | None:
     return Filled(int(times[index]), (index,), (of.layer_count,))
 
 
-def best_hierarchical(of: Field, should_stop: ShouldStop) -> Outcome:
-    """Return a plan of least latency, proven, or none where no plan exists.
+def best_hierarchical(of: Field, units: Units, should_stop: ShouldStop) -> Outcome:
+    """Return a plan of least latency that keeps what `units` asks for, proven, or none where no plan exists.
 
-    Stopped early it is the best so far, with the bound of the prices, and `is_truncated`.
+    Where many units are asked for, the proof may leave a gap. Stopped early it is the best so far, with the bound of
+    the prices, and `is_truncated`.
     """
-    min_stages = of.problem.min_stages
-    single = best_single(of)
+    least = max(of.problem.min_stages, units.least)
+    single = best_single(of, units)
     plans: list[tuple[Filled, Method]] = [] if single is None else [(single, "single device")]
-    is_lost = bool((of.is_required & (of.most_layers < 1)).any())
-    if is_lost or int((of.most_layers > 0).sum()) < max(2, min_stages) or min_stages > of.layer_count:
+    is_lost = units.is_impossible or bool((of.is_required & (of.most_layers < 1)).any())
+    if is_lost or int((of.most_layers > 0).sum()) < max(2, least) or least > of.layer_count:
         return _outcome(plans, INFINITE, is_truncated=False)
-    prices = price(of, entry_costs(of), min_stages=min_stages)
-    filled = water_filling(of, prices, Filler(of), min_stages=min_stages)
+    prices = price(of, entry_costs(of), min_stages=least)
+    filled = water_filling(of, prices, Filler(of), units)
     if filled is not None:
         plans.append((filled, "water-filling"))
     upper = min((plan.cost_ns for plan, _ in plans), default=INFINITE)
     kept = survivors(of, prices, upper)
-    try:
-        if plans and len(kept) > _SAMPLE_WORTH_FROM:
-            order = np.lexsort((kept, prices.unit_ns[kept], ~of.is_required[kept]))
-            sample = np.sort(kept[order][: max(_SAMPLE, int(of.is_required.sum()))])
-            found = programme_over(of, sample, min_stages=min_stages, should_stop=should_stop)
-            if found is not None and found.cost_ns < upper:
-                plans.append((found, "dynamic programme"))
-                upper = found.cost_ns
-                kept = survivors(of, prices, upper)
-            kept = without_twins(of, kept, prices, upper, min_stages=min_stages)
-        if len(kept) >= 2:
-            found = programme_over(of, kept, min_stages=min_stages, should_stop=should_stop)
-            if found is not None and found.cost_ns < upper:
-                plans.append((found, "dynamic programme"))
-    except StoppedError:
-        return _outcome(plans, prices.lower_bound_ns, is_truncated=True)
-    return _outcome(plans, INFINITE, is_truncated=False)
+    if plans and len(kept) > _SAMPLE_WORTH_FROM:
+        first = np.isin(kept, filled.ring) if filled is not None else of.is_required[kept]
+        order = np.lexsort((kept, prices.unit_ns[kept], ~first))
+        sample = np.sort(kept[order][: max(_SAMPLE, int(first.sum()))])
+        found = programme_over(of, sample, upper_ns=upper, should_stop=should_stop)
+        if found.plan is not None and found.plan.cost_ns < upper:
+            plans.append((found.plan, "dynamic programme"))
+            upper = found.plan.cost_ns
+            kept = survivors(of, prices, upper)
+        if least <= 2 and not units.demanded and not units.coarse:
+            kept = without_twins(of, kept, prices, upper)
+    proven = INFINITE
+    if len(kept) >= 2:
+        found = programme_over(of, kept, upper_ns=upper, should_stop=should_stop)
+        proven = found.lower_bound_ns
+        if found.plan is not None and found.plan.cost_ns < upper:
+            plans.append((found.plan, "dynamic programme"))
+        if found.is_truncated:
+            return _outcome(plans, max(prices.lower_bound_ns, proven), is_truncated=True)
+    return _outcome(plans, proven, is_truncated=not plans and proven < INFINITE)
 
 
 def _outcome(plans: list[tuple[Filled, Method]], bound_ns: int, *, is_truncated: bool) -> Outcome:
@@ -77,23 +83,21 @@ def _outcome(plans: list[tuple[Filled, Method]], bound_ns: int, *, is_truncated:
     return Outcome(plan, min(bound_ns, plan.cost_ns), method, 0, is_truncated)
 
 
-def programme_over(of: Field, kept: Integers, *, min_stages: int, should_stop: ShouldStop) -> Filled | None:
-    """Return the best plan of several of these devices, as the programme finds it.
-
-    Raises:
-        StoppedError: `should_stop` said so.
-    """
-    if len(kept) < 2:
-        return None
+def programme_over(of: Field, kept: Integers, *, upper_ns: int, should_stop: ShouldStop) -> Outcome:
+    """Return the best plan of several of these devices as the programme finds it, with what none of them can beat."""
     part = narrowed(of, kept)
-    sums = run(part, hierarchy(part), leaf_tables(part), min_stages=min_stages, should_stop=should_stop)
-    draft = draft_of(part, sums, min_stages=min_stages)
-    if draft is None:
-        return None
-    ring = hierarchical_order(part, sorted(draft.layers), draft.first, draft.last)
+    units = units_of(part)
+    part = demanded_alone(part, units)
+    if part.size < 2:
+        return Outcome(None, INFINITE, "dynamic programme", 0, is_truncated=False)
+    found = least_of(part, hierarchy(part, units=units), units, upper_ns=upper_ns, should_stop=should_stop)
+    if found.draft is None:
+        return Outcome(None, found.lower_bound_ns, "dynamic programme", 0, found.is_truncated)
+    ring = hierarchical_order(part, sorted(found.draft.layers), found.draft.first, found.draft.last)
     outside = kept.tolist()
-    return Filled(
-        draft.cost_ns,
+    plan = Filled(
+        found.draft.cost_ns,
         tuple(outside[index] for index in ring),
-        tuple(draft.layers[index] for index in ring),
+        tuple(found.draft.layers[index] for index in ring),
     )
+    return Outcome(plan, found.lower_bound_ns, "dynamic programme", 0, found.is_truncated)

@@ -5,34 +5,34 @@ from collections.abc import Callable
 import numpy as np
 
 from exo.master.placement.ladder.answer import Method, Options
-from exo.master.placement.ladder.draft import draft_of
-from exo.master.placement.ladder.errors import StoppedError
+from exo.master.placement.ladder.counting import least_of
 from exo.master.placement.ladder.exact import best_single
 from exo.master.placement.ladder.field import Field, narrowed
 from exo.master.placement.ladder.order_search import OrderSearch
 from exo.master.placement.ladder.outcome import Outcome
 from exo.master.placement.ladder.prices import entry_costs, price, survivors
-from exo.master.placement.ladder.programme import INFINITE, leaf_tables, run
+from exo.master.placement.ladder.programme import INFINITE
 from exo.master.placement.ladder.ring import link_matrices
 from exo.master.placement.ladder.rings import RingScale
 from exo.master.placement.ladder.subsets import SUBSETS_OF_MAX, best_of_subsets
 from exo.master.placement.ladder.tree import single_linkage
+from exo.master.placement.ladder.units import Units, demanded_alone, units_of
 from exo.master.placement.ladder.water import Filled
 
 
-def search_irregular(of: Field, options: Options, should_stop: Callable[[], bool]) -> Outcome:
-    """Return the best plan of least latency found on links of any shape.
+def search_irregular(of: Field, units: Units, options: Options, should_stop: Callable[[], bool]) -> Outcome:
+    """Return the best plan of least latency found on links of any shape that keeps what `units` asks for.
 
     Where the plan is None and nothing was truncated there is none at all.
     """
-    least = max(2, of.problem.min_stages)
-    single = best_single(of)
+    least = max(2, of.problem.min_stages, units.least)
+    single = best_single(of, units)
     upper = single.cost_ns if single is not None else INFINITE
     usable = np.flatnonzero(of.most_layers > 0)
-    is_lost = bool((of.is_required & (of.most_layers < 1)).any())
+    is_lost = units.is_impossible or bool((of.is_required & (of.most_layers < 1)).any())
     if is_lost or len(usable) < least or least > of.layer_count:
         return Outcome(single, upper, "single device", 0, is_truncated=False)
-    prices = price(of, entry_costs(of), min_stages=of.problem.min_stages)
+    prices = price(of, entry_costs(of), min_stages=max(of.problem.min_stages, units.least))
     forward, back = link_matrices(of)
     bests: list[tuple[Filled, Method]] = [] if single is None else [(single, "single device")]
     kept = survivors(of, prices, upper)
@@ -44,16 +44,18 @@ def search_irregular(of: Field, options: Options, should_stop: Callable[[], bool
             bound = upper
             break
         part = narrowed(of, kept)
+        inner = units_of(part)
+        part = demanded_alone(part, inner)
         ahead, home = forward[np.ix_(kept, kept)], back[np.ix_(kept, kept)]
-        tree = single_linkage(part, ahead, home)
-        try:
-            sums = run(part, tree, leaf_tables(part), min_stages=least, should_stop=should_stop)
-        except StoppedError:
+        tree = single_linkage(part, ahead, home, units=inner)
+        # No rule ever asks for fewer than two stages here: one alone was weighed above.
+        counted = least_of(part, tree, inner, upper_ns=upper, should_stop=should_stop)
+        if counted.is_truncated:
             return _outcome(bests, min(bound, upper), weighed, is_truncated=True)
-        if sums.best_ns >= upper:
+        if counted.lower_bound_ns >= upper:
             bound = upper
             break
-        bound = max(bound, sums.best_ns)
+        bound = max(bound, counted.lower_bound_ns)
         scale = RingScale(part, ahead, home)
         search = OrderSearch(
             scale,
@@ -63,11 +65,12 @@ def search_irregular(of: Field, options: Options, should_stop: Callable[[], bool
             most_stages=of.layer_count,
             evaluations_max=(options.evaluations_max - weighed) // share,
             should_stop=should_stop,
+            keeps_rules=inner.masks if inner.kept else None,
         )
-        draft = draft_of(part, sums, min_stages=least)
-        assert draft is not None
-        middle = [index for index in sorted(draft.layers) if index not in (draft.first, draft.last)]
-        search.start([draft.first, *middle, draft.last])
+        draft = counted.draft
+        if draft is not None:
+            middle = [index for index in sorted(draft.layers) if index not in (draft.first, draft.last)]
+            search.start([draft.first, *middle, draft.last])
         is_small = len(kept) <= SUBSETS_OF_MAX
         if bests and set(bests[-1][0].ring) <= set(kept.tolist()):
             inside = {index: position for position, index in enumerate(kept.tolist())}
@@ -88,6 +91,7 @@ def search_irregular(of: Field, options: Options, should_stop: Callable[[], bool
                 most_stages=of.layer_count,
                 below_ns=upper,
                 should_stop=should_stop,
+                allows=inner.allows if inner.kept else None,
             )
             if found is not None:
                 upper = found.cost_ns
@@ -106,7 +110,7 @@ def search_irregular(of: Field, options: Options, should_stop: Callable[[], bool
 
 def _outcome(bests: list[tuple[Filled, Method]], bound: int, weighed: int, *, is_truncated: bool) -> Outcome:
     if not bests:
-        return Outcome(None, bound, "order search", weighed, is_truncated)
+        return Outcome(None, bound, "order search", weighed, is_truncated or bound < INFINITE)
     plan, method = min(bests, key=lambda one: one[0].cost_ns)
     return Outcome(plan, min(bound, plan.cost_ns), method, weighed, is_truncated)
 

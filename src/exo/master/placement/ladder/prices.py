@@ -93,12 +93,13 @@ def survivors(of: Field, prices: Prices, upper_ns: int) -> Integers:
     return np.flatnonzero(is_kept | of.is_required)
 
 
-def without_twins(of: Field, kept: Integers, prices: Prices, upper_ns: int, *, min_stages: int) -> Integers:
+def without_twins(of: Field, kept: Integers, prices: Prices, upper_ns: int) -> Integers:
     """Drop devices that are exact twins of enough others: alike in every figure, alone on hosts of one zone.
 
-    No better plan uses more of a kind than the distance between bound and plan at hand pays for.
+    No better plan uses more of a kind than the distance between bound and plan at hand pays for, where at most two
+    stages are asked for and no group is.
     """
-    if len(kept) < 64 or min_stages > 2 or not of.problem.links.is_hierarchical:
+    if len(kept) < 64 or not of.problem.links.is_hierarchical:
         return kept
     least_fixed = int((of.overhead_ns + entry_costs(of)[0])[kept].min())
     slack = upper_ns - int(of.layer_ns[kept].min()) * of.layer_count

@@ -47,6 +47,7 @@ class Sums:
     """Per node, the best plan that uses both sides and closes there."""
     best_ns: int
     best_node: int
+    bonus_ns: int = 0
 
 
 def leaf_tables(of: Field) -> LeafTable:
@@ -73,15 +74,20 @@ def run(
     *,
     min_stages: int,
     should_stop: Callable[[], bool] = lambda: False,
+    bonus_ns: int = 0,
 ) -> Sums:
     """Fill all tables. `best_ns` is the least cost of a plan of two or more stages, `INFINITE` without one.
+
+    `min_stages` counts units where the tree has them. `bonus_ns` comes off the cost for each group of several devices
+    that has it together and takes part.
 
     Raises:
         StoppedError: `should_stop` said so; it is asked at every joint.
     """
     rows = max(1, min_stages)
     total_required = tree.required[-1]
-    sums = Sums(tree, [], {}, [], INFINITE, -1)
+    tops = tree.tops if bonus_ns else []
+    sums = Sums(tree, [], {}, [], INFINITE, -1, bonus_ns)
     for number, node in enumerate(tree.nodes):
         if not isinstance(node, Joint):
             sums.tables.append(leaf(node)[np.newaxis])
@@ -89,24 +95,34 @@ def run(
             continue
         if should_stop():
             raise StoppedError
-        joined = joined_table(of, tree, node, sums.tables[node.left], sums.tables[node.right], rows)
-        closing = closing_ns(of, node, joined, rows)
+        rows_here = rows_at(tree, number, rows)
+        joined = joined_table(of, tree, node, sums.tables[node.left], sums.tables[node.right], rows_here)
+        closing = closing_ns(of, node, joined, rows_here, rows)
+        if bonus_ns and closing < INFINITE and tree.is_one_valued(number):
+            closing -= bonus_ns
         sums.closings_ns.append(closing)
-        if tree.required[number] == total_required and closing < sums.best_ns:
+        if tree.granted[number] == total_required and closing < sums.best_ns:
             sums.best_ns, sums.best_node = closing, number
         left = sums.tables[node.left] if not tree.required[node.right] else None
         right = sums.tables[node.right] if not tree.required[node.left] else None
         table = with_alone(joined, left, right)
         if node.is_pool_top:
             sums.raw[number] = table
-            table = counted(table, rows)
+            table = counted(table, rows_here)
+        if bonus_ns and tops[number]:
+            table = np.where(table < INFINITE, table - bonus_ns, INFINITE)
         sums.tables.append(table)
     return sums
 
 
-def closing_ns(of: Field, node: Joint, joined: Table, rows: int) -> int:
+def rows_at(tree: Tree, number: int, rows: int) -> int:
+    """Return how many stages or units are told apart at a node: none within a unit."""
+    return 1 if tree.is_one_unit(number) else rows
+
+
+def closing_ns(of: Field, node: Joint, joined: Table, rows_here: int, rows: int) -> int:
     """Return the cost of the best whole ring that crosses a joint at its top."""
-    if joined.shape[2] <= of.layer_count or joined.shape[0] < rows:
+    if joined.shape[2] <= of.layer_count or rows_here < rows or joined.shape[0] < rows:
         return INFINITE
     return min(INFINITE, int(joined[rows - 1 :, BOTH, of.layer_count].min()) + node.forward_ns)
 
@@ -140,7 +156,8 @@ def joined_table(of: Field, tree: Tree, node: Joint, left: Table, right: Table, 
             np.minimum(row[BOTH], product[5:].min(axis=0), out=row[BOTH])
     if in_pool:
         _forbid_overfull(of, node.pool, made)
-    made[made > INFINITE] = INFINITE
+    # Far beyond every cost, and still so where a bonus was taken off.
+    made[made > INFINITE // 2] = INFINITE
     return made
 
 

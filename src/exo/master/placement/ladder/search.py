@@ -17,10 +17,13 @@ from exo.master.placement.ladder.programme import INFINITE
 from exo.master.placement.ladder.rules import keeps_rules
 from exo.master.placement.ladder.uneven import UnevenSearch, best_single_uneven
 from exo.master.placement.ladder.uneven_bound import WindowBound, start_price_ns
+from exo.master.placement.ladder.units import demanded_alone, units_of
 from exo.master.placement.ladder.water import Filled
 
 _CLOSE_ENOUGH = 1e-4
 """A round this near to its bound is not worth another run of the programme."""
+_BRANCHED_UP_TO = 16
+"""Devices up to which the constraint layer closes what counting by bonuses leaves open."""
 _AVERAGE_SHARES = (1.0, 1.04, 1.12, 1.3)
 _NONE = "No devices that may take part hold the layers, the ends and the stages that were asked for."
 _UNDECIDED = (
@@ -152,10 +155,13 @@ class Search:
         rules = of.problem.rules
         if outcome.plan is None or not rules:
             return outcome
-        if keeps_rules([of.devices[index].device_id for index in outcome.plan.ring], rules):
+        is_kept = keeps_rules([of.devices[index].device_id for index in outcome.plan.ring], rules)
+        is_open = outcome.plan.cost_ns - outcome.lower_bound_ns > _CLOSE_ENOUGH * outcome.plan.cost_ns
+        is_quick = of.size <= _BRANCHED_UP_TO and of.problem.links.is_hierarchical
+        if is_kept and not (is_open and is_quick and self.options.has_constraint_layer):
             return outcome
-        known = self._known(of)
-        if known is not None and len(known.ring) > 1:
+        known = outcome.plan if is_kept else self._known(of)
+        if known is not None and not is_kept and len(known.ring) > 1:
             near = improve_within_rules(
                 of,
                 known.ring,
@@ -199,10 +205,13 @@ class Search:
         )
 
     def _without_rules(self, of: Field) -> Outcome:
+        """Return a plan that keeps the rules which need no search, and its bound."""
+        units = units_of(of)
+        demanded = demanded_alone(of, units)
         if of.problem.links.is_hierarchical:
-            outcome = best_hierarchical(of, self.should_stop)
+            outcome = best_hierarchical(demanded, units, self.should_stop)
         else:
-            outcome = search_irregular(of, self.options, self.should_stop)
+            outcome = search_irregular(demanded, units, self.options, self.should_stop)
         self.evaluations += outcome.weighed
         self.is_truncated |= outcome.is_truncated
         return outcome

@@ -4,7 +4,7 @@ Shortest paths through all subsets by dynamic programming (Held and Karp, "A dyn
 sequencing problems", 1962).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,8 +26,12 @@ def best_of_subsets(
     most_stages: int,
     below_ns: int,
     should_stop: Callable[[], bool],
+    allows: Callable[[Sequence[int]], bool] | None = None,
 ) -> tuple[Filled | None, bool]:
-    """Return the best ring that costs less than `below_ns`, if any, and whether all subsets were weighed."""
+    """Return the best ring that costs less than `below_ns`, if any, and whether all subsets were weighed.
+
+    `allows` says which sets may be; without it all may.
+    """
     size = len(forward_ns)
     needed = sum(1 << index for index in required)
     candidates: list[tuple[int, int, tuple[int, ...]]] = []
@@ -37,6 +41,8 @@ def best_of_subsets(
         if mask & needed != needed or not max(2, min_stages) <= mask.bit_count() <= most_stages:
             continue
         used = tuple(index for index in range(size) if mask >> index & 1)
+        if allows is not None and not allows(used):
+            continue
         floor = scale.floor_ns(used)
         if floor is not None and floor + sum(least_in[index] for index in used) - saving < below_ns:
             candidates.append((floor, mask, used))

@@ -9,6 +9,7 @@ from exo.master.placement.ladder.field import Field
 from exo.master.placement.ladder.fill import Filler
 from exo.master.placement.ladder.prices import Prices
 from exo.master.placement.ladder.ring import hierarchical_order
+from exo.master.placement.ladder.units import Units
 
 _BASINS_MAX = 4
 
@@ -22,24 +23,32 @@ class Filled:
     layers: tuple[int, ...]
 
 
-def water_filling(of: Field, prices: Prices, filler: Filler, *, min_stages: int) -> Filled | None:
+def water_filling(of: Field, prices: Prices, filler: Filler, units: Units) -> Filled | None:
     """Return the best plan of several stages found in the whole cluster and in its cheapest zones and hosts."""
     best: Filled | None = None
-    for basin in _basins(of, prices):
-        found = _fill_basin(of, basin, filler, min_stages=min_stages)
-        if found is not None and (best is None or found.cost_ns < best.cost_ns):
+    basins, asked = _basins(of, prices, units)
+    for basin in basins:
+        found = _fill_basin(of, basin, filler, least=max(2, of.problem.min_stages, asked))
+        if found is None or not units.allows(found.ring):
+            continue
+        if best is None or found.cost_ns < best.cost_ns:
             best = found
     return best
 
 
-def _basins(of: Field, prices: Prices) -> list[list[int]]:
-    """The whole cluster, its zones and its hosts, each in the order of price, cheapest way to the model first."""
+def _basins(of: Field, prices: Prices, units: Units) -> tuple[list[list[int]], int]:
+    """Return the whole cluster, its zones and its hosts, each in the order of price, cheapest way to the model first.
+
+    Also how many of the first ones are there because they are asked for.
+    """
     order = np.argsort(np.where(of.is_required, -1.0, prices.unit_ns), kind="stable")
     order = order[of.most_layers[order] > 0]
     everything: list[int] = order.tolist()
+    asked = _asked(of, everything, units)
+    if asked:
+        inside = set(asked)
+        return [[*asked, *(index for index in everything if index not in inside)]], len(asked)
     basins = [everything]
-    if of.is_required.any():
-        return basins
     by_home: dict[tuple[str, ...], list[int]] = {}
     for index in everything:
         one = of.devices[index]
@@ -59,14 +68,30 @@ def _basins(of: Field, prices: Prices) -> list[list[int]]:
                     break
             if left == 0:
                 costs.append((cost, number, basin))
-    return basins + [basin for _, _, basin in sorted(costs, key=lambda one: one[:2])[: _BASINS_MAX - 1]]
+    return basins + [basin for _, _, basin in sorted(costs, key=lambda one: one[:2])[: _BASINS_MAX - 1]], 0
 
 
-def _fill_basin(of: Field, basin: Sequence[int], filler: Filler, *, min_stages: int) -> Filled | None:
+def _asked(of: Field, ranked: Sequence[int], units: Units) -> list[int]:
+    """Return the devices that must be used, the cheapest of each demanded group, and of so many units as are asked."""
+    asked: list[int] = [index for index in ranked if of.is_required[index]]
+    for group in units.demanded:
+        if not group & set(asked):
+            asked.extend([index for index in ranked if index in group][:1])
+    for unit, least in ((units.coarse, units.coarse_least), (units.unit, units.least)):
+        seen = {unit[index] for index in asked} if unit else set[int]()
+        for index in ranked:
+            if not unit or len(seen) >= least:
+                break
+            if unit[index] not in seen:
+                seen.add(unit[index])
+                asked.append(index)
+    return asked
+
+
+def _fill_basin(of: Field, basin: Sequence[int], filler: Filler, *, least: int) -> Filled | None:
     """Take the least number of devices that hold the model, and one or two more, with the best ends."""
     held, count = 0, 0
-    needed = max(2, min_stages, int(of.is_required.sum()))
-    if len(basin) < needed:
+    if len(basin) < least:
         return None
     pools: set[int] = set()
     for index in basin:
@@ -75,7 +100,7 @@ def _fill_basin(of: Field, basin: Sequence[int], filler: Filler, *, min_stages: 
             held += int(of.plain_layers[index])
             pools.add(pool)
         count += 1
-        if held >= of.layer_count and count >= needed:
+        if held >= of.layer_count and count >= least:
             break
     best: Filled | None = None
     for size in range(count, min(count + 2, len(basin), of.layer_count) + 1):
