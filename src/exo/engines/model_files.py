@@ -1,7 +1,7 @@
 """Whether a model directory is whole: read from the files' own headers, before anything trusts them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -12,7 +12,7 @@ from exo.engines.errors import ModelFilesError
 
 WEIGHTS_PATTERN = "model*.safetensors"
 """The files that engines read; whatever else lies beside them is not the model's."""
-_HEADER_BYTES_MAX = 100 * 1024 * 1024
+HEADER_BYTES_MAX = 100 * 1024 * 1024
 _LENGTH_BYTES = 8
 _SAMPLES_PER_FILE = 16
 _SAMPLE_BYTES = 1024
@@ -91,7 +91,7 @@ def check_weights(model_dir: Path) -> WeightFiles:
         paths = sorted(model_dir.glob(WEIGHTS_PATTERN))
         others = [] if paths else sorted(model_dir.glob("*.safetensors"))
     except OSError as error:
-        raise _unreadable(model_dir, error) from error
+        raise unreadable(model_dir, error) from error
     if others:
         raise ModelFilesError(
             f"{model_dir} has no {WEIGHTS_PATTERN} file: its weights are called {others[0].name}, where no engine "
@@ -127,7 +127,7 @@ def sample_data(file: WeightFile) -> Iterator[bytes]:
                 stream.seek(file.data_start + place)
                 yield stream.read(_SAMPLE_BYTES)
     except OSError as error:
-        raise _unreadable(file.path, error) from error
+        raise unreadable(file.path, error) from error
 
 
 def _read_header(file: Path) -> WeightFile:
@@ -137,11 +137,11 @@ def _read_header(file: Path) -> WeightFile:
         with file.open("rb") as stream:
             prefix = stream.read(_LENGTH_BYTES)
             header_bytes = int.from_bytes(prefix, "little") if len(prefix) == _LENGTH_BYTES else 0
-            if not 2 <= header_bytes <= _HEADER_BYTES_MAX:
+            if not 2 <= header_bytes <= HEADER_BYTES_MAX:
                 raise ModelFilesError(f"{file} is no safetensors file ({size_bytes:,} bytes); fetch it again")
             raw = stream.read(header_bytes)
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
     data_start = _LENGTH_BYTES + header_bytes
     if len(raw) < header_bytes:
         raise _truncated(file, size_bytes, data_start)
@@ -158,10 +158,24 @@ def _read_header(file: Path) -> WeightFile:
         raise ModelFilesError(
             f"{file} is no safetensors file ({backwards} ends before it begins); fetch it again"
         )
+    require_whole(file, size_bytes, data_start, tensors)
+    return WeightFile(file, size_bytes, data_start, tensors)
+
+
+def require_whole(file: Path, size_bytes: int, data_start: int, tensors: Mapping[str, Tensor]) -> None:
+    """Make sure that a file holds all its tensors, each in a place of its own.
+
+    Raises:
+        ModelFilesError: It is shorter than they want, or two of them overlap; the message names it.
+    """
     wanted_bytes = data_start + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if size_bytes < wanted_bytes:
         raise _truncated(file, size_bytes, wanted_bytes)
-    return WeightFile(file, size_bytes, data_start, tensors)
+    end, before = 0, ""
+    for (begin, tensor_end), name in sorted((tensor.data_offsets, name) for name, tensor in tensors.items()):
+        if begin < end and begin < tensor_end:
+            raise ModelFilesError(f"{file} is damaged: {name} lies where {before} does; fetch it again")
+        end, before = max(end, tensor_end), name
 
 
 def _truncated(file: Path, size_bytes: int, wanted_bytes: int) -> ModelFilesError:
@@ -171,7 +185,8 @@ def _truncated(file: Path, size_bytes: int, wanted_bytes: int) -> ModelFilesErro
     )
 
 
-def _unreadable(file: Path, error: OSError) -> ModelFilesError:
+def unreadable(file: Path, error: OSError) -> ModelFilesError:
+    """Return what to say of a file that the system does not let us read."""
     return ModelFilesError(f"{file} cannot be read: {error.strerror or error}; check who may read it")
 
 
@@ -179,7 +194,7 @@ def _exists(file: Path) -> bool:
     try:
         return file.exists()
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -188,7 +203,7 @@ def _read_object(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ModelFilesError(f"{file} is missing; fetch the model again") from error
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
     except (ValueError, RecursionError) as error:
         raise ModelFilesError(f"{file} is no JSON: {error}; fetch it again") from error
     if not isinstance(content, dict):

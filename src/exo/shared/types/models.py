@@ -4,6 +4,9 @@ import msgspec
 
 from exo.shared.types.ids import ModelId
 
+ENGINES_BY_FORMAT = {"safetensors": ("mlx",)}
+"""Engines that can run a format, preferred first. Models of other formats are listed, but not placed."""
+
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """One model directory, described. Sizes are those of the files as stored."""
@@ -14,6 +17,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     family: str
     """`model_type` of its config.json, such as `qwen3`."""
     format: str = "safetensors"
+    """`safetensors` or `gguf`; see `ENGINES_BY_FORMAT`."""
     dtype: str
     """Stored type of most weights: `bfloat16`, `float16`, `float32`, or `4-bit` and the like when quantised."""
     layer_count: int

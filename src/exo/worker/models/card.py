@@ -11,7 +11,7 @@ from exo.engines.model_files import Tensor, WeightFile, check_weights, sample_da
 from exo.shared.types.ids import ModelId
 from exo.shared.types.models import ModelCard
 from exo.worker.models.caches import KV_STEP_TOKENS, layer_caches
-from exo.worker.models.config import ModelConfig, ModelUnreadableError
+from exo.worker.models.config import ModelConfig, ModelUnreadableError, sensible_kv_bytes
 from exo.worker.models.layout import lay_out
 
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -37,7 +37,7 @@ def read_card(model_id: ModelId, directory: Path) -> ModelCard:
             name = weights.missing_files[0].name
             raise ModelFilesError(f"{name} is missing in {directory}; download the model again")
         tensors = weights.tensors
-        fingerprint = _fingerprint(raw_config, weights.files)
+        fingerprint = fingerprint_of(raw_config, weights.files)
     except ModelFilesError as error:
         problem = error.message
     if problem is None and not any(is_file(directory / n) for n in ("tokenizer.json", "tokenizer.model")):
@@ -60,8 +60,10 @@ def read_card(model_id: ModelId, directory: Path) -> ModelCard:
         kv_values=layout.layer_kv_values,
         bytes_per_value=(per_value := _BYTES_PER_VALUE.get(dtype, 2)),
     )
-    kv_bytes = tuple(one.values_per_token * per_value for one in caches)
-    name, description = _read_me(directory, model_id)
+    kv_bytes = sensible_kv_bytes((one.values_per_token * per_value for one in caches), config_file)
+    # A state is no larger than what a step of a growing cache may be.
+    sensible_kv_bytes((one.state_bytes // KV_STEP_TOKENS for one in caches), config_file)
+    name, description = read_me(directory, model_id)
     return ModelCard(
         model_id=model_id,
         name=name,
@@ -122,7 +124,7 @@ def _dtype(config: ModelConfig, tensors: dict[str, Tensor]) -> str:
     return config.stated_dtype or "unknown"
 
 
-def _fingerprint(raw_config: bytes, files: Sequence[WeightFile]) -> str:
+def fingerprint_of(raw_config: bytes, files: Sequence[WeightFile]) -> str:
     """Tell models apart whose files are laid out alike, such as two fine-tunes of one: by samples of the data."""
     total = hashlib.sha256(raw_config)
     for file in files:
@@ -132,7 +134,7 @@ def _fingerprint(raw_config: bytes, files: Sequence[WeightFile]) -> str:
     return total.hexdigest()[:16]
 
 
-def _read_me(directory: Path, model_id: ModelId) -> tuple[str, str]:
+def read_me(directory: Path, model_id: ModelId) -> tuple[str, str]:
     """(title, first paragraph) of the model's README.md; its id and nothing where there is none."""
     try:
         text = (directory / "README.md").read_text(encoding="utf-8")

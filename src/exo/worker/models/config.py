@@ -1,6 +1,6 @@
 """What a model's config.json says, under whichever of their usual names, with the defaults that families leave out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -9,9 +9,10 @@ import msgspec
 from exo.shared.errors import ExoError
 
 T = TypeVar("T")
-LAYERS_MAX = 100_000
-_NUMBER_MAX = 10**12
+LAYERS_MAX = 10_000
+NUMBER_MAX = 10**9
 """No figure of a model is larger; beyond it, cards could not be sent."""
+_KV_BYTES_MAX = 10**8
 _FEW = Annotated[int, msgspec.Meta(gt=0, le=LAYERS_MAX)]
 _SIZE = Annotated[int, msgspec.Meta(gt=0, le=10**9)]
 _EXPERTS_PER_TOKEN = (
@@ -95,7 +96,7 @@ class ModelConfig:
         """Return a positive number, or None where there is no sensible one."""
         for facts in (self._facts, self._defaults):
             value = facts.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _NUMBER_MAX:
+            if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= NUMBER_MAX:
                 return value
         return None
 
@@ -159,6 +160,20 @@ class ModelConfig:
     def _most(self, name: str) -> int | None:
         """Return a number, or the largest of a list that has one for each layer."""
         return max(self.numbers(name), default=None) or self.number(name)
+
+
+def sensible_kv_bytes(figures: Iterable[int], file: Path) -> tuple[int, ...]:
+    """Return what caches grow by, as it is.
+
+    Raises:
+        ModelUnreadableError: It is so much that the file cannot mean it.
+    """
+    found = tuple(figures)
+    if max(found) > _KV_BYTES_MAX:
+        raise ModelUnreadableError(
+            f"{file} speaks of {max(found):,} bytes of cache for a token and layer, which no model has; fetch it again"
+        )
+    return found
 
 
 def _decode(text: bytes, kind: type[T], file: Path) -> T:

@@ -7,17 +7,18 @@ import msgspec
 
 from exo.engines.model_files import Tensor
 
-_LAYER = re.compile(r"^(?P<stack>(?:.*?\.)??(?:layers|h|blocks))\.(?P<number>\d+)\.")
+_LAYER = re.compile(r"^(?P<stack>(?:.*?\.)??(?:layers|h|blocks|blk))\.(?P<number>\d+)\.")
 _OTHER_PARTS = re.compile(
     r"(?:^|\.)(?:vision_\w+|visual|audio_\w+|image_newline|multi_modal_projector|mm_projector|connector"
     r"|embed_vision|embed_audio|mtp)(?:\.|$)"
 )
 """Parts of models that see, hear, or guess ahead. The engines leave them unread."""
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output)\.")
-_EMBEDDING = re.compile(r"embed|wte")
-_ONE_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_EMBEDDING = re.compile(r"emb|wte")
+_ONE_EXPERT = re.compile(r"\.experts\.(\d+)\.|\.ffn_(?:gate|up|down)\.(\d+)\.")
 _ALL_EXPERTS = re.compile(
     r"\.(?:experts|switch_mlp)\.|\.block_sparse_moe\.(?:input|output)_linear\.|\.moe\.(?:gate|up|down)_proj\."
+    r"|\.ffn_\w+_(?:ch)?exps\."
 )
 _KEYS = re.compile(r"attn\.k_proj\.weight$")
 _VALUES = re.compile(r"attn\.v_proj\.weight$")
@@ -108,7 +109,7 @@ class _Layer:
     def add(self, name: str, tensor: Tensor, size_bytes: int) -> None:
         one = _ONE_EXPERT.search(name)
         if one is not None:
-            self._numbers.add(int(one[1]))
+            self._numbers.add(int(one[1] or one[2]))
         elif _ALL_EXPERTS.search(name) and tensor.shape:
             self._stacked_counts.add(tensor.shape[0])
         else:
