@@ -90,7 +90,7 @@ class CommandDesk:
         self, command: c.Command, caller: Caller, reply: c.Reply | None, *, code: str | None = None
     ) -> None:
         """Write down a command and its answer; None where there was no answer."""
-        if isinstance(command, c.PreviewPlacements):
+        if isinstance(command, c.Question):
             return  # A question: nothing is decided.
         if isinstance(command, c.EnrolNode) and isinstance(reply, c.Waiting) and not self._is_news(command):
             return  # It asks again every few seconds.

@@ -33,10 +33,12 @@ ROUTE_SCOPES: dict[tuple[str, str], Needed] = {
     ("POST", "/v1/completions"): "infer",
     ("GET", "/v1/models"): "infer",
     ("GET", "/v1/models/{model_id:path}"): "infer",
-    # Changing what runs. A preview decides nothing, but keeps the solver busy.
+    # Changing what runs. Previews, plans and explanations decide nothing, but keep a solver busy.
     ("POST", "/instance"): "operate",
     ("DELETE", "/instance/{instance_id}"): "operate",
     ("GET", "/instance/previews"): "operate",
+    ("POST", "/instance/plan"): "operate",
+    ("GET", "/instance/{instance_id}/why"): "operate",
     # Deciding who may come in, and seeing who did what.
     ("POST", "/tokens"): "admin",
     ("GET", "/tokens"): "admin",

@@ -20,12 +20,14 @@ from exo.api.errors import add_error_handlers, error_response
 from exo.api.generation import TokenClient
 from exo.api.guard import RequestGuard
 from exo.api.openai import routes as openai_routes
-from exo.api.routes import audit, cluster, events, instances, keys, nodes, service, tokens
+from exo.api.routes import audit, cluster, events, instances, keys, nodes, planning, service, tokens
 from exo.cluster.coordinator import Coordinator
 from exo.settings import Settings
 
 ROUTERS = (
     openai_routes.router,
+    # Before /instance/{instance_id}, which would take `previews` for an id.
+    planning.router,
     instances.router,
     cluster.router,
     events.router,

@@ -152,6 +152,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/instance/plan": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Plan Instance
+         * @description What `POST /instance` would decide, without deciding it: the plan or the refusal that it would answer with.
+         *
+         *     With `without`, `machines` or `instead`: on the cluster as it would be, compared with the cluster as it is. Only
+         *     where the question itself makes no sense (an unknown node, a device that nobody knows) is the answer an error.
+         */
+        post: operations["plan_instance"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/instance/previews": {
         parameters: {
             query?: never;
@@ -162,6 +185,8 @@ export interface paths {
         /**
          * Preview Placements
          * @description Several ways to place a model side by side, each with its plan or its refusal. Decides nothing.
+         *
+         *     Ways that come to the same plan are one, with all their titles.
          */
         get: operations["preview_placements"];
         put?: never;
@@ -208,6 +233,29 @@ export interface paths {
          * @description Answer when the instance is ready or has failed; 504 with its progress when it is neither in time.
          */
         get: operations["wait_for_instance"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/instance/{instance_id}/why": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Explain Instance
+         * @description Why an instance is where it is: the decision made again on what it was made on, and the alternatives.
+         *
+         *     Each decision keeps what placement read of the cluster, telemetry included. Moved and deleted instances are
+         *     explained as far back as the log reaches.
+         */
+        get: operations["explain_instance"];
         put?: never;
         post?: never;
         delete?: never;
@@ -590,6 +638,44 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /**
+         * AddedDeviceView
+         * @description A device of a machine that is not there, as it was reckoned with.
+         */
+        AddedDeviceView: {
+            /** Device Id */
+            device_id: string;
+            /** Is Estimated */
+            is_estimated: boolean;
+            /** Memory Bandwidth Bytes Per S */
+            memory_bandwidth_bytes_per_s: number;
+            /**
+             * Memory Free Bytes
+             * @description Less than all: what a system takes is assumed.
+             */
+            memory_free_bytes: number;
+            /** Memory Total Bytes */
+            memory_total_bytes: number;
+            /** Name */
+            name: string;
+            /**
+             * Source
+             * @description Where the bandwidth is from.
+             */
+            source: string;
+        };
+        /**
+         * AddedNodeView
+         * @description A machine that is not there, as it was reckoned with.
+         */
+        AddedNodeView: {
+            /** Devices */
+            devices: components["schemas"]["AddedDeviceView"][];
+            /** Name */
+            name: string;
+            /** Node Id */
+            node_id: string;
+        };
         /** AddressView */
         AddressView: {
             /** Host */
@@ -1162,6 +1248,33 @@ export interface components {
             /** Term */
             term: number;
         };
+        /**
+         * DecisionView
+         * @description A decision about where an instance is, as it was recorded.
+         */
+        DecisionView: {
+            /**
+             * At
+             * @description ISO 8601, UTC.
+             */
+            at: string | null;
+            /**
+             * Index
+             * @description Its place in the log; null where the log no longer reaches back to it.
+             */
+            index: number | null;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "placed" | "moved";
+            plan: components["schemas"]["PlanView"];
+            /**
+             * Reason
+             * @description Of a move.
+             */
+            reason: string | null;
+        };
         /** DeclineWish */
         DeclineWish: {
             /**
@@ -1389,6 +1502,39 @@ export interface components {
             forcing_ms: number | null;
             /** Reason */
             reason: string;
+            /**
+             * Score
+             * @description 0 to 1, as in `stages`; null where it cannot take part.
+             */
+            score: number | null;
+        };
+        /**
+         * ExplainedView
+         * @description A decision made again on the state that it was made on.
+         */
+        ExplainedView: {
+            /** @description The answer of this release to the same question. */
+            again: components["schemas"]["PreviewView"] | null;
+            /**
+             * Alternatives
+             * @description Other ways on the same state, each with its prediction or its refusal.
+             */
+            alternatives: components["schemas"]["PreviewView"][];
+            decision: components["schemas"]["DecisionView"];
+            /** Differences */
+            differences: string[];
+            /**
+             * Is Identical
+             * @description Whether that is what was recorded, to the last figure; null where it cannot be made again.
+             */
+            is_identical: boolean | null;
+            /**
+             * Omitted
+             * @description Why it cannot be made again; null where it can.
+             */
+            omitted: string | null;
+            /** @description What was solved: of a move, something else than the person asked for. */
+            request: components["schemas"]["PlacementRequestView"];
         };
         /**
          * FieldProblem
@@ -2100,6 +2246,11 @@ export interface components {
             node_profile: components["schemas"]["NodeProfileView"] | null;
             /** Platform */
             platform: string;
+            /**
+             * Zone
+             * @description The room, building or provider that it stands in; empty where its owner named none.
+             */
+            zone: string;
         };
         /**
          * OpenAIError
@@ -2279,6 +2430,11 @@ export interface components {
             /** Explanation */
             explanation: string;
             /**
+             * Heterogeneity
+             * @description How the devices that could take part differ (memory, load); empty: they are alike.
+             */
+            heterogeneity: string[];
+            /**
              * Is Truncated
              * @description Whether the deadline ended the search before it was done.
              */
@@ -2303,6 +2459,161 @@ export interface components {
              * @description Index of the state it was solved on.
              */
             state_index: number;
+        };
+        /**
+         * PlanWish
+         * @description What a placement would be, on the cluster as it is or as it would be. Decides nothing.
+         * @example {
+         *       "model_id": "exo-tiny"
+         *     }
+         * @example {
+         *       "machines": [
+         *         {
+         *           "devices": [
+         *             {
+         *               "name": "RTX 3090"
+         *             }
+         *           ],
+         *           "name": "PC with a used 3090"
+         *         }
+         *       ],
+         *       "model_id": "exo-tiny"
+         *     }
+         */
+        PlanWish: {
+            /**
+             * Apart From
+             * @description Instances or models: keep off the nodes that run them.
+             * @default []
+             */
+            apart_from?: string[];
+            /**
+             * Concurrency
+             * @description Requests at the same time to keep room for.
+             * @default 1
+             */
+            concurrency?: number;
+            /**
+             * Context Length
+             * @description Tokens per request to keep room for, prompt and answer together; null: the model's own limit, at most 4,096.
+             */
+            context_length?: number | null;
+            /**
+             * Device Ids
+             * @description When not empty: only these devices may take part.
+             * @default []
+             */
+            device_ids?: string[];
+            /**
+             * Engine
+             * @description `auto`, or the name of an engine, such as `mlx`.
+             * @default auto
+             */
+            engine?: string;
+            /**
+             * Exclude
+             * @description Nodes or devices that must not take part.
+             * @default []
+             */
+            exclude?: string[];
+            /**
+             * Instead
+             * @description Instances that would be gone: what they take would be free.
+             * @default []
+             */
+            instead?: string[];
+            /**
+             * Layer Split
+             * @description When not empty: layers per stage, in order, instead of the fastest split.
+             * @default []
+             */
+            layer_split?: number[];
+            /**
+             * Machines
+             * @description Machines that would be there, too.
+             * @default []
+             */
+            machines?: components["schemas"]["WishedMachineWish"][];
+            /**
+             * Min Nodes
+             * @description Spread the model over at least so many nodes.
+             * @default 1
+             */
+            min_nodes?: number;
+            /**
+             * Min Zones
+             * @description Spread the model over at least so many zones.
+             * @default 1
+             */
+            min_zones?: number;
+            /**
+             * Model Id
+             * @description One of `GET /models`.
+             */
+            model_id: string;
+            /**
+             * Must Use
+             * @description Nodes or devices that must take part.
+             * @default []
+             */
+            must_use?: string[];
+            /**
+             * Node Ids
+             * @description When not empty: only these nodes may take part.
+             * @default []
+             */
+            node_ids?: string[];
+            /**
+             * Objective
+             * @description `latency`: the least time per token with all requests in one batch; `throughput` and `auto`: the most tokens/s at
+             *     the asked concurrency, which for one request at a time is the same.
+             * @default auto
+             * @enum {string}
+             */
+            objective?: "auto" | "latency" | "throughput";
+            /**
+             * Prefer Gpu
+             * @description Where a node has a GPU, its memory counts rather than the host's.
+             * @default true
+             */
+            prefer_gpu?: boolean;
+            /**
+             * Sharding
+             * @default auto
+             * @enum {string}
+             */
+            sharding?: "auto" | "pipeline" | "tensor" | "hybrid";
+            /**
+             * Without
+             * @description Nodes and devices that would not be there.
+             * @default []
+             */
+            without?: string[];
+            /**
+             * Zones
+             * @description When not empty: only nodes of these zones may take part.
+             * @default []
+             */
+            zones?: string[];
+        };
+        /**
+         * PlannedView
+         * @description What a placement would be; nothing was decided.
+         */
+        PlannedView: {
+            /**
+             * Added
+             * @description Whatever runs on these in `answer` is hypothetical: the machines are not there.
+             */
+            added: components["schemas"]["AddedNodeView"][];
+            answer: components["schemas"]["PreviewView"];
+            /** @description The same on the cluster as it is; null where nothing else was asked for. */
+            before: components["schemas"]["PreviewView"] | null;
+            /**
+             * Verdict
+             * @description What the change would bring, in one sentence; null without a change.
+             */
+            verdict: string | null;
         };
         /**
          * PredictionView
@@ -2472,6 +2783,11 @@ export interface components {
             node_id: string;
             /** Rank */
             rank: number;
+            /**
+             * Score
+             * @description Of its device, 0 to 1: compute 40 %, memory 30 %, network 15 %, thermal 10 %, bandwidth 5 %.
+             */
+            score: number | null;
             shares: components["schemas"]["StageSharesView"] | null;
             /** Start Layer */
             start_layer: number;
@@ -2875,6 +3191,38 @@ export interface components {
             voters: string[];
         };
         /**
+         * WhyView
+         * @description Why an instance is where it is.
+         */
+        WhyView: {
+            /**
+             * Changes
+             * @description What is different in the cluster since then.
+             */
+            changes: string[];
+            /**
+             * Decisions
+             * @description All that are known, oldest first.
+             */
+            decisions: components["schemas"]["DecisionView"][];
+            /** Deleted At */
+            deleted_at: string | null;
+            explained: components["schemas"]["ExplainedView"];
+            /** Instance Id */
+            instance_id: string;
+            /** Model Id */
+            model_id: string;
+            /**
+             * Notes
+             * @description What the log no longer tells.
+             */
+            notes: string[];
+            /** @description What the person asked for. */
+            request: components["schemas"]["PlacementRequestView"];
+            /** @description Where it would be placed now, if its own memory were free; null: it is gone, or this is an earlier decision. */
+            today: components["schemas"]["PreviewView"] | null;
+        };
+        /**
          * WishView
          * @description A node that wants to join.
          */
@@ -2895,6 +3243,60 @@ export interface components {
             name: string;
             /** Node Id */
             node_id: string;
+        };
+        /**
+         * WishedDeviceWish
+         * @description A device that is not there. What is null comes from the catalogue of devices, by its name.
+         */
+        WishedDeviceWish: {
+            /** Compute Units */
+            compute_units?: number | null;
+            /** Flops Per S */
+            flops_per_s?: number | null;
+            /**
+             * Kind
+             * @default gpu
+             * @enum {string}
+             */
+            kind?: "gpu" | "processor";
+            /** Memory Bandwidth Bytes Per S */
+            memory_bandwidth_bytes_per_s?: number | null;
+            /** Memory Kind */
+            memory_kind?: ("vram" | "ram" | "unified") | null;
+            /**
+             * Memory Total Bytes
+             * @description Of a processor, the memory of its machine. Needed where the name is sold with several sizes.
+             */
+            memory_total_bytes?: number | null;
+            /**
+             * Name
+             * @description As it is sold, such as `RTX 3090` or `Apple M2 Max`.
+             */
+            name: string;
+            /** Vendor */
+            vendor?: string | null;
+        };
+        /**
+         * WishedMachineWish
+         * @description A machine that is not there. It is reckoned with as if it had the model and an engine for its devices.
+         */
+        WishedMachineWish: {
+            /** Devices */
+            devices: components["schemas"]["WishedDeviceWish"][];
+            /** Link Latency Ms */
+            link_latency_ms?: number | null;
+            /**
+             * Link Mbps
+             * @description 10^6 bits per second to and from every other machine; null: assumed as between hosts that were not measured.
+             */
+            link_mbps?: number | null;
+            /** Name */
+            name: string;
+            /**
+             * Zone
+             * @default
+             */
+            zone?: string;
         };
     };
     responses: never;
@@ -3164,6 +3566,66 @@ export interface operations {
             };
         };
     };
+    plan_instance: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PlanWish"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PlannedView"];
+                };
+            };
+            /** @description The key is not for these devices */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     preview_placements: {
         parameters: {
             query: {
@@ -3380,6 +3842,68 @@ export interface operations {
             };
             /** @description Not ready within the time given */
             504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    explain_instance: {
+        parameters: {
+            query?: {
+                /** @description Index of an earlier decision; the last otherwise */
+                decision?: number | null;
+            };
+            header?: never;
+            path: {
+                /** @description Id of an instance */
+                instance_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WhyView"];
+                };
+            };
+            /** @description The key is not for these devices */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such thing; near matches are named */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request cannot be read, or can never be met here; sizes say by how much */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No master, or the model cannot be served now; try again after `Retry-After` seconds */
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -1,4 +1,4 @@
-"""Placing models: previews, instances, waiting for them, deleting them."""
+"""Placing models: instances, waiting for them, deleting them."""
 
 import uuid
 from typing import Annotated, NoReturn
@@ -21,8 +21,6 @@ from exo.api.schemas.instances import (
     InstancePlaced,
     InstanceView,
     InstanceWish,
-    PreviewList,
-    PreviewWish,
 )
 from exo.shared.types.commands import (
     Command,
@@ -30,8 +28,6 @@ from exo.shared.types.commands import (
     DeleteInstance,
     Placed,
     PlaceInstance,
-    PreviewPlacements,
-    Previews,
     Refusal,
     Reply,
 )
@@ -78,14 +74,20 @@ def placement_request(wish: InstanceWish, context: ApiContext) -> PlacementReque
     return narrowed(present_caller(), context.coordinator.state, request)
 
 
-async def _send(context: ApiContext, command: Command) -> Reply:
+async def send_command(context: ApiContext, command: Command) -> Reply:
+    """Have the master carry out a command.
+
+    Raises:
+        ApiError: It refuses.
+    """
     reply = await context.desk.send(command, timeout_s=COMMAND_TIMEOUT_S)
     if isinstance(reply, Refusal):
         raise from_refusal(reply)
     return reply
 
 
-def _unexpected(command: Command, reply: Reply) -> NoReturn:
+def unexpected(command: Command, reply: Reply) -> NoReturn:
+    """Raise for a reply of another kind than the command has."""
     raise RuntimeError(f"{type(command).__name__} was answered with {type(reply).__name__}")
 
 
@@ -99,9 +101,9 @@ def _unexpected(command: Command, reply: Reply) -> NoReturn:
 async def place_instance(wish: InstanceWish, context: Context) -> Response:
     """Place a model. Answers when the decision is committed, or with the reason why it cannot be."""
     command = PlaceInstance(command_id=new_command_id(), request=placement_request(wish, context))
-    reply = await _send(context, command)
+    reply = await send_command(context, command)
     if not isinstance(reply, Placed):
-        _unexpected(command, reply)
+        unexpected(command, reply)
     state = context.coordinator.state
     placed = state.instances.get(reply.instance.instance_id, reply.instance)
     return json_answer(
@@ -117,22 +119,6 @@ async def list_instances(context: Context) -> Response:
     state = context.coordinator.state
     views = [present.instance(state, value) for _, value in sorted(state.instances.items())]
     return json_answer({"instances": views})
-
-
-# Declared before /instance/{instance_id}, which would take `previews` for an id.
-@router.get(
-    "/instance/previews",
-    operation_id="preview_placements",
-    response_model=PreviewList,
-    responses=problems(403, 404, 422, 503),
-)
-async def preview_placements(wish: Annotated[PreviewWish, Query()], context: Context) -> Response:
-    """Several ways to place a model side by side, each with its plan or its refusal. Decides nothing."""
-    command = PreviewPlacements(command_id=new_command_id(), request=placement_request(wish, context))
-    reply = await _send(context, command)
-    if not isinstance(reply, Previews):
-        _unexpected(command, reply)
-    return json_answer({"previews": [present.preview(value) for value in reply.previews]})
 
 
 @router.get(
@@ -199,9 +185,9 @@ async def delete_instance(instance_id: InstanceIdPath, context: Context) -> Resp
     if value is not None:
         require_instance(present_caller(), value)
     command = DeleteInstance(command_id=new_command_id(), instance_id=InstanceId(instance_id))
-    reply = await _send(context, command)
+    reply = await send_command(context, command)
     if not isinstance(reply, Deleted):
-        _unexpected(command, reply)
+        unexpected(command, reply)
     return json_answer({"index": reply.index, "instance_id": reply.instance_id})
 
 
