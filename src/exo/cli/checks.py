@@ -239,7 +239,8 @@ def check_models(home: Path) -> list[Finding]:
         cards = store.scan()
     finally:
         logger.enable("exo")
-    good = [card for card in cards if card.problem is None]
+    sound = [card for card in cards if card.problem is None]
+    good = [card for card in sound if card.is_runnable]
     findings = [
         Finding("model", "ok", f"{card.model_id}: {size(card.total_bytes)}, {store.directory(card.model_id)}")
         for card in good
@@ -247,6 +248,16 @@ def check_models(home: Path) -> list[Finding]:
     problems = {card.model_id: card.problem for card in cards if card.problem is not None} | store.unreadable
     step = "mend or remove its directory"
     findings += [Finding("model", "note", f"{key}: {why}", step) for key, why in sorted(problems.items())]
+    findings += [
+        Finding(
+            "model",
+            "note",
+            f"{card.model_id}: no engine here can run {card.format}",
+            "fetch the model as safetensors",
+        )
+        for card in sound
+        if not card.is_runnable
+    ]
     if not good:
         findings.append(
             Finding("model", "note", "there is no model", f"put model directories into {home / 'models'}")

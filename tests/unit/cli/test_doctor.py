@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from exo.cli import checks, doctor, nvidia
 from exo.cli.checks import Finding
@@ -103,6 +104,8 @@ def test_models_and_their_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
     assert "it is truncated" in found[1].text
     assert ScriptedStore.folders == (tmp_path / "models", Path("/one"), Path("/two"))
+    monkeypatch.setattr(ScriptedStore, "cards", (card("toy"), replace(card("llama"), format="gguf")))
+    assert "llama: no engine here can run gguf" in [one.text for one in checks.check_models(tmp_path)]
     monkeypatch.setattr(ScriptedStore, "cards", ())
     monkeypatch.setattr(ScriptedStore, "unreadable", {})
     (none,) = checks.check_models(tmp_path)

@@ -48,6 +48,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """By how many tokens the engine lets a cache grow at a time."""
 
     @property
+    def is_runnable(self) -> bool:
+        """Whether it is whole, and some engine can run its format."""
+        return self.problem is None and self.format in ENGINES_BY_FORMAT
+
+    @property
     def total_bytes(self) -> int:
         """All weights together, each counted once."""
         return sum(self.layer_bytes) + self.embedding_bytes + self.head_bytes
