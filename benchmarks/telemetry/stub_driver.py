@@ -5,6 +5,7 @@ import importlib.util
 import re
 import shutil
 import sys
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -81,19 +82,26 @@ def calls(stub: "NvmlStub") -> int:
 
 
 def call_cpu_s(stub: "NvmlStub") -> float:
-    """Return what one slow call costs a loop that does nothing else: the stub reads its file anew and goes to sleep.
+    """Return what one slow call costs threads that do nothing else, as many as there are devices: to sleep and to wake.
 
-    A call about no device: it looks fewer lines up than others, so that this is rather too little.
+    One thread alone would make it dearer: each time it wakes, the processor was asleep as well.
     """
     from tests.support import nvml_stub
 
     slow_down(stub)
-    ask, version = nvml_stub.library().nvmlSystemGetDriverVersion, ctypes.create_string_buffer(80)
-    count = 500
-    started_s = time.thread_time()
-    for _ in range(count):
-        ask(version, 80)
-    return (time.thread_time() - started_s) / count
+    ask, version, count = nvml_stub.library().nvmlSystemGetDriverVersion, ctypes.create_string_buffer(80), 60
+
+    def call() -> None:
+        for _ in range(count):
+            ask(version, 80)
+
+    threads = [threading.Thread(target=call) for _ in range(DEVICES)]
+    started_s = time.process_time()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (time.process_time() - started_s) / (count * DEVICES)
 
 
 @cache

@@ -1,14 +1,46 @@
 """The seam of backends: devices of one kind, how they are, their memory, and a product to see that they compute."""
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
+from exo.gpu.countdown import Countdown
 from exo.gpu.driver import MatrixShape, Precision
 from exo.gpu.errors import BackendUnavailableError
 from exo.gpu.memory import DeviceMemory
 from exo.gpu.reading import DeviceReading, MemoryInfo
 from exo.shared.types.devices import Backend, GPUDevice
 from exo.shared.types.ids import DeviceId
+
+
+class BegunReading(ABC):
+    """A reading that may still be under way."""
+
+    @property
+    @abstractmethod
+    def is_done(self) -> bool:
+        """Whether `outcome` returns at once."""
+
+    @abstractmethod
+    async def outcome(self) -> DeviceReading:
+        """Return the reading, as `GPUBackend.read_device` does and with its errors; once. Cancelled, it is given up."""
+
+
+class TaskReading(BegunReading):
+    """One that an event loop's task takes."""
+
+    def __init__(self, reading: Coroutine[Any, Any, DeviceReading], together: Countdown) -> None:
+        together.one_begins()
+        self._task = asyncio.get_running_loop().create_task(reading)
+        self._task.add_done_callback(lambda _: together.one_is_over())
+
+    @property
+    def is_done(self) -> bool:
+        return self._task.done()
+
+    async def outcome(self) -> DeviceReading:
+        return await self._task
 
 
 class GPUBackend(ABC):
@@ -126,6 +158,14 @@ class GPUBackend(ABC):
     @abstractmethod
     async def read_device(self, device_id: DeviceId) -> DeviceReading:
         """Return the device's telemetry at this moment; what it does not tell, or cannot be true, is None."""
+
+    def begin_reading(self, device_id: DeviceId, together: Countdown) -> "BegunReading":
+        """Begin what `read_device` does, as one of several that are waited for together.
+
+        Raises:
+            ExoError: As `read_device` raises it, if it is known at once.
+        """
+        return TaskReading(self.read_device(device_id), together)
 
     @abstractmethod
     async def get_device_memory_info(self, device_id: DeviceId) -> MemoryInfo:

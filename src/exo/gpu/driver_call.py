@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from exo.gpu.countdown import Countdown
+
 
 class DriverCall:
     """What two threads change is guarded by the `DriverThread`'s lock."""
@@ -15,6 +17,7 @@ class DriverCall:
         "error",
         "function",
         "has_waited",
+        "is_awaited",
         "is_done",
         "is_dropped",
         "is_never_skipped",
@@ -22,6 +25,7 @@ class DriverCall:
         "result",
         "started_at_s",
         "timeout_s",
+        "together",
     )
 
     def __init__(
@@ -33,6 +37,7 @@ class DriverCall:
         discard: Callable[[Any], object] | None = None,
         is_never_skipped: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
+        together: Countdown | None = None,
     ) -> None:
         self.function = function
         self.doing = doing
@@ -40,8 +45,12 @@ class DriverCall:
         self.discard = discard
         self.is_never_skipped = is_never_skipped
         self.loop = loop
+        self.together = together
+        """Of whoever waits for this and others; it is told once, when this is over."""
         self.changed = asyncio.Event()
         self.has_waited = False
+        self.is_awaited = False
+        """Somebody waits for this one alone."""
         self.started_at_s: float | None = None
         self.is_done = False
         self.is_dropped = False
@@ -50,9 +59,15 @@ class DriverCall:
         self.error: BaseException | None = None
 
     def notify(self) -> None:
-        """Wake who waits; from the driver's thread."""
-        if self.loop is not None:
+        """Wake who waits for it alone; from the driver's thread."""
+        if self.loop is not None and self.is_awaited:
             try:
                 self.loop.call_soon_threadsafe(self.changed.set)
             except RuntimeError:
                 return  # The loop is closed: nobody waits.
+
+    def leave_countdown(self) -> None:
+        """Tell those who wait for several that this one is over. Its outcome stands, if it has one."""
+        together, self.together = self.together, None
+        if together is not None:
+            together.one_is_over()

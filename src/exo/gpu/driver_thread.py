@@ -12,9 +12,9 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-import anyio
 from loguru import logger
 
+from exo.gpu.countdown import Countdown
 from exo.gpu.driver_call import DriverCall
 from exo.gpu.errors import DeviceHangError
 
@@ -77,6 +77,34 @@ class DriverThread:
         Raises:
             DeviceHangError: It did not return in time; or one before it has not, then this one has not begun.
         """
+        return await self.outcome(
+            self.begin(
+                function,
+                doing=doing,
+                timeout_s=timeout_s,
+                discard=discard,
+                is_never_skipped=is_never_skipped,
+            )
+        )
+
+    def begin(
+        self,
+        function: Callable[[], object],
+        *,
+        doing: str,
+        timeout_s: float,
+        discard: Callable[[Any], object] | None = None,
+        is_never_skipped: bool = False,
+        together: Countdown | None = None,
+    ) -> DriverCall:
+        """Have a function run as `call` does; what came of it is in `is_done` and `outcome`.
+
+        Args:
+            together: Is told when it is over.
+
+        Raises:
+            DeviceHangError: A call before it has not returned in time.
+        """
         job = DriverCall(
             function,
             doing=doing,
@@ -84,11 +112,14 @@ class DriverThread:
             discard=discard,
             is_never_skipped=is_never_skipped,
             loop=asyncio.get_running_loop(),
+            together=together,
         )
         if not is_never_skipped:
             self.check()
+        if together is not None:
+            together.one_begins()
         self._put(job)
-        return await self._outcome(job)
+        return job
 
     def post(self, function: Callable[[], object], *, doing: str, timeout_s: float) -> None:
         """Have a function run in its turn, even after a hang, without waiting for it; a failure is only logged."""
@@ -118,21 +149,26 @@ class DriverThread:
                 self._thread = threading.Thread(target=self._run, name=f"exo {self.name}", daemon=True)
                 self._thread.start()
 
-    async def _outcome(self, job: DriverCall) -> Any:
+    async def outcome(self, job: DriverCall) -> Any:
+        """Return what came of a call, or raise it; once. If the caller is cancelled, the call is for nobody any more.
+
+        Raises:
+            DeviceHangError: It did not return in time; or one before it has not, then this one has not begun.
+        """
+        job.is_awaited = True
         try:
             while not job.is_done:
                 job.changed.clear()
-                remaining_s = self._remaining_s()
+                remaining_s = self._remaining_s(job)
                 if remaining_s <= 0:
                     with self._lock:
                         if not job.is_done and (error := self._hang_error()) is not None:
                             job.is_dropped = True
                             raise error
-                with anyio.move_on_after(max(remaining_s, 0)):
-                    if not job.is_done:
-                        await job.changed.wait()
+                if not job.is_done:
+                    await _changed(job, max(remaining_s, 0))
         except asyncio.CancelledError:
-            self._abandon(job)
+            self.abandon(job)
             raise
         error, result = job.error, job.result
         job.error = job.result = None
@@ -143,19 +179,21 @@ class DriverThread:
         finally:
             del error, job  # Both are in the error's traceback, which would keep them alive.
 
-    def _abandon(self, job: DriverCall) -> None:
+    def abandon(self, job: DriverCall) -> None:
+        """Take in that nobody waits for a call any more."""
         with self._lock:
             job.is_dropped = True
             is_late = job.is_done
         if is_late and job.error is None and job.discard is not None:
             self.post(partial(job.discard, job.result), doing=job.doing, timeout_s=job.timeout_s)
 
-    def _remaining_s(self) -> float:
+    def _remaining_s(self, job: DriverCall) -> float:
         """Until the running call's deadline."""
         with self._lock:
             running = self._running
             if running is None or running.started_at_s is None:
-                return _SOON_S
+                # The next to run is this one, unless others were before it, of which nobody knows how long they take.
+                return _SOON_S if job.has_waited else job.timeout_s
             return running.started_at_s + running.timeout_s - self._clock()
 
     def _hanging_s(self) -> float | None:
@@ -185,6 +223,7 @@ class DriverThread:
                         return
                 continue
             self._carry_out(job)
+            job.leave_countdown()
             del job  # A result may be large, and the next call may be long in coming.
 
     def _carry_out(self, job: DriverCall) -> None:
@@ -234,3 +273,12 @@ class DriverThread:
                 job.discard(result)
             except Exception as failure:
                 logger.debug("{}: clearing up after {} failed: {}", self.name, job.doing, failure)
+
+
+async def _changed(job: DriverCall, timeout_s: float) -> None:
+    """Return when something happened to a call, or when the time is over. Cheaper than a cancel scope."""
+    timer = asyncio.get_running_loop().call_later(timeout_s, job.changed.set)
+    try:
+        await job.changed.wait()
+    finally:
+        timer.cancel()

@@ -5,8 +5,10 @@ from typing import TypeVar
 
 from loguru import logger
 
+from exo.gpu.countdown import Countdown
 from exo.gpu.description import describe
 from exo.gpu.driver import FoundDevice
+from exo.gpu.driver_call import DriverCall
 from exo.gpu.driver_thread import DriverThread
 from exo.gpu.errors import DeviceLostError, DeviceNotFoundError, DriverError
 from exo.gpu.plausibility import Complaint
@@ -54,6 +56,21 @@ class Occupant:
             timeout_s=timeout_s,
             discard=discard,
             is_never_skipped=is_never_skipped,
+        )
+
+    def begin(
+        self, function: Callable[[], T], *, doing: str, timeout_s: float, together: Countdown
+    ) -> DriverCall:
+        """Have a driver's call begin; see `DriverThread.begin`.
+
+        Raises:
+            DeviceHangError: A call before it has not returned in time.
+        """
+        return self.thread.begin(
+            explained(function, f"{self.alias}: {doing} failed"),
+            doing=doing,
+            timeout_s=timeout_s,
+            together=together,
         )
 
     def complain(self, complaints: Sequence[Complaint]) -> None:

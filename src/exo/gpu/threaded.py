@@ -8,9 +8,11 @@ from typing import Any
 import anyio
 from loguru import logger
 
-from exo.gpu.backend import GPUBackend
+from exo.gpu.backend import BegunReading, GPUBackend
 from exo.gpu.checks import check_product, checked_range, flat
+from exo.gpu.countdown import Countdown
 from exo.gpu.driver import Driver, MatrixShape, Precision
+from exo.gpu.driver_call import DriverCall
 from exo.gpu.driver_thread import DriverThread
 from exo.gpu.errors import BackendUnavailableError, DeviceHangError, DeviceLostError, MemoryRangeError
 from exo.gpu.limits import CallLimits
@@ -239,15 +241,17 @@ class ThreadedBackend(GPUBackend):
         )
 
     async def read_device(self, device_id: DeviceId) -> DeviceReading:
+        return await self.begin_reading(device_id, Countdown()).outcome()
+
+    def begin_reading(self, device_id: DeviceId, together: Countdown) -> BegunReading:
         occupant = self._occupants.of(device_id)
-        reading = await occupant.call(
-            lambda: self._driver.read(occupant.index),
+        call = occupant.begin(
+            lambda: plausible(self._driver.read(occupant.index)),
             doing="reading its telemetry",
             timeout_s=self._limits.read_s,
+            together=together,
         )
-        kept, complaints = plausible(reading)
-        occupant.complain(complaints)
-        return kept
+        return _ThreadedReading(occupant, call)
 
     async def get_device_memory_info(self, device_id: DeviceId) -> MemoryInfo:
         occupant = self._occupants.of(device_id)
@@ -274,3 +278,20 @@ class ThreadedBackend(GPUBackend):
                 f"{occupant.alias} was lost and came back without what it held; allocate and copy it again"
             )
         return occupant, held
+
+
+class _ThreadedReading(BegunReading):
+    """One that a device's thread takes."""
+
+    def __init__(self, occupant: Occupant, call: DriverCall) -> None:
+        self._occupant = occupant
+        self._call = call
+
+    @property
+    def is_done(self) -> bool:
+        return self._call.is_done
+
+    async def outcome(self) -> DeviceReading:
+        kept, complaints = await self._occupant.thread.outcome(self._call)
+        self._occupant.complain(complaints)
+        return kept

@@ -2,18 +2,19 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Protocol
 
 import anyio
-import anyio.to_thread
 import msgspec
-import psutil
 from loguru import logger
 
-from exo.gpu.backend import GPUBackend
+from exo.gpu.backend import BegunReading, GPUBackend
+from exo.gpu.countdown import Countdown
+from exo.gpu.driver_call import DriverCall
+from exo.gpu.driver_thread import DriverThread
 from exo.gpu.errors import DeviceHangError, DeviceLostError
-from exo.gpu.host_memory import read_host_memory
+from exo.gpu.host_memory import read_host_memory, read_swap
 from exo.gpu.inventory import UsedDevice
 from exo.gpu.reading import DeviceReading
 from exo.shared.errors import ExoError
@@ -34,6 +35,9 @@ from exo.worker.device_states import (
     profile_changed,
     state_of,
 )
+
+HOST_TIMEOUT_S = 10.0
+"""Until the system is said to hang that does not tell the host's memory."""
 
 Publish = Callable[[Sequence[Telemetry]], None]
 
@@ -129,43 +133,30 @@ class GPUTelemetryCollector:
         self._clock = clock
         self._now = now
         self._on_lost = on_lost
-        self._reads: dict[DeviceId, asyncio.Task[None]] = {}
+        self._late: dict[DeviceId, asyncio.Task[None]] = {}
+        """Devices that did not answer in time, each with who waits for it."""
         self._states: dict[DeviceId, DeviceGPUState] = {}
         self._fresh: set[DeviceId] = set()
         """Devices that were read since the last collection."""
         self._told: dict[DeviceId, tuple[DeviceGPUState, float]] = {}
         self._told_profile: tuple[NodePerformanceProfile, float] | None = None
         self._is_monitoring = False
+        self._host_thread = DriverThread("host")
+        self._host_call: DriverCall | None = None
+        self._host: HostReading | None = None
 
     async def collect_device_state(self, backend: GPUBackend, device: GPUDevice) -> DeviceGPUState:
         """Read one device now. One that does not answer has no values, and its health says why."""
-        reading: DeviceReading | None = None
-        try:
-            reading = await backend.read_device(device.device_id)
-            self._health.observe_reading(device.device_id, reading)
-            if self._heat is not None:
-                self._heat.observe_reading(device, reading)
-        except ExoError as error:
-            self._health.observe_error(device.device_id, error)
-            if isinstance(error, DeviceLostError) and not isinstance(error, DeviceHangError):
-                self._on_lost()
-        health = self._health.health(device.device_id)
-        thermal = self._heat.status(device.device_id) if self._heat is not None else None
-        return state_of(device, self._node_id, reading, health=health, now=self._now(), thermal=thermal)
+        return self._judged(device, await _answer(backend.read_device(device.device_id)), self._now())
 
     async def collect(self) -> list[Telemetry]:
-        """Read everything once; return events for what changed enough, or was not told for long."""
+        """Read everything once; return events for what changed enough, or was not told for long.
+
+        Raises:
+            OSError: The host could not be read.
+        """
         used = self._devices() if self._config.is_enabled else ()
-        late = set(self._reads)
-        for one in used:
-            if one.device.device_id not in late:
-                self._reads[one.device.device_id] = asyncio.create_task(self._read(one))
-        # Who did not answer in time before is not waited for again: the others are told the sooner.
-        begun = [read for device_id, read in self._reads.items() if device_id not in late]
-        until_s = anyio.current_time() + self._config.patience_s
-        host = await anyio.to_thread.run_sync(read_host)
-        if begun:
-            await asyncio.wait(begun, timeout=max(0.0, until_s - anyio.current_time()))
+        await self._read_all(used)
         at_s = self._clock()
         events: list[Telemetry] = []
         for one in used:
@@ -177,10 +168,51 @@ class GPUTelemetryCollector:
         self._forget_all_but({one.device.device_id for one in used})
         if self._heat is not None:
             self._heat.look()
-        # What there is is known without having been read.
-        known = [(one.device, self._states.get(one.device.device_id)) for one in self._devices()]
-        events += self._profile_events(node_profile(known, host), at_s)
+        if self._host is not None:
+            # What there is is known without having been read.
+            known = [(one.device, self._states.get(one.device.device_id)) for one in self._devices()]
+            events += self._profile_events(node_profile(known, self._host), at_s)
         return events
+
+    async def _read_all(self, used: Sequence[UsedDevice]) -> None:
+        """Read devices and host at once, and take in what comes in time; the rest is taken in when it comes."""
+        until_s = anyio.current_time() + self._config.patience_s
+        begun_at = self._now()
+        """Nothing that is read now is older."""
+        together = Countdown()
+        under_way: dict[DeviceId, tuple[UsedDevice, BegunReading]] = {}
+        try:
+            for one in used:
+                # Who did not answer in time before is not waited for again: the others are told the sooner.
+                if one.device.device_id not in self._late:
+                    try:
+                        reading = one.backend.begin_reading(one.device.device_id, together)
+                    except ExoError as error:
+                        self._keep(self._judged(one.device, error, begun_at))
+                    else:
+                        under_way[one.device.device_id] = one, reading
+            if self._host_call is None:
+                self._host_call = self._begin_host(together)
+            await together.wait(max(0.0, until_s - anyio.current_time()))
+            for one, reading in [pair for pair in under_way.values() if pair[1].is_done]:
+                del under_way[one.device.device_id]
+                self._keep(self._judged(one.device, await _answer(reading.outcome()), begun_at))
+        finally:
+            for one, reading in under_way.values():
+                self._late[one.device.device_id] = asyncio.create_task(self._wait_for(one, reading))
+        # The first one is waited for: without it there is nothing to tell of the host.
+        call = self._host_call
+        if call is not None and (call.is_done or self._host is None):
+            self._host_call = None
+            self._host = await self._host_thread.outcome(call)
+
+    def _begin_host(self, together: Countdown) -> DriverCall | None:
+        try:
+            return self._host_thread.begin(
+                read_host, doing="reading its memory", timeout_s=HOST_TIMEOUT_S, together=together
+            )
+        except DeviceHangError:
+            return None
 
     async def start_monitoring(self) -> None:
         """Collect at the interval until cancelled.
@@ -205,16 +237,34 @@ class GPUTelemetryCollector:
                 await anyio.sleep(self._config.interval_s)
         finally:
             self._is_monitoring = False
-            for read in self._reads.values():
-                read.cancel()
+            for waiting in self._late.values():
+                waiting.cancel()
+            self._host_thread.stop()
 
-    async def _read(self, one: UsedDevice) -> None:
+    async def _wait_for(self, one: UsedDevice, reading: BegunReading) -> None:
         try:
-            state = await self.collect_device_state(one.backend, one.device)
-            self._states[state.device_id] = state
-            self._fresh.add(state.device_id)
+            self._keep(self._judged(one.device, await _answer(reading.outcome()), self._now()))
         finally:
-            self._reads.pop(one.device.device_id, None)
+            self._late.pop(one.device.device_id, None)
+
+    def _judged(self, device: GPUDevice, said: DeviceReading | ExoError, at: str) -> DeviceGPUState:
+        """Have a device judged by what it said, or why it said nothing, and return its state then."""
+        reading = None if isinstance(said, ExoError) else said
+        if reading is not None:
+            self._health.observe_reading(device.device_id, reading)
+            if self._heat is not None:
+                self._heat.observe_reading(device, reading)
+        elif isinstance(said, ExoError):
+            self._health.observe_error(device.device_id, said)
+            if isinstance(said, DeviceLostError) and not isinstance(said, DeviceHangError):
+                self._on_lost()
+        health = self._health.health(device.device_id)
+        thermal = self._heat.status(device.device_id) if self._heat is not None else None
+        return state_of(device, self._node_id, reading, health=health, now=at, thermal=thermal)
+
+    def _keep(self, state: DeviceGPUState) -> None:
+        self._states[state.device_id] = state
+        self._fresh.add(state.device_id)
 
     def _is_worth_telling(self, state: DeviceGPUState, at_s: float) -> bool:
         told = self._told.get(state.device_id)
@@ -238,12 +288,20 @@ class GPUTelemetryCollector:
             self._heat.forget_all_but(there)
 
 
+async def _answer(reading: Awaitable[DeviceReading]) -> DeviceReading | ExoError:
+    """Return what a device says, or why it says nothing."""
+    try:
+        return await reading
+    except ExoError as error:
+        return error
+
+
 def read_host() -> HostReading:
     """Read the host's memory; may block for a moment."""
-    memory, swap = read_host_memory(), psutil.swap_memory()
+    memory, (swap_total, swap_free) = read_host_memory(), read_swap()
     return HostReading(
         ram_total=memory.total_bytes,
         ram_available=memory.available_bytes,
-        swap_total=swap.total,
-        swap_available=swap.free,
+        swap_total=swap_total,
+        swap_available=swap_free,
     )

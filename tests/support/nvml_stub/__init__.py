@@ -134,6 +134,7 @@ class NvmlStub:
         new = self._file.with_suffix(".new")
         new.write_text("".join(f"{key} {value}\n" for key, value in self._values.items()), encoding="ascii")
         new.replace(self._file)
+        self._library.stub_changed()
 
 
 def build(folder: Path) -> Path:

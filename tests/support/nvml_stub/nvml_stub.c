@@ -1,10 +1,16 @@
-/* A stand-in for NVIDIA's management library that plays what a state file says, read anew at every call.
+/* A stand-in for NVIDIA's management library that plays what a state file says, as it is at every call.
+ *
+ * It is to cost little by itself, as benchmarks run over it: whoever writes the file says so (stub_changed), each thread
+ * then reads it once, and looks lines up in a table.
  *
  * Built as libnvidia-ml.so.1 by the tests (see __init__.py, which also says what the file may hold). A value that the
  * file does not hold is "not supported" on that device. Shapes and numbers are those of NVIDIA's public nvml.h.
  */
 
+#define _GNU_SOURCE
+
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +31,9 @@ enum {
 #define SLOTS_MAX 64
 #define MIGS_MAX 8
 #define STATE_SIZE_MAX (1 << 18)
+#define PLACES (1 << 14) /* for lines; a power of two */
 #define VALUE_SIZE_MAX 512
+#define PATH_SIZE_MAX 4096
 #define FUNCTIONS_MAX 128
 #define EVENT_SETS_MAX 256
 
@@ -42,9 +50,12 @@ typedef struct {
 
 typedef struct {
     char text[STATE_SIZE_MAX];
-    int size;
+    char path[PATH_SIZE_MAX];
+    unsigned long change; /* the last that it was read after */
+    int lines[PLACES]; /* where in the text a line begins, plus one; 0: nothing. By the hash of its key. */
 } state_t;
 
+static atomic_ulong changes = 1;
 static device_t devices[SLOTS_MAX][MIGS_MAX + 1];
 static event_set_t event_sets[EVENT_SETS_MAX];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -59,41 +70,87 @@ static struct {
 
 /* ---- the state file ---- */
 
-static void read_state(state_t *state)
+static uint32_t hash_of(const char *key, size_t length)
 {
-    state->size = 0;
-    const char *path = getenv("EXO_NVML_STUB_STATE");
-    FILE *file = path ? fopen(path, "rb") : NULL;
-    if (file) {
-        state->size = (int)fread(state->text, 1, STATE_SIZE_MAX - 1, file);
-        fclose(file);
-    }
-    state->text[state->size] = '\0';
+    uint32_t hash = 2166136261u; /* FNV-1a */
+    for (size_t i = 0; i < length; i++)
+        hash = (hash ^ (unsigned char)key[i]) * 16777619u;
+    return hash;
 }
 
-/* Lines are "key value"; the first that fits counts. */
-static int look_up(const state_t *state, const char *key, char *value)
+/* Returns the place of a key, or the free one where it belongs. */
+static int *place_of(state_t *state, const char *key, size_t length)
 {
-    size_t length = strlen(key);
-    const char *line = state->text;
-    while (*line) {
+    for (uint32_t hash = hash_of(key, length);; hash++) {
+        int *place = &state->lines[hash & (PLACES - 1)];
+        if (*place == 0)
+            return place;
+        const char *line = state->text + *place - 1;
+        if (strncmp(line, key, length) == 0 && line[length] == ' ')
+            return place;
+    }
+}
+
+/* Of lines with the same key the first counts. */
+static void enter_lines(state_t *state)
+{
+    memset(state->lines, 0, sizeof state->lines);
+    int entered = 0;
+    for (const char *line = state->text; *line && entered < PLACES / 2;) {
         const char *end = strchr(line, '\n');
         if (!end)
             end = line + strlen(line);
-        if ((size_t)(end - line) > length && line[length] == ' ' && strncmp(line, key, length) == 0) {
-            size_t size = (size_t)(end - line) - length - 1;
-            if (size >= VALUE_SIZE_MAX)
-                size = VALUE_SIZE_MAX - 1;
-            memcpy(value, line + length + 1, size);
-            value[size] = '\0';
-            return 1;
+        const char *space = memchr(line, ' ', (size_t)(end - line));
+        if (space) {
+            int *place = place_of(state, line, (size_t)(space - line));
+            if (*place == 0) {
+                *place = (int)(line - state->text) + 1;
+                entered++;
+            }
         }
         line = *end ? end + 1 : end;
     }
-    return 0;
 }
 
-static int look_up_of(const state_t *state, const device_t *device, const char *key, char *value)
+/* Reads the file, unless it is as this thread knows it. */
+static void read_state(state_t *state)
+{
+    const char *path = getenv("EXO_NVML_STUB_STATE");
+    unsigned long change = atomic_load(&changes);
+    if (!path)
+        path = "";
+    if (change == state->change && strcmp(path, state->path) == 0)
+        return;
+    state->change = change;
+    snprintf(state->path, sizeof state->path, "%s", path);
+    FILE *file = fopen(path, "rb");
+    size_t size = 0;
+    if (file) {
+        size = fread(state->text, 1, STATE_SIZE_MAX - 1, file);
+        fclose(file);
+    }
+    state->text[size] = '\0';
+    enter_lines(state);
+}
+
+/* Lines are "key value". */
+static int look_up(state_t *state, const char *key, char *value)
+{
+    size_t length = strlen(key);
+    const int *place = place_of(state, key, length);
+    if (*place == 0)
+        return 0;
+    const char *begin = state->text + *place + length; /* behind the space */
+    const char *end = strchrnul(begin, '\n');
+    size_t size = (size_t)(end - begin);
+    if (size >= VALUE_SIZE_MAX)
+        size = VALUE_SIZE_MAX - 1;
+    memcpy(value, begin, size);
+    value[size] = '\0';
+    return 1;
+}
+
+static int look_up_of(state_t *state, const device_t *device, const char *key, char *value)
 {
     char full[128];
     if (device && device->mig >= 0) {
@@ -107,13 +164,13 @@ static int look_up_of(const state_t *state, const device_t *device, const char *
     return look_up(state, key, value);
 }
 
-static long number(const state_t *state, const char *key, long otherwise)
+static long number(state_t *state, const char *key, long otherwise)
 {
     char value[VALUE_SIZE_MAX];
     return look_up(state, key, value) ? strtol(value, NULL, 10) : otherwise;
 }
 
-static int is_there(const state_t *state, int slot, int mig)
+static int is_there(state_t *state, int slot, int mig)
 {
     char key[64], value[VALUE_SIZE_MAX];
     if (mig >= 0)
@@ -163,7 +220,7 @@ static long now_ms(void)
     return now.tv_sec * 1000L + now.tv_nsec / 1000000L;
 }
 
-static int hang_ms(const state_t *state, const device_t *device, const char *function)
+static int hang_ms(state_t *state, const device_t *device, const char *function)
 {
     char key[96], value[VALUE_SIZE_MAX];
     snprintf(key, sizeof key, "hang.%s", function);
@@ -185,7 +242,7 @@ static void hang(state_t *state, const device_t *device, const char *function)
     }
 }
 
-static void latency(const state_t *state, const device_t *device)
+static void latency(state_t *state, const device_t *device)
 {
     char value[VALUE_SIZE_MAX];
     if (!look_up_of(state, device, "latency_us", value) && !look_up(state, "latency_us", value))
@@ -225,7 +282,7 @@ static __thread state_t state;
     if (code != SUCCESS)                                \
         return code;
 
-static int number_of(const state_t *state, const device_t *device, const char *key, long long *result)
+static int number_of(state_t *state, const device_t *device, const char *key, long long *result)
 {
     char value[VALUE_SIZE_MAX];
     if (!look_up_of(state, device, key, value))
@@ -234,7 +291,7 @@ static int number_of(const state_t *state, const device_t *device, const char *k
     return SUCCESS;
 }
 
-static int give_unsigned(const state_t *state, const device_t *device, const char *key, unsigned int *result)
+static int give_unsigned(state_t *state, const device_t *device, const char *key, unsigned int *result)
 {
     long long value;
     int code = number_of(state, device, key, &value);
@@ -243,7 +300,7 @@ static int give_unsigned(const state_t *state, const device_t *device, const cha
     return code;
 }
 
-static int give_text(const state_t *state, const device_t *device, const char *key, char *text, unsigned int size)
+static int give_text(state_t *state, const device_t *device, const char *key, char *text, unsigned int size)
 {
     char value[VALUE_SIZE_MAX];
     if (!look_up_of(state, device, key, value))
@@ -266,6 +323,9 @@ unsigned long stub_calls(const char *function)
     pthread_mutex_unlock(&lock);
     return result;
 }
+
+/* To be called when the file is another one. */
+void stub_changed(void) { atomic_fetch_add(&changes, 1); }
 
 void stub_reset(void)
 {
@@ -533,7 +593,7 @@ int nvmlDeviceGetMemoryBusWidth(device_t *device, unsigned int *bits)
     return give_unsigned(&state, device, "bus_width", bits);
 }
 
-static int reasons_of(const state_t *state, const device_t *device, unsigned long long *reasons)
+static int reasons_of(state_t *state, const device_t *device, unsigned long long *reasons)
 {
     long long value;
     int code = number_of(state, device, "throttle", &value);
@@ -653,7 +713,7 @@ int nvmlDeviceGetGpuInstanceId(device_t *device, unsigned int *id)
 
 /* ---- events: "xids" holds "sequence:code[:instance] ..." with growing sequences ---- */
 
-static int next_xid(const state_t *state, const event_set_t *set, unsigned long long *sequence,
+static int next_xid(state_t *state, const event_set_t *set, unsigned long long *sequence,
                     unsigned long long *xid, unsigned int *instance)
 {
     char value[VALUE_SIZE_MAX];

@@ -11,6 +11,7 @@ import psutil
 from exo.gpu.backends.host_sensors import PackagePower, ProcessorLoad, is_memory_pressed, memory_errors
 from exo.gpu.driver import Driver, FoundDevice, MatrixShape, Precision
 from exo.gpu.host_memory import read_host_memory
+from exo.gpu.rarely import Rarely, WhereThere
 from exo.gpu.reading import DeviceReading, MemoryInfo
 
 if TYPE_CHECKING:
@@ -30,6 +31,17 @@ class CPUDriver(Driver):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._power = PackagePower(clock)
         self._load = ProcessorLoad(clock)
+        self._temperature = WhereThere(_temperature, clock)
+        self._battery = WhereThere(_battery, clock)
+        self._pressure = WhereThere(is_memory_pressed, clock)
+        # To look into a file of every core and every memory controller takes longer than all the rest.
+        self._rarely = Rarely(
+            {
+                "frequency": (10.0, lambda: _quietly(psutil.cpu_freq)),
+                "memory_errors": (10.0, memory_errors),
+            },
+            clock,
+        )
 
     def open(self) -> None:
         # The first calls have nothing to compare with.
@@ -55,11 +67,12 @@ class CPUDriver(Driver):
 
     def read(self, index: int) -> DeviceReading:
         memory = read_host_memory()
-        frequency = _quietly(psutil.cpu_freq)
-        battery_percent, is_plugged_in = _battery()
-        temperature_c, threshold_c = _temperature()
+        self._rarely.refresh(1)
+        frequency: Any = self._rarely["frequency"]
+        battery_percent, is_plugged_in = self._battery() or (None, None)
+        temperature_c, threshold_c = self._temperature() or (None, None)
         is_hot = None if temperature_c is None or threshold_c is None else temperature_c >= threshold_c
-        corrected_count, uncorrected_count = memory_errors()
+        corrected_count, uncorrected_count = self._rarely["memory_errors"]
         return DeviceReading(
             memory_total_bytes=memory.total_bytes,
             memory_used_bytes=memory.total_bytes - memory.available_bytes,
@@ -74,7 +87,7 @@ class CPUDriver(Driver):
             is_plugged_in=is_plugged_in,
             ecc_corrected_count=corrected_count,
             ecc_uncorrected_count=uncorrected_count,
-            is_memory_pressed=is_memory_pressed(),
+            is_memory_pressed=self._pressure(),
         )
 
     def memory_info(self, index: int) -> MemoryInfo:
@@ -138,7 +151,7 @@ def _vendor() -> str:
     return "arm" if platform.machine().lower().startswith(("arm", "aarch64")) else "unknown"
 
 
-def _temperature() -> tuple[float | None, float | None]:
+def _temperature() -> tuple[float, float | None] | None:
     """(hottest processor reading, its critical threshold), in Celsius; None where the machine does not tell."""
     # psutil has no temperatures on macOS and Windows: the function itself is missing there.
     read: Callable[[], dict[str, Any]] | None = getattr(psutil, "sensors_temperatures", None)
@@ -148,14 +161,14 @@ def _temperature() -> tuple[float | None, float | None]:
         if readings:
             hottest = max(readings, key=lambda entry: entry.current)
             return hottest.current, hottest.critical or hottest.high or None
-    return None, None
+    return None
 
 
-def _battery() -> tuple[float | None, bool | None]:
+def _battery() -> tuple[float, bool | None] | None:
     """(charge in percent, plugged in); None where there is no battery or no way to ask."""
     read: Callable[[], Any] | None = getattr(psutil, "sensors_battery", None)
     battery = _quietly(read) if read is not None else None
-    return (None, None) if battery is None else (float(battery.percent), battery.power_plugged)
+    return None if battery is None else (float(battery.percent), battery.power_plugged)
 
 
 def _quietly(read: Callable[[], T]) -> T | None:

@@ -6,11 +6,11 @@ from typing import Any
 
 from exo.gpu.backends.cuda.nvml_events import NvmlEvents
 from exo.gpu.backends.cuda.nvml_library import NvmlDevice, NvmlLibrary
-from exo.gpu.backends.cuda.rarely import Rarely
 from exo.gpu.backends.cuda.throttling import throttle_reasons
 from exo.gpu.driver import FoundDevice
 from exo.gpu.errors import DeviceLostError
 from exo.gpu.host_memory import HostMemory
+from exo.gpu.rarely import Rarely
 from exo.gpu.reading import DeviceFault, DeviceReading, MemoryInfo, ProcessMemory
 from exo.gpu.xids import describe, weight_of
 
