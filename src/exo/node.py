@@ -182,6 +182,7 @@ async def _run_with(
             models=models,
             engines=tuple(backends),
             engine_backends=backends,
+            zone=settings.zone,
         )
         coordinator = _make_coordinator(settings, secret, identity, opened, transport, listener, trust)
         authority = NodeAuthority(trust.store, coordinator, trust.share_with(coordinator))

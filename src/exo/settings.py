@@ -48,6 +48,8 @@ class Settings(BaseModel):
     """-1 quiet, 0 usual, 1 and 2 more."""
     name: str = Field(default="")
     """Shown to people; empty: the host's name."""
+    zone: str = ""
+    """The room, building or provider that the node stands in; those without one are near each other."""
 
 
 def default_home() -> Path:

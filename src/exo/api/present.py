@@ -26,6 +26,7 @@ def node(value: Node, profile: NodePerformanceProfile | None) -> View:
         "node_id": identity.node_id,
         "name": identity.name,
         "host_id": identity.host_id,
+        "zone": identity.zone,
         "boot_id": identity.boot_id,
         "platform": identity.platform,
         "exo_version": identity.exo_version,

@@ -183,6 +183,14 @@ def start(
             help="Shown to people.",
         ),
     ] = "",
+    zone: Annotated[
+        str,
+        typer.Option(
+            envvar="EXO_ZONE",
+            metavar="NAME",
+            help="Room, building or provider that this node stands in; those of one zone are near each other.",
+        ),
+    ] = "",
     no_worker: Annotated[
         bool,
         typer.Option(
@@ -265,6 +273,7 @@ def start(
         telemetry_interval_s=telemetry_interval,
         verbosity=-1 if quiet else min(verbose, 2),
         name=name,
+        zone=zone,
     )
 
 

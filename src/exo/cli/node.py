@@ -16,6 +16,8 @@ from exo.shared.errors import ConfigurationError
 from exo.shared.garbage import settle_garbage_collector
 from exo.shared.types.nodes import HostPort
 
+ZONE_CHARACTERS_MAX = 64
+
 
 def start(
     *,
@@ -41,6 +43,7 @@ def start(
     telemetry_interval_s: float,
     verbosity: int,
     name: str,
+    zone: str,
 ) -> None:
     """Run a node until it is told to end.
 
@@ -71,6 +74,7 @@ def start(
         telemetry_interval_s=telemetry_interval_s,
         verbosity=verbosity,
         name=name,
+        zone=parse_zone(zone),
     )
     configure_logs(verbosity)
     if wants_cuda(os.environ):
@@ -80,6 +84,20 @@ def start(
 
     settle_garbage_collector()
     anyio.run(run_node, settings, backend_options={"use_uvloop": sys.platform != "win32"})
+
+
+def parse_zone(text: str) -> str:
+    """Return the name of a zone without the spaces around it.
+
+    Raises:
+        ConfigurationError: It is too long, or has characters that no terminal shows.
+    """
+    name = text.strip()
+    if len(name) > ZONE_CHARACTERS_MAX or not name.isprintable():
+        raise ConfigurationError(
+            f"{text[:80]!r} is no name for a zone; give up to {ZONE_CHARACTERS_MAX} letters, such as --zone garage"
+        )
+    return name
 
 
 def parse_peers(values: Sequence[str]) -> tuple[HostPort, ...]:

@@ -5,15 +5,9 @@ import math
 import pytest
 from msgspec.structs import replace
 
-from exo.master.placement.costs import (
-    ASSUMED,
-    Costs,
-    bits_per_weight,
-    cost_rounds,
-    heat_of,
-    model_figures,
-    used_by_others_percent,
-)
+from exo.master.placement.assumed import ASSUMED
+from exo.master.placement.costs import Costs, bits_per_weight, cost_rounds, model_figures
+from exo.master.placement.figures import heat_of, used_by_others_percent
 from exo.master.placement.ladder.cost_model import link_cost
 from exo.master.placement.ladder.evaluate import Stage, assess
 from exo.master.placement.ladder.problem import Device

@@ -175,6 +175,8 @@ class NodeView(Shape):
     name: str
     host_id: str
     """The same for nodes that share one machine and therefore its memory."""
+    zone: str
+    """The room, building or provider that it stands in; empty where its owner named none."""
     boot_id: str
     platform: str
     exo_version: str

@@ -119,6 +119,8 @@ class StagePlanView(Shape):
     shares: StageSharesView | None
     is_offloaded: bool
     """Whether it runs on a processor beside a GPU of its node, because VRAM did not hold the model."""
+    score: float | None
+    """Of its device, 0 to 1: compute 40 %, memory 30 %, network 15 %, thermal 10 %, bandwidth 5 %."""
 
 
 class PredictionView(Shape):
@@ -146,6 +148,8 @@ class ExcludedDeviceView(Shape):
     reason: str
     forcing_ms: float | None
     """What each token would take longer with it; null where that was not asked, or it cannot take part."""
+    score: float | None
+    """0 to 1, as in `stages`; null where it cannot take part."""
 
 
 class BindingView(Shape):
@@ -179,6 +183,8 @@ class PlanView(Shape):
     is_truncated: bool
     """Whether the deadline ended the search before it was done."""
     binding: BindingView | None
+    heterogeneity: list[str]
+    """How the devices that could take part differ (memory, load); empty: they are alike."""
 
 
 class StageView(Shape):

@@ -1,40 +1,43 @@
 """Plans and refusals in words and numbers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from exo.master.placement.ladder.answer import Relaxation
-from exo.master.placement.ladder.why import LeftOut, binding, left_out
-from exo.master.placement.problem import Problem
+from exo.master.placement.problem import Candidate, Problem
+from exo.master.placement.reasons import Reasons
 from exo.master.placement.weigh import Weighed
 from exo.master.placement.words import gibibytes, milliseconds
 from exo.shared.types.commands import NodeMemory, Refusal
+from exo.shared.types.ids import NodeId
 
-ShouldStop = Callable[[], bool]
 _PROVEN_PERCENT = 0.005
 """A gap below what is shown."""
-_UNEVEN_DEVICES_MAX = 4
-"""Up to so many devices, plans of unequal layers for one request at a time are proven in milliseconds."""
+_NOT_USED_MAX = 16
+"""Devices without a price that an explanation names; the plan has them all."""
 
 
-def explain(problem: Problem, weighed: Weighed, *, should_stop: ShouldStop) -> str:
+def explain(problem: Problem, weighed: Weighed, reasons: Reasons) -> str:
     """Say in a few lines who runs what, how fast it is thought to be, and who was left out for what reason."""
-    stages = weighed.stages
+    stages = reasons.stages
     by_device = {one.device.device_id: one for one in problem.candidates}
     count = "one stage" if len(stages) == 1 else f"{len(stages)} stages"
     lines = [f"{problem.model.model_id}: {problem.model.layer_count} layers in {count}"]
     for stage in stages:
         candidate = by_device[stage.device_ids[0]]
+        aliases = "+".join(by_device[one].device.local_alias for one in stage.device_ids)
+        kind = ", from host memory" if stage.is_offloaded else ""
         time = "" if stage.time_ms is None else f", {milliseconds(stage.time_ms)}"
         lines.append(
             f"stage {stage.rank}: layers {stage.start_layer} to {stage.end_layer - 1} on {candidate.node_name} "
-            f"({candidate.device.local_alias}), {gibibytes(stage.memory_bytes)} of "
+            f"({aliases}{kind}), {gibibytes(stage.memory_bytes)} of "
             f"{gibibytes(candidate.memory_free_bytes)} free{time}"
         )
     lines.extend(_figures(weighed))
-    lines.extend(_bound_by_memory(problem, weighed, should_stop))
+    lines.extend(_different(weighed))
+    lines.extend(_offloaded(problem, weighed))
+    lines.extend(_bound_by_memory(problem, reasons))
     lines.extend(f"note: {one}" for one in weighed.notes)
-    lines.extend(_not_used(problem, weighed, should_stop))
-    lines.extend(f"not used: {one.device_id}: {one.reason}" for one in problem.excluded)
+    lines.extend(_not_used(problem, reasons))
     return "\n".join(lines)
 
 
@@ -64,56 +67,78 @@ def _figures(weighed: Weighed) -> Iterator[str]:
     yield f"split by memory alone: {milliseconds(simple.ms_per_token)} per token, {times:.3g} times as long"
 
 
-def _bound_by_memory(problem: Problem, weighed: Weighed, should_stop: ShouldStop) -> Iterator[str]:
-    if not _has_time_to_ask_why(weighed) or weighed.problem is None or weighed.solution is None:
+def _different(weighed: Weighed) -> Iterator[str]:
+    if weighed.heterogeneity is not None:
+        yield f"heterogeneous: {weighed.heterogeneity}"
+
+
+def _offloaded(problem: Problem, weighed: Weighed) -> Iterator[str]:
+    told = weighed.offload
+    if told is None:
         return
-    found = binding(weighed.problem, weighed.solution, should_stop=should_stop)
+    layers = "layer runs" if told.layer_count == 1 else "layers run"
+    card = next(one for one in problem.candidates if one.device.device_id == told.device_id)
+    line = f"offloaded: {told.layer_count} {layers} from host memory, since VRAM does not hold the model"
+    now_ms = weighed.prediction.ms_per_token if weighed.prediction is not None else None
+    if now_ms is not None and told.in_vram_ms is not None:
+        line += (
+            f"; with {gibibytes(told.more_bytes)} more VRAM on {card.node_name} ({card.device.local_alias}) all "
+            f"would run there, and each token take {milliseconds(told.in_vram_ms)} instead of {milliseconds(now_ms)}"
+        )
+    yield line
+
+
+def _bound_by_memory(problem: Problem, reasons: Reasons) -> Iterator[str]:
+    found = reasons.binding
     if found is not None:
-        where = ", ".join(_names_of_pool(problem, found.pool_id))
+        sharers = [one for one in problem.candidates if one.device.device_id in found.device_ids]
         yield (
-            f"memory that binds: {gibibytes(found.more_bytes)} more on {where} would save "
-            f"{milliseconds(found.saved_ns / 1e6)} per token"
+            f"memory that binds: {gibibytes(found.more_bytes)} more {_memory_words(sharers)} on "
+            f"{_names_of(sharers)} would save {milliseconds(found.saved_ms)} per token"
         )
 
 
-def _not_used(problem: Problem, weighed: Weighed, should_stop: ShouldStop) -> Iterator[str]:
-    used = {device for stage in weighed.stages for device in stage.device_ids}
-    absent = [one for one in problem.candidates if one.device.device_id not in used]
-    told: dict[str, LeftOut] = {}
-    if absent and weighed.problem is not None and weighed.solution is not None:
-        stops = should_stop if _has_time_to_ask_why(weighed) else lambda: True
-        told = {one.device_id: one for one in left_out(weighed.problem, weighed.solution, should_stop=stops)}
-    for one in absent:
-        why = told.get(one.device.device_id)
-        reason = "fewer nodes hold the model" if why is None else why.reason
-        if why is not None and why.forcing_ns:
-            reason += f"; with it each token takes {milliseconds(why.forcing_ns / 1e6)} more"
-        yield f"not used: {one.node_name} ({one.device.local_alias}): {reason}"
+def _not_used(problem: Problem, reasons: Reasons) -> Iterator[str]:
+    """Name those whose price is known, and a few of the others."""
+    by_device = {one.device.device_id: one for one in problem.candidates}
+    priced = [one for one in reasons.unused if one.forcing_ms is not None]
+    others = [one for one in reasons.unused if one.forcing_ms is None]
+    for one in (*priced, *others[:_NOT_USED_MAX]):
+        candidate = by_device[one.device_id]
+        line = f"not used: {candidate.node_name} ({candidate.device.local_alias}"
+        line += f"): {one.reason}" if one.score is None else f", score {one.score:.2f}): {one.reason}"
+        if one.forcing_ms:
+            line += f"; with it each token takes {milliseconds(one.forcing_ms)} more"
+        yield line
+    if len(others) > _NOT_USED_MAX:
+        yield f"not used: {len(others) - _NOT_USED_MAX} more that could take part"
+    yield from (f"not used: {one.device_id}: {one.reason}" for one in problem.excluded[:_NOT_USED_MAX])
+    if len(problem.excluded) > _NOT_USED_MAX:
+        yield f"not used: {len(problem.excluded) - _NOT_USED_MAX} more that could not take part"
 
 
-def _has_time_to_ask_why(weighed: Weighed) -> bool:
-    """Say whether each further solve is quick: with unequal layers on more than a few devices it is not."""
-    problem = weighed.problem
-    return (
-        problem is not None
-        and not weighed.is_truncated
-        and (
-            problem.model.is_uniform
-            or (problem.concurrency == 1 and len(problem.devices) <= _UNEVEN_DEVICES_MAX)
-        )
-    )
+def _names_of(candidates: Sequence[Candidate]) -> str:
+    """Name a memory by its nodes, and by its device where that has it for itself."""
+    if any(one.device.memory_kind == "vram" for one in candidates):
+        return ", ".join(f"{one.node_name} ({one.device.local_alias})" for one in candidates)
+    return ", ".join(dict.fromkeys(one.node_name for one in candidates))
 
 
-def _names_of_pool(problem: Problem, pool_id: str) -> list[str]:
-    return [one.node_name for one in problem.candidates if one.pool == pool_id]
+def _memory_words(candidates: Sequence[Candidate]) -> str:
+    """Name the kind of a memory, so that VRAM and RAM are never confused."""
+    kinds = {one.device.memory_kind for one in candidates}
+    return "VRAM" if kinds == {"vram"} else "unified memory" if "unified" in kinds else "RAM"
 
 
 def _relaxed(problem: Problem, relaxations: Sequence[Relaxation]) -> Iterator[str]:
     """Say what would help, each way for itself."""
     for one in relaxations:
         if one.missing_bytes is not None and one.pool_id is not None:
-            where = ", ".join(_names_of_pool(problem, one.pool_id))
-            yield f"It would fit with {gibibytes(one.missing_bytes)} more on {where} alone."
+            sharers = [candidate for candidate in problem.candidates if candidate.pool == one.pool_id]
+            yield (
+                f"It would fit with {gibibytes(one.missing_bytes)} more {_memory_words(sharers)} "
+                f"on {_names_of(sharers)} alone."
+            )
         else:
             yield one.message
 
@@ -128,16 +153,22 @@ def refuse_for_memory(
     needed = problem.stage_memory_bytes(0, problem.model.layer_count)
     free = sum(problem.free_bytes_by_pool.values())
     missing = max(0, needed - free)
-    share = -(-needed // len(problem.candidates))
+    by_node: dict[NodeId, list[Candidate]] = {}
+    for one in problem.candidates:
+        by_node.setdefault(one.node_id, []).append(one)
+    share = -(-needed // len(by_node))
     rows = tuple(
         NodeMemory(
-            node_id=one.node_id, name=one.node_name, free_bytes=one.memory_free_bytes, needed_bytes=share
+            node_id=node_id, name=devices[0].node_name, free_bytes=_free_bytes(devices), needed_bytes=share
         )
-        for one in problem.candidates
+        for node_id, devices in by_node.items()
     )
-    nodes = ", ".join(f"{row.name} {gibibytes(row.free_bytes or 0)} free" for row in rows)
+    nodes = ", ".join(f"{devices[0].node_name} {_free_words(devices)} free" for devices in by_node.values())
     shared = (
-        " in memory that nodes of one machine share" if len(problem.free_bytes_by_pool) < len(rows) else ""
+        " in memory that nodes of one machine share"
+        if sum(len({one.pool for one in devices}) for devices in by_node.values())
+        > len(problem.free_bytes_by_pool)
+        else ""
     )
     cause = (
         f"{gibibytes(missing)} are missing"
@@ -159,3 +190,17 @@ def refuse_for_memory(
         missing_bytes=missing,
         nodes=rows,
     )
+
+
+def _free_bytes(devices: Sequence[Candidate]) -> int:
+    return sum({one.pool: one.memory_free_bytes for one in devices}.values())
+
+
+def _free_words(devices: Sequence[Candidate]) -> str:
+    """Say what is free on a node; VRAM and RAM apart where it has both."""
+    kinds: dict[str, list[Candidate]] = {}
+    for one in devices:
+        kinds.setdefault(_memory_words([one]), []).append(one)
+    if len(kinds) == 1:
+        return gibibytes(_free_bytes(devices))
+    return " and ".join(f"{gibibytes(_free_bytes(some))} of {kind}" for kind, some in sorted(kinds.items()))

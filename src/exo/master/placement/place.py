@@ -2,17 +2,14 @@
 
 from collections.abc import Callable
 
-from msgspec.structs import replace
-
 from exo.master.placement.asked import check_candidates, check_names, check_request
-from exo.master.placement.costs import cost_rounds
 from exo.master.placement.evaluate import broken_wishes, violations
 from exo.master.placement.explain import explain, refuse_for_memory
-from exo.master.placement.greedy import solve_greedy
 from exo.master.placement.ladder.answer import Infeasible, Options
 from exo.master.placement.problem import ENGINES_BY_FORMAT, Problem, build_problem
+from exo.master.placement.reasons import reasons_of
+from exo.master.placement.solving import solve_placement, would_fit_empty
 from exo.master.placement.soundness import refuse_unsound
-from exo.master.placement.weigh import Offload, Weighed, weigh, weigh_given
 from exo.shared.near_matches import near_matches, unknown_model_sentence
 from exo.shared.types.commands import Refusal
 from exo.shared.types.ids import ModelId
@@ -54,12 +51,15 @@ def place_instance(
     if refusal is not None:
         return refusal
     options = Options(has_constraint_layer=has_constraint_layer)
-    problem, weighed = _solve(state, problem, should_stop, options)
+    solved = solve_placement(state, problem, should_stop=should_stop, options=options)
+    problem, weighed = solved.problem, solved.answer
     if isinstance(weighed, Infeasible):
-        fits = _would_fit_empty(state, problem, should_stop, options)
+        fits = would_fit_empty(state, problem, should_stop, options)
         return refuse_for_memory(problem, would_fit_empty=fits, relaxations=weighed.relaxations)
+    reasons = reasons_of(problem, solved.costs, weighed, should_stop=should_stop)
+    excluded = sorted((*reasons.unused, *problem.excluded), key=lambda one: one.device_id)
     plan = Plan(
-        stages=weighed.stages,
+        stages=reasons.stages,
         sharding="pipeline",
         engine=engine,
         context_length=problem.context_length,
@@ -67,11 +67,13 @@ def place_instance(
         method=weighed.method,
         prediction=weighed.prediction,
         certificate=weighed.certificate,
-        excluded=problem.excluded,
-        explanation=explain(problem, weighed, should_stop=should_stop),
+        excluded=tuple(excluded),
+        explanation=explain(problem, weighed, reasons),
         state_index=state.index,
         baseline=weighed.baseline,
         is_truncated=weighed.is_truncated,
+        binding=reasons.binding,
+        heterogeneity=solved.costs.heterogeneity,
     )
     return _checked(state, problem, plan)
 
@@ -93,74 +95,6 @@ def _checked(state: State, problem: Problem, plan: Plan) -> Plan | Refusal:
             status=500, code="plan_rejected", message=f"The plan failed its own check: {wrong[0]}."
         )
     return plan
-
-
-def _solve(
-    state: State, problem: Problem, should_stop: ShouldStop, options: Options
-) -> tuple[Problem, Weighed | Infeasible]:
-    """Solve; where VRAM does not hold the model, once more with the processors beside the GPUs.
-
-    Returns what was solved last, and its answer.
-    """
-    found = _solve_on(state, problem, should_stop, options)
-    if isinstance(found, Weighed) or not problem.spare:
-        return problem, found
-    wider = problem.with_offload()
-    again = _solve_on(state, wider, should_stop, options)
-    if isinstance(again, Weighed) and not options.wants_any:
-        again = replace(again, offload=_price_offload(state, problem, again, should_stop, options))
-    return wider, again
-
-
-def _solve_on(
-    state: State, problem: Problem, should_stop: ShouldStop, options: Options
-) -> Weighed | Infeasible:
-    """Take the greedy's plan, which is there at once, and the ladder's instead where it is faster."""
-    stages = solve_greedy(problem)
-    costs = cost_rounds(state, problem)
-    if problem.request.layer_split:
-        if stages is None:
-            return Infeasible(code="infeasible", reasons=("The split that was given does not fit.",))
-        return weigh_given(costs, stages, "given split")
-    return weigh(problem, costs, stages, should_stop=should_stop, options=options)
-
-
-def _price_offload(
-    state: State, problem: Problem, weighed: Weighed, should_stop: ShouldStop, options: Options
-) -> Offload | None:
-    """Ask what the plan would take if the roomiest GPU also had the memory that is taken of processors."""
-    moved = [stage for stage in weighed.stages if stage.is_offloaded]
-    cards = [one for one in problem.candidates if one.device.memory_kind == "vram"]
-    if not moved or not cards:
-        return None
-    more_bytes = sum(stage.memory_bytes for stage in moved)
-    most = max(cards, key=lambda one: (one.memory_free_bytes, one.device.device_id))
-    grown = replace(
-        problem,
-        candidates=tuple(
-            replace(one, memory_free_bytes=one.memory_free_bytes + more_bytes) if one is most else one
-            for one in problem.candidates
-        ),
-    )
-    found = None if should_stop() else _solve_on(state, grown, should_stop, options)
-    told = found.prediction if isinstance(found, Weighed) else None
-    return Offload(
-        layer_count=sum(stage.end_layer - stage.start_layer for stage in moved),
-        more_bytes=more_bytes,
-        device_id=most.device.device_id,
-        in_vram_ms=told.ms_per_token if told is not None else None,
-    )
-
-
-def _would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, options: Options) -> bool:
-    """Would it fit if everything were free? Then it may fit later: a conflict with the present, not more."""
-    emptied = replace(
-        problem,
-        candidates=tuple(
-            replace(one, memory_free_bytes=one.memory_total_bytes) for one in problem.candidates
-        ),
-    )
-    return isinstance(_solve_on(state, emptied, should_stop, replace(options, wants_any=True)), Weighed)
 
 
 def _check_sharding(request: PlacementRequest) -> Refusal | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from msgspec.structs import replace
 
+from exo.master.placement.confirm import DEVICES_MAX, Confirmed, confirm
 from exo.master.placement.costs import Costs
 from exo.master.placement.evaluate import violations
 from exo.master.placement.ladder.answer import Infeasible, Options, Solution
@@ -40,12 +41,16 @@ class Weighed(msgspec.Struct, frozen=True, kw_only=True):
     """The cost problem that it was weighed on; None where it could not be weighed."""
     solution: Solution | None = None
     """The plan as the ladder's answer, with its bound; None where the ladder had none."""
+    assessment: Assessment | None = None
+    """The plan's times on that problem."""
     prediction: Prediction | None = None
     certificate: Certificate | None = None
     baseline: Prediction | None = None
     is_truncated: bool = False
     notes: tuple[str, ...] = ()
     """What did not go as usual, for the explanation."""
+    heterogeneity: str | None = None
+    """How devices differ and what the constraint layer had to do with it, in words; None: they are alike."""
     offload: Offload | None = None
     """Set where processors beside GPUs hold layers."""
 
@@ -92,6 +97,9 @@ def weigh(
         note = f"the search for a faster plan gave none: {found.reasons[0]}"
         return _standing(incumbent, rated, notes=(*costs.notes, note), is_truncated=found.code == "undecided")
     place, solution = found
+    confirmed = _confirm(costs, solution, options, should_stop)
+    if confirmed is not None:
+        solution = confirmed.solution
     stages = _stage_plans(problem, solution)
     wrong = _check(problem, stages)
     if wrong is not None:
@@ -115,6 +123,7 @@ def weigh(
         method=method,
         problem=on,
         solution=chosen,
+        assessment=chosen.assessment,
         prediction=_prediction(chosen.assessment),
         certificate=Certificate(
             lower_bound_ms=chosen.lower_bound_ns / _NS_PER_MS, gap_percent=chosen.gap * 100
@@ -122,7 +131,45 @@ def weigh(
         baseline=_prediction(baseline) if baseline is not None else None,
         is_truncated=solution.is_truncated,
         notes=costs.notes,
+        heterogeneity=_told_of_variety(costs, solution, confirmed, options),
     )
+
+
+def _confirm(costs: Costs, solution: Solution, options: Options, should_stop: ShouldStop) -> Confirmed | None:
+    """Have the constraint layer take part where devices differ."""
+    if not costs.heterogeneity or not options.has_constraint_layer or options.wants_any:
+        return None
+    return (
+        confirm(costs.rounds[0], solution, options=options, should_stop=should_stop)
+        if len(costs.rounds) == 1
+        else None
+    )
+
+
+def _told_of_variety(
+    costs: Costs, solution: Solution, confirmed: Confirmed | None, options: Options
+) -> str | None:
+    """Say how devices differ, and what the constraint layer did about it; None: they are alike."""
+    if not costs.heterogeneity:
+        return None
+    if not options.has_constraint_layer:
+        part = "the constraint layer was left out (EXO_CSP_PLACEMENT=0)"
+    elif confirmed is not None:
+        tried = f"the constraint layer tried {confirmed.branch_count} sets of devices"
+        if confirmed.solution.method == "constraint layer":
+            part = f"{tried} and found this plan"
+        elif confirmed.is_whole:
+            part = f"{tried} and ruled out all others: none is faster"
+        else:
+            part = f"{tried} and found none that is faster"
+    elif costs.rounds[0].rules:
+        part = "the constraint layer kept the rules that were asked for"
+    else:
+        part = (
+            "the other solvers decided alone: with several micro-batches, unequal layers or more than "
+            f"{DEVICES_MAX} devices the constraint layer only keeps rules"
+        )
+    return f"{', '.join(costs.heterogeneity)}; {part}"
 
 
 def weigh_given(costs: Costs, stages: Sequence[StagePlan], method: str) -> Weighed:
@@ -153,6 +200,7 @@ def _standing(
         stages=_timed(stages, rated.assessment),
         method="greedy",
         problem=rated.problem,
+        assessment=rated.assessment,
         prediction=_prediction(rated.assessment),
         baseline=_prediction(rated.assessment),
         is_truncated=is_truncated,

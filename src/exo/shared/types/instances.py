@@ -74,6 +74,9 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True):
     shares: StageShares | None = None
     is_offloaded: bool = False
     """Whether it runs on a processor beside a GPU of its node, because VRAM did not hold the model."""
+    score: float | None = None
+    """Of its device, 0 to 1: compute 40 %, memory 30 %, network 15 %, thermal 10 %, bandwidth 5 %.
+    It is for people to compare devices by; the predicted time decides."""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +106,8 @@ class ExcludedDevice(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     forcing_ms: float | None = None
     """What each token would take longer with it; None where that was not asked, or it cannot take part."""
+    score: float | None = None
+    """As in `StagePlan`; None where it cannot take part."""
 
 
 class Binding(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +141,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     is_truncated: bool = False
     """Whether the deadline ended the search before it was done."""
     binding: Binding | None = None
+    heterogeneity: tuple[str, ...] = ()
+    """How the devices that could take part differ (memory, load); empty: they are alike."""
 
     def is_within(self, device_ids: Collection[DeviceId]) -> bool:
         """Say whether it needs no other devices than these."""

@@ -1,0 +1,87 @@
+"""From a problem to the plan that stands: greedy and ladder, and processors beside GPUs where VRAM is too small."""
+
+from collections.abc import Callable
+
+import msgspec
+from msgspec.structs import replace
+
+from exo.master.placement.costs import Costs, cost_rounds
+from exo.master.placement.greedy import solve_greedy
+from exo.master.placement.ladder.answer import Infeasible, Options
+from exo.master.placement.problem import Problem
+from exo.master.placement.weigh import Offload, Weighed, weigh, weigh_given
+from exo.shared.types.state import State
+
+ShouldStop = Callable[[], bool]
+
+
+class Solved(msgspec.Struct, frozen=True, kw_only=True):
+    """What was solved last, and its answer."""
+
+    problem: Problem
+    costs: Costs
+    answer: Weighed | Infeasible
+
+
+def solve_placement(state: State, problem: Problem, *, should_stop: ShouldStop, options: Options) -> Solved:
+    """Solve; where VRAM does not hold the model, once more with the processors beside the GPUs."""
+    found = _solve(state, problem, should_stop, options)
+    if isinstance(found.answer, Weighed) or not problem.spare:
+        return found
+    again = _solve(state, problem.with_offload(), should_stop, options)
+    if isinstance(again.answer, Weighed) and not options.wants_any:
+        price = _price_offload(state, problem, again.answer, should_stop, options)
+        again = replace(again, answer=replace(again.answer, offload=price))
+    return again
+
+
+def would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, options: Options) -> bool:
+    """Would it fit if everything were free? Then it may fit later: a conflict with the present, not more."""
+    emptied = replace(
+        problem,
+        candidates=tuple(
+            replace(one, memory_free_bytes=one.memory_total_bytes) for one in problem.candidates
+        ),
+    )
+    found = _solve(state, emptied, should_stop, replace(options, wants_any=True))
+    return isinstance(found.answer, Weighed)
+
+
+def _solve(state: State, problem: Problem, should_stop: ShouldStop, options: Options) -> Solved:
+    """Take the greedy's plan, which is there at once, and the ladder's instead where it is faster."""
+    stages = solve_greedy(problem)
+    costs = cost_rounds(state, problem)
+    if not problem.request.layer_split:
+        answer = weigh(problem, costs, stages, should_stop=should_stop, options=options)
+    elif stages is None:
+        answer = Infeasible(code="infeasible", reasons=("The split that was given does not fit.",))
+    else:
+        answer = weigh_given(costs, stages, "given split")
+    return Solved(problem=problem, costs=costs, answer=answer)
+
+
+def _price_offload(
+    state: State, problem: Problem, weighed: Weighed, should_stop: ShouldStop, options: Options
+) -> Offload | None:
+    """Ask what each token would take if the roomiest GPU also had the memory that is taken beside processors."""
+    moved = [stage for stage in weighed.stages if stage.is_offloaded]
+    cards = [one for one in problem.candidates if one.device.memory_kind == "vram"]
+    if not moved or not cards:
+        return None
+    more_bytes = sum(stage.memory_bytes for stage in moved)
+    most = max(cards, key=lambda one: (one.memory_free_bytes, one.device.device_id))
+    grown = replace(
+        problem,
+        candidates=tuple(
+            replace(one, memory_free_bytes=one.memory_free_bytes + more_bytes) if one is most else one
+            for one in problem.candidates
+        ),
+    )
+    found = None if should_stop() else _solve(state, grown, should_stop, options).answer
+    told = found.prediction if isinstance(found, Weighed) else None
+    return Offload(
+        layer_count=sum(stage.end_layer - stage.start_layer for stage in moved),
+        more_bytes=more_bytes,
+        device_id=most.device.device_id,
+        in_vram_ms=told.ms_per_token if told is not None else None,
+    )
