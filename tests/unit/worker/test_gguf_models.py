@@ -329,3 +329,21 @@ def test_fingerprints_tell_files_of_one_layout_apart(tmp_path: Path) -> None:
         stream.write(b"\x01")
     assert one.fingerprint == same.fingerprint != ""
     assert len({one.fingerprint, named.fingerprint, read_gguf_card(ModelId("m"), tuned).fingerprint}) == 3
+
+
+def test_a_header_that_another_program_wrote_is_read_as_it_meant(tmp_path: Path) -> None:
+    """The writer of the `gguf` package (0.19) made it; the sizes are those that its own reader gives."""
+    file = tmp_path / "m.gguf"
+    file.write_bytes((Path(__file__).parents[2] / "support" / "headers" / "mixture.gguf").read_bytes())
+    with file.open("r+b") as stream:
+        stream.truncate(636_640)
+    card = read_gguf_card(ModelId("m"), file)
+    assert (card.problem, card.name, card.family, card.dtype) == (None, "Tiny Mixture", "qwen3moe", "4-bit")
+    every = 1024 + 69_632 + 18_432 + 4096
+    first, second = (36_864, 36_864, 147_456), (34_816, 36_864, 147_456)
+    assert card.layer_bytes == (every + sum(first), every + sum(second))
+    assert card.layer_active_bytes == (every + sum(first) // 2, every + sum(second) // 2)
+    assert (card.embedding_bytes, card.head_bytes, card.vocabulary_size) == (6720, 1024, 32)
+    assert card.kv_bytes_per_token_and_layer == 2 * (64 + 64) * 2
+    last = read_gguf(file).weights.tensors["output_norm.weight"]
+    assert read_gguf(file).weights.data_start + last.data_offsets[0] == 635_616
