@@ -10,6 +10,8 @@ from exo.cluster.coordinator import Coordinator
 from exo.master.admission import Admission
 from exo.master.authority import Authority
 from exo.master.decide import PLAN_OUTDATED, decide, existing_instance
+from exo.master.migration import Habits
+from exo.master.migration_loop import Migrator
 from exo.master.questions import answer_question
 from exo.master.recovery import restarts
 from exo.master.recovery_loop import Mover
@@ -45,6 +47,7 @@ class Master:
         new_id: Ids of instances.
         authority: Signs the certificates of nodes; None where all nodes are of one host.
         now_s: The time in Unix seconds: tokens and keys run out.
+        migration: When healthy instances go on elsewhere; None: never.
     """
 
     def __init__(
@@ -55,19 +58,25 @@ class Master:
         *,
         authority: Authority | None = None,
         now_s: Callable[[], float] = time.time,
+        migration: Habits | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._solver = solver
         self._new_id = new_id
         self._deciding = anyio.Lock()
         self._mover = Mover(coordinator, solver, self._deciding)
+        self._migrator = (
+            None if migration is None else Migrator(coordinator, solver, self._deciding, habits=migration)
+        )
         self._admission = Admission(coordinator, self._deciding, authority, now_s)
         coordinator.set_command_handler(self.handle)
 
     async def run(self) -> None:
-        """Restart or move broken instances while this node leads; never returns."""
+        """Restart or move instances while this node leads; never returns."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._mover.run)
+            if self._migrator is not None:
+                tasks.start_soon(self._migrator.run)
             waiting: set[tuple[InstanceId, int]] = set()
             async for state in self._coordinator.changes():
                 if not self._coordinator.leadership.is_self:

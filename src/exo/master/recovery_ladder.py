@@ -194,18 +194,7 @@ def decide_move(
         basis: What the answer was solved on.
     """
     instance = state.instances[trouble.instance_id]
-    freed = without(state, trouble.instance_id)
-    problem = build_problem(freed, instance.model, attempt.request, plan.engine)
-    wrong = violations(
-        plan.stages,
-        model=instance.model,
-        context_length=plan.context_length,
-        concurrency=plan.concurrency,
-        pool_by_device=problem.pool_by_device,
-        free_bytes_by_pool=problem.free_bytes_by_pool,
-    )
-    zones = {node_id: node.identity.zone for node_id, node in state.nodes.items()}
-    if wrong or broken_wishes(plan.stages, attempt.request, zones):
+    if not is_legal(state, instance, attempt.request, plan):
         return None
     tried = f"; not possible before that: {_each_once(refused)}" if refused else ""
     return InstanceMoved(
@@ -217,12 +206,28 @@ def decide_move(
     )
 
 
+def is_legal(state: State, instance: Instance, request: PlacementRequest, plan: Plan) -> bool:
+    """Say whether an instance may go on by a plan that was made for a request, by the state as it is."""
+    problem = build_problem(without(state, instance.instance_id), instance.model, request, plan.engine)
+    zones = {node_id: node.identity.zone for node_id, node in state.nodes.items()}
+    return not broken_wishes(plan.stages, request, zones) and not violations(
+        plan.stages,
+        model=instance.model,
+        context_length=plan.context_length,
+        concurrency=plan.concurrency,
+        pool_by_device=problem.pool_by_device,
+        free_bytes_by_pool=problem.free_bytes_by_pool,
+    )
+
+
 def where_to(state: State, instance: Instance, plan: Plan) -> str:
     """Say where a plan takes an instance, what that means for its speed, and how much has to be read for it."""
     before, after = len(instance.plan.stages), len(plan.stages)
     how = f" in {_stages(after)} instead of {before}" if before != after else ""
     where = ", ".join(_name(state, stage) for stage in plan.stages)
-    moved = f"{gibibytes(size_bytes)} of" if (size_bytes := moved_bytes(plan, instance)) else "no"
+    size_bytes = moved_bytes(plan, instance)
+    size = gibibytes(size_bytes) if size_bytes >= 2**20 else "less than a MiB"
+    moved = f"{size} of" if size_bytes else "no"
     return f"{how} on {where}{_slower(instance, plan)}, with {moved} weights moved"
 
 

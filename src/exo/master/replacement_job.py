@@ -48,6 +48,11 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """The same of the fastest plan."""
     present: Prediction | None = None
     """How fast the instance is where it is, by today's figures; None where it cannot stay there."""
+    plain_present_ms: float | None = None
+    """The same in ms per token by makers' figures alone. Where only one of two plans was measured, they are compared
+    so: what was measured is mostly slower than what makers promise, wherever it was measured."""
+    plain_ms: float | None = None
+    """Of the plan to take, by makers' figures alone."""
 
 
 def keep_job(packed: bytes) -> bytes:
@@ -76,6 +81,7 @@ def kept(
     """See `keep_job`. Pure, but for `should_stop`, which is asked between plans."""
     model = find_model(state, request.model_id)
     present, chosen = None, fastest
+    plain_present_ms = plain_ms = None
     if not isinstance(model, Refusal):
         weigher = _Weigher(state, build_problem(state, model, request, fastest.engine), fastest)
         present = _present(state, model, instance, request)
@@ -83,7 +89,12 @@ def kept(
         chosen = _polished(weigher, instance, chosen, should_stop)
         if chosen.method == METHOD:
             chosen = weigher.explained(chosen, instance)
+        plain = _unmeasured(state)
+        plain_present_ms = _time_ms(_present(plain, model, instance, request))
+        plain_ms = _time_ms(_present(plain, model, replace(instance, plan=chosen), request))
     return Kept(
+        plain_present_ms=plain_present_ms,
+        plain_ms=plain_ms,
         plan=chosen,
         moved_bytes=moved_bytes(chosen, instance),
         fastest_moved_bytes=moved_bytes(fastest, instance),
@@ -170,6 +181,16 @@ def _present(
         if _wrong(state, problem, stages)
         else weigh_given(cost_rounds(state, problem), stages, METHOD).prediction
     )
+
+
+def _unmeasured(state: State) -> State:
+    """Return the state as it was before stages were timed."""
+    live = {node_id: replace(one, paces={}) for node_id, one in state.live.items()}
+    return replace(state, live=live)
+
+
+def _time_ms(prediction: Prediction | None) -> float | None:
+    return prediction.ms_per_token if prediction is not None else None
 
 
 def _others(weigher: _Weigher, instance: Instance, should_stop: Callable[[], bool]) -> Iterator[Plan]:
