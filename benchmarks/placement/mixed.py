@@ -14,6 +14,7 @@ from exo.master.placement.ladder.fill import Filler
 from exo.master.placement.ladder.greedy import split_by_memory
 from exo.master.placement.ladder.prices import entry_costs, price
 from exo.master.placement.ladder.problem import CostProblem, canonical
+from exo.master.placement.ladder.units import units_of
 from exo.master.placement.ladder.water import water_filling
 
 
@@ -86,7 +87,7 @@ def filled(problem: CostProblem) -> Assessment | None:
     of = field_of(problem)
     if of.size < 2:
         return None
-    found = water_filling(of, price(of, entry_costs(of)), Filler(of), min_stages=1)
+    found = water_filling(of, price(of, entry_costs(of)), Filler(of), units_of(of))
     return None if found is None else _assessed(of, found.ring, found.layers)
 
 
