@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exo.engines.errors import ModelFilesError
-from exo.engines.model_files import HEADER_BYTES_MAX, Tensor, WeightFile, require_whole, unreadable
+from exo.engines.model_files import HEADER_BYTES_MAX, Tensor, WeightFile, require_whole, size_of, unreadable
 
 _MAGIC = b"GGUF"
 _READ_BYTES = 1024 * 1024
@@ -111,7 +111,7 @@ def read_gguf(file: Path) -> GgufFile:
         ModelFilesError: It is truncated, damaged, of another version or no GGUF file; the message names it.
     """
     try:
-        size_bytes = file.stat().st_size
+        size_bytes = size_of(file)
         with file.open("rb") as stream:
             return _read(file, _Header(file, stream, size_bytes))
     except OSError as error:

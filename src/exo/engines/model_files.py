@@ -1,6 +1,7 @@
 """Whether a model directory is whole: read from the files' own headers, before anything trusts them."""
 
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ def sample_data(file: WeightFile) -> Iterator[bytes]:
 def _read_header(file: Path) -> WeightFile:
     """Read 8 bytes of little-endian length and the JSON that follows; the data it describes comes after it."""
     try:
-        size_bytes = file.stat().st_size
+        size_bytes = size_of(file)
         with file.open("rb") as stream:
             prefix = stream.read(_LENGTH_BYTES)
             header_bytes = int.from_bytes(prefix, "little") if len(prefix) == _LENGTH_BYTES else 0
@@ -185,6 +186,19 @@ def _truncated(file: Path, size_bytes: int, wanted_bytes: int) -> ModelFilesErro
     )
 
 
+def size_of(file: Path) -> int:
+    """Return how long a file is.
+
+    Raises:
+        ModelFilesError: It is a directory, or something else that reading would never come back from.
+        OSError: It is not there, or may not be looked at.
+    """
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ModelFilesError(f"{file} is no file; put the model's file there")
+    return found.st_size
+
+
 def unreadable(file: Path, error: OSError) -> ModelFilesError:
     """Return what to say of a file that the system does not let us read."""
     return ModelFilesError(f"{file} cannot be read: {error.strerror or error}; check who may read it")
@@ -199,6 +213,7 @@ def _exists(file: Path) -> bool:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
+        size_of(file)
         content: object = json.loads(file.read_bytes())
     except FileNotFoundError as error:
         raise ModelFilesError(f"{file} is missing; fetch the model again") from error

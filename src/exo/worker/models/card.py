@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from exo.engines.errors import ModelFilesError
-from exo.engines.model_files import Tensor, WeightFile, check_weights, sample_data
+from exo.engines.model_files import Tensor, WeightFile, check_weights, sample_data, size_of
 from exo.shared.types.ids import ModelId
 from exo.shared.types.models import ModelCard
 from exo.worker.models.caches import KV_STEP_TOKENS, layer_caches
@@ -104,6 +104,7 @@ def is_file(file: Path) -> bool:
 
 def _read(file: Path) -> bytes:
     try:
+        size_of(file)
         return file.read_bytes()
     except FileNotFoundError:
         raise ModelUnreadableError(
@@ -111,6 +112,8 @@ def _read(file: Path) -> bytes:
         ) from None
     except OSError as error:
         raise ModelUnreadableError(f"{file} cannot be read: {error.strerror or error}") from error
+    except ModelFilesError as error:
+        raise ModelUnreadableError(error.message) from error
 
 
 def _dtype(config: ModelConfig, tensors: dict[str, Tensor]) -> str:
@@ -137,8 +140,9 @@ def fingerprint_of(raw_config: bytes, files: Sequence[WeightFile]) -> str:
 def read_me(directory: Path, model_id: ModelId) -> tuple[str, str]:
     """(title, first paragraph) of the model's README.md; its id and nothing where there is none."""
     try:
+        size_of(directory / "README.md")
         text = (directory / "README.md").read_text(encoding="utf-8")
-    except (OSError, ValueError):
+    except (OSError, ValueError, ModelFilesError):
         return model_id, ""
     if text.startswith("---"):
         text = text.partition("\n---")[2].lstrip("-")
