@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
     """Add the subcommands to the command line."""
     from exo.cli import audit, join, key, node_commands, token
 
-    for command in (status, models, place, delete, chat, doctor):
+    for command in (status, models, place, why, delete, chat, doctor):
         app.command()(command)
     for group in (node_commands, token, key):
         app.add_typer(group.app)
@@ -108,9 +108,51 @@ def place(
     layers: Annotated[
         str, typer.Option(metavar="N,N,...", show_default=False, help="Layers per stage, in order.")
     ] = "",
+    objective: Annotated[
+        str, typer.Option(metavar="KIND", help="auto, latency or throughput: which of two plans is better.")
+    ] = "auto",
+    must_use: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODE", help="This node or device must take part; may be repeated."),
+    ] = None,
+    apart_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INSTANCE", help="Not on the nodes that run this instance or model; repeatable."
+        ),
+    ] = None,
+    zone: Annotated[
+        list[str] | None, typer.Option(metavar="ZONE", help="Only nodes of this zone; may be repeated.")
+    ] = None,
+    min_zones: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Spread it over at least so many zones.")
+    ] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the ways to place it; decide nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be decided, and other ways; decide nothing.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="With --dry-run: every reason, for each device.")
+    ] = False,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE", help="What if this node or device were gone? Decides nothing; repeatable."
+        ),
+    ] = None,
+    with_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            metavar="FILE",
+            help="What if this machine were there, too? A TOML file; decides nothing; repeatable.",
+        ),
+    ] = None,
+    instead: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INSTANCE", help="What if this instance were gone? Decides nothing; repeatable."
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is ready.")] = True,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long to wait.")] = 600.0,
     url: Url = None,
@@ -134,11 +176,42 @@ def place(
             context_length=context_length,
             concurrency=concurrency,
             layers=layers,
+            objective=objective,
+            must_use=must_use or [],
+            apart_from=apart_from or [],
+            zones=zone or [],
+            min_zones=min_zones,
         )
-        if dry_run:
-            module.show_previews(client, wish, as_json=as_json)
+        change = module.make_change(
+            client, without=without or [], with_files=with_files or [], instead=instead or []
+        )
+        if dry_run or explain or change:
+            from exo.cli import planning
+
+            planning.dry_run(client, wish, change, is_explained=explain, as_json=as_json)
         else:
             module.place(client, wish, is_waiting=wait, timeout_s=timeout, as_json=as_json)
+
+
+def why(
+    context: typer.Context,
+    instance: Annotated[
+        str,
+        typer.Argument(metavar="INSTANCE", help="Its id (also of one that is gone), or a model's name."),
+    ],
+    decision: Annotated[
+        int | None,
+        typer.Option(metavar="INDEX", min=1, help="An earlier decision about it, by its place in the log."),
+    ] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+    _verbose: Verbose = 0,
+) -> None:
+    """Say why an instance is where it is: the decision explained again, and what else was possible."""
+    from exo.cli import planning
+
+    with open_node(context, url) as client:
+        planning.show_why(client, instance, decision=decision, as_json=as_json)
 
 
 def delete(

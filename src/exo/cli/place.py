@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from exo.cli.client import NodeClient
-from exo.cli.output import answers, plain, print_json, remarks, size, table
+from exo.cli.output import answers, plain, print_json, remarks
 from exo.shared.errors import ConfigurationError, ExoError, NotReadyError
 
 Json = dict[str, Any]
@@ -32,6 +33,11 @@ def make_wish(
     context_length: int | None,
     concurrency: int,
     layers: str,
+    objective: str = "auto",
+    must_use: Sequence[str] = (),
+    apart_from: Sequence[str] = (),
+    zones: Sequence[str] = (),
+    min_zones: int = 1,
 ) -> Json:
     """Return the body of `POST /instance`, without what was left at its default.
 
@@ -49,13 +55,20 @@ def make_wish(
         wish["context_length"] = context_length
     if layers:
         wish["layer_split"] = _numbers(layers)
-    if nodes or exclude or devices:
+    if objective != "auto":
+        wish["objective"] = objective
+    if apart_from:
+        wish["apart_from"] = list(apart_from)
+    if zones:
+        wish["zones"] = list(zones)
+    if min_zones > 1:
+        wish["min_zones"] = min_zones
+    if nodes or exclude or devices or must_use:
         known = client.get("/state")["topology"]["nodes"]
         wish["node_ids"] = [find_node(known, text) for text in nodes]
         wish["device_ids"] = [find_device(known, text) for text in devices]
-        wish["exclude"] = [
-            find_device(known, text) if "/" in text else find_node(known, text) for text in exclude
-        ]
+        wish["exclude"] = [find_node_or_device(known, text) for text in exclude]
+        wish["must_use"] = [find_node_or_device(known, text) for text in must_use]
     return wish
 
 
@@ -138,37 +151,26 @@ def _lasting_failure(client: NodeClient, instance_id: str) -> Json | None:
     return instance if instance["status"] == "failed" else None
 
 
-def show_previews(client: NodeClient, wish: Json, *, as_json: bool) -> None:
-    """Print the ways to place a model."""
-    found = client.get("/instance/previews", wish)
-    if as_json:
-        print_json(found)
-        return
-    names = {node["node_id"]: node["name"] for node in client.get("/state")["topology"]["nodes"]}
-    made = table("WAY", "STAGES", "MEMORY", "ESTIMATE", "FOUND BY", right=("MEMORY", "ESTIMATE"))
-    for preview in found["previews"]:
-        plan, refusal = preview["plan"], preview["refusal"]
-        if plan is None:
-            made.add_row(plain(preview["title"]), f"[red]{plain(refusal['message'])}[/red]", "-", "-", "-")
-            continue
-        stages = [
-            f"{names.get(stage['node_id'], stage['node_id'])} layers {stage['start_layer']}-{stage['end_layer'] - 1}"
-            for stage in plan["stages"]
-        ]
-        memory_bytes = sum(stage["memory_bytes"] for stage in plan["stages"])
-        made.add_row(
-            plain(preview["title"]),
-            plain("; ".join(stages)),
-            size(memory_bytes),
-            _estimate(plan["prediction"]),
-            plain(plan["method"]),
-        )
-    answers().print(made)
+def make_change(
+    client: NodeClient, *, without: Sequence[str], with_files: Sequence[Path], instead: Sequence[str]
+) -> Json:
+    """Return what of the body of `POST /instance/plan` says how the cluster would be another one.
 
+    Raises:
+        ConfigurationError: A name fits nothing, or several; a file cannot be used.
+    """
+    change: Json = {}
+    if with_files:
+        from exo.cli.machine_file import read_machine
 
-def _estimate(prediction: Json | None) -> str:
-    told = None if prediction is None else prediction["tokens_per_s"]
-    return "-" if told is None else f"{told:.3g} tokens/s"
+        change["machines"] = [read_machine(file) for file in with_files]
+    if without:
+        known = client.get("/state")["topology"]["nodes"]
+        change["without"] = [find_node_or_device(known, text) for text in without]
+    if instead:
+        there = client.get("/instance")["instances"]
+        change["instead"] = [find_instance(there, text)["instance_id"] for text in instead]
+    return change
 
 
 def delete(client: NodeClient, text: str) -> None:
@@ -237,6 +239,11 @@ def find_device(nodes: Sequence[Json], text: str) -> str:
             if device_id.startswith(f"{node_id}/") and device["local_alias"] == alias:
                 return str(device_id)
     raise ConfigurationError(f"there is no device {text!r}; there are {', '.join(known)}")
+
+
+def find_node_or_device(nodes: Sequence[Json], text: str) -> str:
+    """Return the id of a node, or of a device `NODE/ALIAS`; raises as these do."""
+    return find_device(nodes, text) if "/" in text else find_node(nodes, text)
 
 
 def _numbers(text: str) -> list[int]:

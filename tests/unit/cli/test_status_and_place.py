@@ -18,9 +18,6 @@ from exo.shared.types.commands import (
     DeleteInstance,
     Placed,
     PlaceInstance,
-    Preview,
-    PreviewPlacements,
-    Previews,
     Refusal,
     Reply,
 )
@@ -194,28 +191,6 @@ def test_a_refusal_is_one_sentence(unplaced: RunningWorld, run: Run) -> None:
     assert run("place", "toy") == (1, "", "exo: toy needs 3 GiB more\n")
     unplaced.world.coordinator.has_master = False
     assert run("place", "toy") == (1, "", "exo: there is no master\n")
-
-
-def test_a_dry_run_shows_plans_and_refusals(ready: RunningWorld, run: Run) -> None:
-    instance = ready.world.coordinator.state.instances[INSTANCE_ID]
-    refusal = Refusal(status=422, code="not_enough_nodes", message="there are 2 nodes, not 3")
-    commands = replying(
-        ready.world,
-        Previews(
-            previews=(
-                Preview(title="Fastest", request=instance.request, plan=instance.plan),
-                Preview(title="Three nodes", request=instance.request, refusal=refusal),
-            )
-        ),
-    )
-    outcome = run("place", "toy", "--dry-run", "--no-gpu", "--exclude", "b")
-    assert outcome.code == 0
-    assert "host-a layers 0-5" in outcome.out
-    assert "there are 2 nodes, not 3" in outcome.out
-    (command,) = commands
-    assert isinstance(command, PreviewPlacements)
-    assert (command.request.prefer_gpu, command.request.exclude) == (False, ("b",))
-    assert len(json.loads(run("place", "toy", "--dry-run", "--json").out)["previews"]) == 2
 
 
 def test_delete_takes_an_id_or_a_models_name(ready: RunningWorld, run: Run) -> None:

@@ -1,0 +1,343 @@
+"""`exo place --dry-run` and `exo why`: plans, what-if and past decisions for people to read."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from exo.cli.client import NodeClient, RefusedError
+from exo.cli.output import answers, plain, print_json, remarks, size, table
+from exo.shared.errors import ExoError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Json = dict[str, Any]
+
+_SHARES = (
+    ("memory_ms", "memory"),
+    ("utilization_ms", "load"),
+    ("thermal_ms", "heat"),
+    ("overhead_ms", "overhead"),
+    ("network_ms", "network"),
+)
+_SHARE_SHOWN_MS = 0.0005
+_UNUSED_SHOWN_MAX = 12
+
+
+class NotPlaceableError(ExoError):
+    """Raised when a dry run ends with a refusal."""
+
+
+def dry_run(
+    client: NodeClient, wish: Json, change: Json, *, is_explained: bool, as_json: bool, previews: bool = True
+) -> None:
+    """Print what a placement would be; nothing is decided.
+
+    Args:
+        client: The node to ask.
+        wish: The body of `POST /instance`.
+        change: `without`, `machines`, `instead`: how the cluster would be another one.
+        is_explained: Print the whole explanation.
+        as_json: Print JSON.
+        previews: Show other ways as well, where the cluster is taken as it is.
+
+    Raises:
+        NotPlaceableError: It cannot be placed so.
+        RefusedError: The question makes no sense.
+    """
+    found = client.post("/instance/plan", {**wish, **change})
+    has_previews = previews and not any(change.values())
+    if has_previews:
+        found = {**found, "previews": client.get("/instance/previews", wish)["previews"]}
+    if as_json:
+        print_json(found)
+        return
+    names = node_names(client) | {one["node_id"]: f"{one['name']} (not there)" for one in found["added"]}
+    out = answers()
+    if found["verdict"] is not None:
+        out.print(plain(found["verdict"]), style="bold", soft_wrap=True)
+        for node in found["added"]:
+            for device in node["devices"]:
+                out.print(f"  {plain(_added(device))}", style="dim", soft_wrap=True)
+        out.print()
+    plan = found["answer"]["plan"]
+    if plan is not None:
+        print_plan(plan, wish["model_id"], names, is_explained=is_explained)
+    if has_previews and len(found["previews"]) > 1:
+        out.print()
+        out.print(ways(found["previews"], names))
+    remarks().print("nothing was decided", style="dim")
+    if plan is None:
+        raise NotPlaceableError(found["answer"]["refusal"]["message"])
+
+
+def print_plan(plan: Json, model_id: str, names: Mapping[str, str], *, is_explained: bool) -> None:
+    """Print a plan: how fast, on what, and what holds it back."""
+    out = answers()
+    out.print(plain(f"{model_id}: {headline(plan)}"), soft_wrap=True)
+    out.print(_stages(plan, names))
+    for line in _facts(plan):
+        out.print(plain(line), soft_wrap=True)
+    if is_explained:
+        out.print()
+        for line in plan["explanation"].splitlines():
+            out.print(f"  {plain(line)}", style="dim", soft_wrap=True)
+    else:
+        _print_unused(plan)
+
+
+def headline(plan: Json) -> str:
+    """Return how fast a plan is thought to be, with the word that says what that rests on."""
+    told = plan["prediction"]
+    if told is None or told["tokens_per_s"] is None:
+        return "its speed is not known"
+    basis = "from measured tokens/s" if told["is_calibrated"] else "estimate"
+    parts = [f"{told['tokens_per_s']:.3g} tokens/s", f"{told['ms_per_token']:.3g} ms per token"]
+    if plan["concurrency"] > 1:
+        parts.append(f"for {plan['concurrency']} requests at a time")
+    return f"{', '.join(parts)} ({basis})"
+
+
+def show_why(client: NodeClient, text: str, *, decision: int | None, as_json: bool) -> None:
+    """Print why an instance is where it is.
+
+    Raises:
+        ConfigurationError: The text may be several instances.
+        RefusedError: Nothing is known of it, or the log no longer has that decision.
+    """
+    instance_id = _instance_id(client, text)
+    params = {} if decision is None else {"decision": decision}
+    found = client.get(f"/instance/{instance_id}/why", params)
+    if as_json:
+        print_json(found)
+        return
+    names = node_names(client)
+    out = answers()
+    out.print(plain(f"{found['model_id']}, instance {found['instance_id']}{_deleted(found)}"), style="bold")
+    explained = found["explained"]
+    recorded = explained["decision"]
+    out.print(plain(_when(recorded)), soft_wrap=True)
+    if recorded["reason"]:
+        out.print(plain(f"because {recorded['reason']}"), soft_wrap=True)
+    asked = _asked(explained["request"])
+    out.print(plain(f"asked for: {asked}"), soft_wrap=True)
+    out.print()
+    print_plan(recorded["plan"], found["model_id"], names, is_explained=True)
+    out.print()
+    out.print(plain(_again(explained)), soft_wrap=True)
+    for one in explained["differences"]:
+        out.print(plain(f"  {one}"), soft_wrap=True)
+    if explained["alternatives"]:
+        out.print()
+        out.print("other ways, on the same state:", style="bold")
+        out.print(ways(explained["alternatives"], names))
+    _print_since(found, names)
+    if len(found["decisions"]) > 1:
+        out.print()
+        out.print(_decisions(found["decisions"], recorded["index"], names))
+    for note in found["notes"]:
+        out.print(plain(f"note: {note}"), style="dim", soft_wrap=True)
+
+
+def ways(previews: Sequence[Json], names: Mapping[str, str]) -> "Table":
+    """Return previews as a table."""
+    made = table("WAY", "STAGES", "MEMORY", "ESTIMATE", "FOUND BY", right=("MEMORY", "ESTIMATE"))
+    for preview in previews:
+        plan, refusal = preview["plan"], preview["refusal"]
+        if plan is None:
+            made.add_row(plain(preview["title"]), f"[red]{plain(refusal['message'])}[/red]", "-", "-", "-")
+            continue
+        made.add_row(
+            plain(preview["title"]),
+            plain("; ".join(_stage(one, names) for one in plan["stages"])),
+            size(sum(one["memory_bytes"] for one in plan["stages"])),
+            _estimate(plan["prediction"]),
+            plain(plan["method"]),
+        )
+    return made
+
+
+def node_names(client: NodeClient) -> dict[str, str]:
+    """Return the names of the members by their ids."""
+    return {node["node_id"]: node["name"] for node in client.get("/state")["topology"]["nodes"]}
+
+
+def _stages(plan: Json, names: Mapping[str, str]) -> "Table":
+    made = table("STAGE", "NODE", "DEVICE", "LAYERS", "MEMORY", "TIME", "OF IT", right=("MEMORY", "TIME"))
+    for stage in plan["stages"]:
+        where = "+".join(one.partition("/")[2] or one for one in stage["device_ids"])
+        offloaded = " (host memory beside a GPU)" if stage["is_offloaded"] else ""
+        time = "-" if stage["time_ms"] is None else f"{stage['time_ms']:.3g} ms"
+        made.add_row(
+            str(stage["rank"]),
+            plain(names.get(stage["node_id"], stage["node_id"])),
+            plain(f"{where}{offloaded}"),
+            f"{stage['start_layer']}-{stage['end_layer'] - 1}",
+            size(stage["memory_bytes"]),
+            time,
+            plain(_shares(stage["shares"])),
+        )
+    return made
+
+
+def _shares(shares: Json | None) -> str:
+    if shares is None:
+        return "-"
+    told = [(label, shares[key]) for key, label in _SHARES if abs(shares[key]) >= _SHARE_SHOWN_MS]
+    return ", ".join(f"{label} {value:.3g}" for label, value in told) or "-"
+
+
+def _facts(plan: Json) -> list[str]:
+    """Return certificate, baseline and binding memory in words."""
+    found: list[str] = []
+    certificate, told, simple = plan["certificate"], plan["prediction"], plan["baseline"]
+    if certificate is not None and certificate["gap_percent"] is not None:
+        gap = certificate["gap_percent"]
+        found.append(
+            "certificate: by these figures no plan is faster"
+            if gap < 0.005
+            else f"certificate: by these figures a faster plan saves {gap:.2g} % at most"
+        )
+    if plan["is_truncated"]:
+        found.append("certificate: the deadline ended the search")
+    if simple is not None and simple["ms_per_token"] and told is not None and told["ms_per_token"]:
+        times = simple["ms_per_token"] / told["ms_per_token"]
+        found.append(
+            "baseline: a split by memory alone is as fast"
+            if times < 1.005
+            else f"baseline: a split by memory alone has {simple['tokens_per_s']:.3g} tokens/s; this is "
+            f"{times:.3g} times as fast"
+        )
+    bound = plan["binding"]
+    if bound is not None:
+        where = ", ".join(bound["device_ids"])
+        found.append(
+            f"binding: {size(bound['more_bytes'])} more on {where} would save {bound['saved_ms']:.3g} ms per token"
+        )
+    return found
+
+
+def _print_unused(plan: Json) -> None:
+    if not plan["excluded"]:
+        return
+    out = answers()
+    out.print()
+    made = table("NOT USED", "REASON", "WITH IT", right=("WITH IT",))
+    shown = plan["excluded"][:_UNUSED_SHOWN_MAX]
+    for one in shown:
+        price = "-" if one["forcing_ms"] is None else f"{one['forcing_ms']:+.3g} ms per token"
+        made.add_row(plain(one["device_id"]), plain(one["reason"]), price)
+    out.print(made)
+    if len(plan["excluded"]) > len(shown):
+        out.print(f"and {len(plan['excluded']) - len(shown)} more: --explain lists them", style="dim")
+
+
+def _print_since(found: Json, names: Mapping[str, str]) -> None:
+    out = answers()
+    today = found["today"]
+    if found["changes"]:
+        out.print()
+        out.print("since then:", style="bold")
+        for one in found["changes"]:
+            out.print(plain(f"  {one}"), soft_wrap=True)
+    if today is None:
+        return
+    out.print()
+    if today["plan"] is None:
+        out.print(plain(f"placed now: {today['refusal']['message']}"), soft_wrap=True)
+    else:
+        stages = "; ".join(_stage(one, names) for one in today["plan"]["stages"])
+        out.print(plain(f"placed now: {stages}: {headline(today['plan'])}"), soft_wrap=True)
+
+
+def _decisions(decisions: Sequence[Json], shown: int | None, names: Mapping[str, str]) -> "Table":
+    made = table("DECISION", "WHEN", "WHAT", "STAGES")
+    for one in decisions:
+        index = "-" if one["index"] is None else str(one["index"])
+        made.add_row(
+            f"{index}{' (above)' if one['index'] == shown else ''}",
+            plain(one["at"] or "-"),
+            plain(one["kind"] if one["reason"] is None else f"{one['kind']}: {one['reason']}"),
+            plain("; ".join(_stage(stage, names) for stage in one["plan"]["stages"])),
+        )
+    return made
+
+
+def _stage(stage: Json, names: Mapping[str, str]) -> str:
+    name = names.get(stage["node_id"], stage["node_id"])
+    return f"{name} layers {stage['start_layer']}-{stage['end_layer'] - 1}"
+
+
+def _estimate(prediction: Json | None) -> str:
+    told = None if prediction is None else prediction["tokens_per_s"]
+    return "-" if told is None else f"{told:.3g} tokens/s"
+
+
+def _added(device: Json) -> str:
+    kind = "estimated: " if device["is_estimated"] else ""
+    return (
+        f"{device['name']}: {size(device['memory_free_bytes'])} of {size(device['memory_total_bytes'])} taken as free, "
+        f"{device['memory_bandwidth_bytes_per_s'] / 1e9:.4g} GB/s ({kind}{device['source']})"
+    )
+
+
+def _instance_id(client: NodeClient, text: str) -> str:
+    """Return the id of the instance that is meant; one that is gone is only known by its id."""
+    from exo.cli.place import find_instance
+    from exo.shared.errors import ConfigurationError
+
+    instances = client.get("/instance")["instances"]
+    try:
+        return str(find_instance(instances, text)["instance_id"])
+    except ConfigurationError:
+        if sum(one["model_id"] == text or one["instance_id"].startswith(text) for one in instances) > 1:
+            raise
+        try:
+            client.get(f"/instance/{text}/why")
+        except RefusedError as error:
+            if error.status == 404:
+                raise
+        return text
+
+
+def _deleted(found: Json) -> str:
+    return "" if found["deleted_at"] is None else f", deleted {found['deleted_at']}"
+
+
+def _when(recorded: Json) -> str:
+    plan = recorded["plan"]
+    index = "" if recorded["index"] is None else f" by decision {recorded['index']}"
+    at = "at a time that the log no longer tells" if recorded["at"] is None else recorded["at"]
+    took = "" if plan["solve_ms"] is None else f" in {plan['solve_ms']:.3g} ms"
+    return f"{recorded['kind']} {at}{index}, on state {plan['state_index']}, found by {plan['method']}{took}"
+
+
+def _again(explained: Json) -> str:
+    if explained["omitted"] is not None:
+        return f"it cannot be made again: {explained['omitted']}"
+    if explained["is_identical"]:
+        return "made again on what it was made on: the same answer, to the last figure"
+    return "made again on what it was made on, the answer differs (another release, or another time limit):"
+
+
+def _asked(request: Json) -> str:
+    """Return what of a request is not as usual."""
+    usual = {
+        "sharding": "auto",
+        "engine": "auto",
+        "min_nodes": 1,
+        "prefer_gpu": True,
+        "context_length": None,
+        "concurrency": 1,
+        "objective": "auto",
+        "min_zones": 1,
+    }
+    told = [
+        f"{key.replace('_', ' ')} {_listed(value)}"
+        for key, value in request.items()
+        if key != "model_id" and value != usual.get(key, []) and value != []
+    ]
+    return "; ".join(told) or "nothing special"
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(str(one) for one in value) if isinstance(value, list) else str(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
