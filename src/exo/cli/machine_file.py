@@ -16,8 +16,9 @@ GIB = 1024**3
 FILE_BYTES_MAX = 1024 * 1024
 _MBPS_PER_GBIT = 1000.0
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-Size = Annotated[int, msgspec.Meta(gt=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e19)]
+Gibibytes = Annotated[float, msgspec.Meta(gt=0, le=2**20)]
+Size = Annotated[int, msgspec.Meta(gt=0, le=2**50)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
@@ -28,7 +29,7 @@ class _Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kind: Annotated[str, msgspec.Meta(pattern="^(gpu|processor)$")] = "gpu"
     vendor: Text | None = None
     memory_kind: MemoryKind | None = None
-    memory_gib: Positive | None = None
+    memory_gib: Gibibytes | None = None
     memory_total_bytes: Size | None = None
     memory_bandwidth_bytes_per_s: Positive | None = None
     flops_per_s: Positive | None = None
@@ -53,14 +54,14 @@ class _Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """None: the file's name."""
     gpu: Text | None = None
     gpus: tuple[Text, ...] = ()
-    memory_gib: Positive | None = None
+    memory_gib: Gibibytes | None = None
     """Of each of these, where their name is sold with several sizes."""
     processor: Text | None = None
-    ram_gib: Positive | None = None
+    ram_gib: Gibibytes | None = None
     """Where it is given, the processor may take part, too."""
     zone: Annotated[str, msgspec.Meta(max_length=200)] = ""
     link_gbit_per_s: Positive | None = None
-    link_latency_ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    link_latency_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] | None = None
     sources: Any = None
     devices: tuple[_Device, ...] = ()
 
