@@ -91,10 +91,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 Step = Literal["stay", "wait", "move"]
 
 
+def is_worth_a_look(offer: Offer, habits: Habits) -> bool:
+    """Say whether an offer saves so much that it may pay one day; less never does, however long it lasts."""
+    least = habits.gain_least if offer.is_calibrated else habits.gain_least_uncalibrated
+    return offer.gain >= least
+
+
 def lasting_s(offer: Offer, life: Life, habits: Habits) -> float | None:
     """Return for how long on end an offer has to stand until it is taken; None where it does not pay at all."""
-    least = habits.gain_least if offer.is_calibrated else habits.gain_least_uncalibrated
-    if offer.gain < least:
+    if not is_worth_a_look(offer, habits):
         return None
     rate = max(life.tokens_per_s, IDLE_TOKENS_PER_S)
     cost_tokens = rate * offer.load_s + FIXED_TOKENS

@@ -8,7 +8,16 @@ import msgspec
 from loguru import logger
 
 from exo.cluster.coordinator import Coordinator
-from exo.master.migration import Habits, Life, Offer, Record, Step, decide_migration, moved
+from exo.master.migration import (
+    Habits,
+    Life,
+    Offer,
+    Record,
+    Step,
+    decide_migration,
+    is_worth_a_look,
+    moved,
+)
 from exo.master.migration_view import (
     QUIET_BELOW,
     Circumstances,
@@ -149,7 +158,7 @@ class Migrator:
             known.record, found.offer if found else None, life, now_s, self._habits
         )
         # An offer that does not pay yet may pay as the instance lives on; too small a gain does not grow by itself.
-        is_nothing = found is None or found.offer.gain < self._habits.gain_least
+        is_nothing = found is None or not is_worth_a_look(found.offer, self._habits)
         self._keep_record(instance_id, record, around if is_nothing else None)
         if step == "move" and found is not None:
             lasting = [

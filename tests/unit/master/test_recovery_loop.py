@@ -1,24 +1,16 @@
 """The master has instances go on elsewhere: when, once, and on the newest state. In virtual time."""
 
-import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from functools import wraps
+from collections.abc import Sequence
 
 import anyio
 import pytest
 
 from exo.cluster.attendance import NOT_BACK
 from exo.cluster.membership import STOPPED
-from exo.master.loop import Master
-from exo.master.placement.basis import pack
-from exo.master.placement.place import place_instance
 from exo.master.recovery import Patience
 from exo.master.recovery_loop import MOVES_IN_VAIN_MAX, PAUSE_MAX_S, RETRY_FIRST_S, RETRY_S
-from exo.master.solver import Placement, Solver
 from exo.shared.errors import NoMasterError
 from exo.shared.serving import instance_status
-from exo.shared.types.commands import Refusal
 from exo.shared.types.events import (
     Decision,
     InstanceDeleted,
@@ -31,83 +23,16 @@ from exo.shared.types.events import (
     NodeRemoved,
 )
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
-from exo.shared.types.instances import PlacementRequest
 from exo.shared.types.nodes import NodeIdentity
 from exo.shared.types.state import State
-from support.coordinator import MemoryCoordinator
 from support.device_stories import devices_of, failed, gone, machine, on, told
+from support.mastered import SOLVE_S, in_virtual_time, led
 from support.states import cluster, fold
 from support.stories import stage
 from support.virtual_time import run
 
 PATIENCE = Patience()
 I = InstanceId("i")  # noqa: E741
-SOLVE_S = 0.1
-
-
-def in_virtual_time(story: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
-    @wraps(story)
-    def told_story() -> None:
-        run(story())
-
-    # What pytest sees takes no part in its own event loop.
-    del told_story.__wrapped__  # type: ignore[attr-defined]
-    return told_story
-
-
-class Beside(Solver):
-    """The real placement, in this process: virtual time has no others. It takes a tenth of a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requests: list[PlacementRequest] = []
-        self.meanwhile: list[Callable[[], None]] = []
-        """What happens while plans are made: one for each."""
-        self.at_once = 0
-        self.at_once_max = 0
-
-    async def place(self, state: State, request: PlacementRequest) -> Placement | Refusal:
-        self.requests.append(request)
-        self.at_once += 1
-        self.at_once_max = max(self.at_once_max, self.at_once)
-        await anyio.sleep(SOLVE_S)
-        if self.meanwhile:
-            self.meanwhile.pop(0)()
-        self.at_once -= 1
-        answer = place_instance(state, request, should_stop=lambda: False)
-        return answer if isinstance(answer, Refusal) else Placement(plan=answer, basis=pack(state, request))
-
-    async def aside(self, job: Callable[[bytes], bytes], packed: bytes) -> bytes:
-        return job(packed)
-
-
-class Story:
-    def __init__(self, state: State) -> None:
-        self.coordinator = MemoryCoordinator(NodeId("a"), state)
-        self.solver = Beside()
-        ids = itertools.count(1)
-        self.master = Master(self.coordinator, self.solver, lambda: f"id-{next(ids)}")
-
-    @property
-    def state(self) -> State:
-        return self.coordinator.state
-
-    @property
-    def events(self) -> list[type[Decision]]:
-        return [type(event) for event in self.coordinator.proposed]
-
-    def become(self, change: Callable[..., State], *arguments: object) -> None:
-        self.coordinator.set_state(change(self.state, *arguments))
-
-
-@asynccontextmanager
-async def led(state: State) -> AsyncIterator[Story]:
-    story = Story(state)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(story.master.run)
-        await anyio.sleep(0.01)
-        yield story
-        tasks.cancel_scope.cancel()
 
 
 def two_gpus() -> State:
