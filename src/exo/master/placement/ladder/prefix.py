@@ -37,6 +37,8 @@ class PrefixProgramme:
         Devices of one pool that would overfill it share its room in proportion to what they took, or else in the
         best of some other proportions.
         """
+        if not self._is_roomy(ring):
+            return None
         rooms = [self._rooms[self._pools[index]] for index in ring]
         found: tuple[int, list[int]] | None = None
         for _ in range(_SHARINGS_MAX):
@@ -52,6 +54,12 @@ class PrefixProgramme:
                 for place in places:
                     rooms[place] = self._rooms[pool] * taken[place] // whole
         return self._split_shares(ring)
+
+    def _is_roomy(self, ring: Sequence[int]) -> bool:
+        """Say whether all pools together hold the layers, whichever way they are cut."""
+        room = sum(self._rooms[pool] for pool in {self._pools[index] for index in ring})
+        held = self._held[3] if len(ring) == 1 else self._held[1] + self._held[2]
+        return self._sizes[-1] + held + max(0, len(ring) - 2) * self._held[0] <= room
 
     def _overfull(self, ring: Sequence[int], taken: Sequence[int]) -> dict[int, list[int]]:
         """Return the pools that hold too much, with the places in the ring that take from them."""

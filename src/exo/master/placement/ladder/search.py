@@ -114,6 +114,10 @@ class Search:
         single = best_single_uneven(of, search)
         for ring in (*self._rings_on_average(of), *self._rings_at_hand(of)):
             search.try_ring(ring)
+        if self.options.wants_any and search.best is None and search.find_any():
+            # Found, or none at all; else all orders have to say.
+            bound = 0 if search.best is not None else INFINITE
+            return Outcome(search.best, bound, "prefix programme", search.splits, is_truncated=False)
         is_proven = not (self.options.wants_any and search.best is not None) and search.try_all()
         is_decided = is_proven
         if search.best is None and not is_proven:

@@ -21,6 +21,8 @@ def solve(
     Equal problems give equal plans, whatever the order of their devices. `should_stop` is a safety net: it is
     asked between steps and in the leaves of searches, and ends them with the plan at hand and `is_truncated` set.
 
+    Where any plan will do, a refusal does not say what would help.
+
     Never raises for bad input: that is an `Infeasible` with the code `invalid`.
     """
     wrong = complaints(problem)
@@ -28,7 +30,7 @@ def solve(
         return Infeasible(code="invalid", reasons=tuple(wrong))
     told = canonical(problem)
     found = Search(told, should_stop, options or Options()).run()
-    if isinstance(found, Solution) or found.code != "infeasible":
+    if isinstance(found, Solution) or found.code != "infeasible" or (options or Options()).wants_any:
         return found
     return explain_infeasible(told, found, should_stop)
 

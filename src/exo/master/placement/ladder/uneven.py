@@ -10,6 +10,7 @@ import numpy as np
 from exo.master.placement.ladder.field import Field
 from exo.master.placement.ladder.prefix import PrefixProgramme
 from exo.master.placement.ladder.programme import INFINITE
+from exo.master.placement.ladder.reach import rings_that_reach
 from exo.master.placement.ladder.ring import link_matrices
 from exo.master.placement.ladder.rules import keeps_rules
 from exo.master.placement.ladder.water import Filled
@@ -18,6 +19,8 @@ _REACHES_UP_TO = 13
 """Devices for which it is decided exactly whether any order of any subset holds the layers."""
 _ALL_UP_TO, _ALL_WORK_MAX = 6, 80_000
 """Devices of which every order of every subset is tried, where orders times layers are not too many."""
+_REACHING_MAX = 4_000
+"""Rings that reach the end, but break a rule or overfill a pool, after which no more are tried."""
 _SPLITS_MAX = 600
 _IDLE_KICKS_MAX = 12
 _ORDERS_MAX = 200
@@ -176,26 +179,20 @@ class UnevenSearch:
         order = self._by_speed()
         if len(order) > _REACHES_UP_TO:
             return self._find_by_chance(order)
-        furthest: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
-        for mask in range(1 << len(order)):
-            if mask not in furthest:
-                continue
+        if self._should_stop():
+            self.is_truncated = True
+            return False
+        tried = 0
+        for ring in rings_that_reach(self._prefix, order, self.of.layer_count, self.of.problem.min_stages):
+            tried += 1
+            if self.try_ring(ring):
+                return True
             if self._should_stop():
                 self.is_truncated = True
                 return False
-            start, ring = furthest[mask]
-            for position, index in enumerate(order):
-                if mask >> position & 1:
-                    continue
-                if self._prefix.reaches_end(start, index, is_first=not ring) and self.try_ring(
-                    (*ring, index)
-                ):
-                    return True
-                end = self._prefix.reach(start, index, is_first=not ring)
-                grown = mask | 1 << position
-                if end > start and (grown not in furthest or end > furthest[grown][0]):
-                    furthest[grown] = (end, (*ring, index))
-        return self.best is not None or self._has_own_pools
+            if tried >= _REACHING_MAX:
+                return False
+        return self._has_own_pools
 
 
 def _put(ring: tuple[int, ...], place: int, index: int) -> tuple[int, ...]:
