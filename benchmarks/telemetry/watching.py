@@ -8,6 +8,9 @@ from typing import Any
 from benchmarks.cluster.measuring import CannotMeasureError
 from benchmarks.telemetry import stub_driver
 
+INTERVAL_S = 2.0
+"""At which a node reads its devices."""
+
 
 def ask(what: str, amount: float, *, timeout_s: float) -> dict[str, Any]:
     """Run one measurement in a process of its own.

@@ -22,6 +22,7 @@ import anyio
 from loguru import logger
 
 from benchmarks.telemetry import stub_driver
+from benchmarks.telemetry.watching import INTERVAL_S
 from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.factory import GPUBackendFactory
 from exo.gpu.health_watch import HealthWatch
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from tests.support.nvml_stub import NvmlStub
 
 NODE_ID = NodeId("b" * 16)
-INTERVAL_S = 2.0
 PAUSE_S = 0.1
 """Between two collections where their time counts: a node waits 2 s."""
 

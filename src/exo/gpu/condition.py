@@ -69,6 +69,13 @@ def observe(
     phase = circuit.phase(condition.quarantine, now_s)
     before = condition.record
     record = judge(before, evidence, policy.health)
+    if (
+        record is before
+        and phase == "closed"
+        and before.health != "failed"
+        and isinstance(evidence, ReadingTaken)
+    ):
+        return condition
     checked_at_s = now_s if isinstance(evidence, CheckPassed | CheckFailed) else condition.checked_at_s
     quarantine = condition.quarantine
     if phase == "open":

@@ -92,6 +92,8 @@ def judge(record: HealthRecord, evidence: Evidence, policy: HealthPolicy = _POLI
 
 def _read(record: HealthRecord, taken: ReadingTaken, policy: HealthPolicy) -> HealthRecord:
     reading = taken.reading
+    if not taken.is_a_check and _says_nothing_new(record, reading):
+        return record
     faults = tuple(of_fault(fault) for fault in reading.faults)
     news = [fault for fault in faults if fault not in record.standing]
     uncorrected = _increase(record.ecc_uncorrected_count, reading.ecc_uncorrected_count)
@@ -113,6 +115,16 @@ def _read(record: HealthRecord, taken: ReadingTaken, policy: HealthPolicy) -> He
     if taken.is_a_check and not news:
         return _good(after, policy)
     return after
+
+
+def _says_nothing_new(record: HealthRecord, reading: DeviceReading) -> bool:
+    """As nearly all readings do."""
+    return (
+        not reading.faults
+        and not record.standing
+        and reading.ecc_uncorrected_count in (None, record.ecc_uncorrected_count)
+        and reading.ecc_corrected_count in (None, record.ecc_corrected_count)
+    )
 
 
 def _good(record: HealthRecord, policy: HealthPolicy) -> HealthRecord:

@@ -183,7 +183,10 @@ class HealthWatch:
                 await watched.stirred.wait()
 
     def _take(self, watched: _Watched, evidence: Evidence) -> None:
-        watched.condition = observe(watched.condition, evidence, self._clock(), self._policy)
+        condition = observe(watched.condition, evidence, self._clock(), self._policy)
+        if condition is watched.condition:
+            return  # Nothing is new, and nobody is woken for it.
+        watched.condition = condition
         watched.stirred.set()
         self._tell(watched)
 

@@ -18,6 +18,8 @@ from exo.shared.types.ids import DeviceId
 
 LOOK_AGAIN_S = 1.0
 """A device that was read this lately needs no other look."""
+SAME_MOMENT_S = 0.1
+"""After a look: what it gave is what is told."""
 OVER_AFTER_S = 60.0
 """Of full work: from here on being slowed down counts as over. A device at its limit comes and goes."""
 
@@ -36,6 +38,8 @@ class _Device:
         self.record = record
         self.work_fraction = 1.0
         self.looked_s = float("-inf")
+        self.advice: ThermalAdvice | None = None
+        """Of that look."""
         self.held_back_s: float | None = None
         """When it was last held back; None: that is over."""
         self.is_pause_told = False
@@ -96,7 +100,10 @@ class HeatWatch:
     def status(self, device_id: DeviceId) -> ThermalStatus | None:
         """Return how a device's heat is governed; None where it is not."""
         kept = self._devices.get(device_id)
-        return None if kept is None else status_of(kept.record, self._clock())
+        if kept is None:
+            return None
+        now_s = self._clock()
+        return status_of(kept.record, now_s, kept.advice if now_s - kept.looked_s < SAME_MOMENT_S else None)
 
     def forget_all_but(self, there: Collection[DeviceId]) -> None:
         """Forget devices that are gone; their stages end for other reasons."""
@@ -156,6 +163,7 @@ class HeatWatch:
     def _look(self, kept: _Device, now_s: float) -> None:
         kept.looked_s = now_s
         kept.record, advice = advise(kept.record, now_s)
+        kept.advice = advice
         _announce(kept, advice, now_s)
         kept.work_fraction = advice.work_fraction
         for stage in self._on(kept.device.device_id):

@@ -44,9 +44,13 @@ def advise(record: ThermalRecord, now_s: float) -> tuple[ThermalRecord, ThermalA
     return advised, _advice(advised, caps)
 
 
-def status_of(record: ThermalRecord, now_s: float) -> ThermalStatus:
-    """Return what the last advice and the readings say of the device."""
-    advice = _advice(record, _caps(record, now_s))
+def status_of(record: ThermalRecord, now_s: float, advice: ThermalAdvice | None = None) -> ThermalStatus:
+    """Return what the last advice and the readings say of the device.
+
+    Args:
+        advice: What `advise` gave with this record a moment ago; None: it is put into words as it is now.
+    """
+    advice = _advice(record, _caps(record, now_s)) if advice is None else advice
     outlook = record.outlook
     has_temperature = record.read_s is not None
     predicted_c = error_c = sustained = None

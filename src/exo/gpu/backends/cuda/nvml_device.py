@@ -57,6 +57,8 @@ class WatchedDevice:
         is_part = itself is not chip
         self._rarely = Rarely(
             {
+                # Nobody is told of another clock alone, so that it may be as old as this anyway.
+                "clock": (6.0, lambda: self._of_chip("nvmlDeviceGetClockInfo", SM_CLOCK)),
                 "threshold": (300.0, self._threshold_c),
                 "clock_max": (600.0, lambda: self._of_chip("nvmlDeviceGetMaxClockInfo", SM_CLOCK)),
                 "power_limit": (
@@ -89,7 +91,6 @@ class WatchedDevice:
         temperature_c = self._temperature_c()
         # The power of a part is known to nobody, and that of the whole chip would be counted once for every part.
         power_mw = None if self._is_part else self._of_chip("nvmlDeviceGetPowerUsage")
-        clock_mhz = self._of_chip("nvmlDeviceGetClockInfo", SM_CLOCK)
         bits = self._throttle_bits()
         self._rarely.refresh(_RARELY_AT_ONCE_MAX)
         self._check_answers()
@@ -106,7 +107,7 @@ class WatchedDevice:
             throttle_reasons=reasons,
             power_watts=_from_thousandths(power_mw),
             power_limit_watts=_from_thousandths(self._rarely["power_limit"]),
-            clock_mhz=_as_float(clock_mhz),
+            clock_mhz=_as_float(self._rarely["clock"]),
             clock_max_mhz=_as_float(self._rarely["clock_max"]),
             ecc_corrected_count=self._rarely["corrected"],
             ecc_uncorrected_count=self._rarely["uncorrected"],
