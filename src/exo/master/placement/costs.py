@@ -11,11 +11,11 @@ import msgspec
 from msgspec.structs import replace
 
 from exo.master.placement.assumed import ASSUMED
-from exo.master.placement.figures import Speed, figures_of
+from exo.master.placement.calibration import Calibration, calibrated, calibrated_ways, calibration_of
+from exo.master.placement.figures import Candidates, Speed, figures_of
 from exo.master.placement.ladder.cost_model import (
     Assumptions,
     Built,
-    DeviceFigures,
     LayerFigures,
     LinkFigures,
     ModelFigures,
@@ -47,6 +47,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Devices that cannot be weighed, and measurements that were no use, each with the reason."""
     speeds: Mapping[str, Speed] = {}
     """What each candidate does, and what keeps it from more."""
+    calibration: Calibration | None = None
+    """What was measured of the candidates."""
     heterogeneity: tuple[str, ...] = ()
     """How the candidates differ, in words; empty: they are alike."""
 
@@ -65,47 +67,56 @@ def cost_rounds(state: State, problem: Problem) -> Costs:
     if not _is_open(apart):
         counts = (1,)
     measured = _ways(state, problem.candidates)
-    built = [
-        _built(problem if count == 1 else apart, told.figures, assumed, measured, micro_batches=count)
+    calibration = calibration_of(state, problem, measured)
+    measured = calibrated_ways(calibration, measured)
+    rounds = [
+        _built(problem if count == 1 else apart, told, calibration, assumed, measured, micro_batches=count)
         for count in counts
     ]
+    built = [one for one, _ in rounds]
     left_out = (f"{device_id} takes no part: {reason}" for device_id, reason in built[0].left_out)
     return Costs(
         rounds=tuple(one.problem for one in built),
         notes=(*left_out, *built[0].notes),
-        speeds=told.speeds,
+        speeds=rounds[0][1],
+        calibration=calibration,
         heterogeneity=heterogeneity(problem.candidates, told.speeds),
     )
 
 
 def _built(
     problem: Problem,
-    devices: Sequence[DeviceFigures],
+    told: Candidates,
+    calibration: Calibration,
     assumed: Assumptions,
     measured: Mapping[tuple[str, str], LinkFigures],
     *,
     micro_batches: int,
-) -> Built:
+) -> tuple[Built, Mapping[str, Speed]]:
     wishes = wishes_of(problem)
     there = {one.device.device_id for one in problem.candidates}
-    return build_costs(
+    model = model_figures(problem.model)
+    shape = RequestShape(
+        context_length=problem.context_length,
+        concurrency=problem.request.concurrency,
+        micro_batches=micro_batches,
+        min_stages=wishes.min_stages,
+    )
+    known = calibrated(calibration, told.figures, told.speeds, model, shape, assumed)
+    built = build_costs(
         [
             replace(one, is_required=one.device_id in wishes.required)
-            for one in devices
+            for one in known.figures
             if one.device_id in there
         ],
         problem.free_bytes_by_pool,
-        model_figures(problem.model),
-        RequestShape(
-            context_length=problem.context_length,
-            concurrency=problem.request.concurrency,
-            micro_batches=micro_batches,
-            min_stages=wishes.min_stages,
-        ),
+        model,
+        shape,
         measured=measured,
         rules=wishes.rules,
-        assumed=assumed,
+        assumed=known.assumed,
     )
+    return built, known.speeds
 
 
 def _is_open(problem: Problem) -> bool:

@@ -45,8 +45,10 @@ def _figures(weighed: Weighed) -> Iterator[str]:
     told = weighed.prediction
     if told is None or told.ms_per_token is None or told.tokens_per_s is None:
         return
-    basis = "" if told.is_calibrated else "; from makers' figures and assumptions, not from measured tokens/s"
-    yield f"estimate: {milliseconds(told.ms_per_token)} per token, {told.tokens_per_s:.3g} tokens/s{basis}"
+    basis = "from makers' figures and assumptions, not from measured tokens/s"
+    if told.is_calibrated:
+        basis = "from measured tokens/s"
+    yield f"estimate: {milliseconds(told.ms_per_token)} per token, {told.tokens_per_s:.3g} tokens/s; {basis}"
     certificate = weighed.certificate
     if certificate is not None and certificate.lower_bound_ms is not None:
         gap = certificate.gap_percent or 0.0

@@ -57,7 +57,15 @@ def _solve(state: State, problem: Problem, should_stop: ShouldStop, options: Opt
         answer = Infeasible(code="infeasible", reasons=("The split that was given does not fit.",))
     else:
         answer = weigh_given(costs, stages, "given split")
-    return Solved(problem=problem, costs=costs, answer=answer)
+    return Solved(problem=problem, costs=costs, answer=_confirmed(answer, costs))
+
+
+def _confirmed(answer: Weighed | Infeasible, costs: Costs) -> Weighed | Infeasible:
+    """Say of a prediction whether it rests on what was measured."""
+    if isinstance(answer, Infeasible) or answer.prediction is None or costs.calibration is None:
+        return answer
+    is_calibrated = costs.calibration.confirms(answer.stages)
+    return replace(answer, prediction=replace(answer.prediction, is_calibrated=is_calibrated))
 
 
 def _price_offload(
