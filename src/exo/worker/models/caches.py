@@ -11,12 +11,10 @@ import msgspec
 
 from exo.engines.calibration import PREFILL_TOKENS_MAX
 from exo.worker.models.config import ModelConfig
+from exo.worker.models.states import states
 
 KV_STEP_TOKENS = 256
 """By how many tokens mlx-lm lets a cache grow at a time."""
-_STATE_BYTES_PER_VALUE = 4
-"""States of linear attention are kept in 32 bits."""
-
 _LATENT = {
     "deepseek_v3",
     "deepseek_v32",
@@ -49,8 +47,6 @@ _LISTED = {
     "muse_glimmer",
     "olmo3",
 }
-_DELTA = {"qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"}
-_SHORT_CONVOLUTIONS = {"lfm2", "lfm2_moe"}
 _CHUNKED = {"llama4"}
 """By what the whole model is called, not its text model."""
 
@@ -86,12 +82,14 @@ def layer_caches(
             msgspec.structs.replace(layer, tokens_max=tokens_max) if windowed else layer
             for layer, windowed in zip(layers, is_windowed, strict=True)
         ]
-    state = _state(config, bytes_per_value)
-    if state is not None:
-        state_bytes, has_state = state
+    kept = states(config, bytes_per_value)
+    if kept is not None:
         layers = [
-            LayerCache(values_per_token=0, state_bytes=state_bytes) if stateful else layer
-            for layer, stateful in zip(layers, has_state, strict=True)
+            LayerCache(
+                values_per_token=layer.values_per_token if place in kept.attending else 0,
+                state_bytes=kept.state_bytes if place in kept.places else 0,
+            )
+            for place, layer in enumerate(layers)
         ]
     shared = config.number("num_kv_shared_layers") or 0
     if shared < len(layers):
@@ -158,36 +156,3 @@ def _usual_types(config: ModelConfig) -> tuple[str, ...]:
         "sliding_attention" if every is not None and place % every != every - 1 else "full_attention"
         for place in range(config.layer_count)
     )
-
-
-def _state(config: ModelConfig, bytes_per_value: int) -> tuple[int, list[bool]] | None:
-    """Return what a layer without a growing cache keeps, in bytes, and which layers those are."""
-    places = range(config.layer_count)
-    if config.family in _DELTA:
-
-        def number(name: str, usual: int) -> int:
-            return config.number(name) or usual
-
-        key_dim, value_dim = number("linear_key_head_dim", 192), number("linear_value_head_dim", 128)
-        key_heads, value_heads = number("linear_num_key_heads", 16), number("linear_num_value_heads", 64)
-        width = 2 * key_heads * key_dim + value_heads * value_dim
-        state = value_heads * value_dim * key_dim * _STATE_BYTES_PER_VALUE
-        convolution = (number("linear_conv_kernel_dim", 4) - 1) * width * bytes_per_value
-        every = number("full_attention_interval", 4)
-        return state + convolution, [place % every != every - 1 for place in places]
-    if config.family == "kimi_linear":
-        linear = config.part("linear_attn_config")
-        heads, dim = linear.number("num_heads") or 1, linear.number("head_dim") or 1
-        state = heads * dim * dim * _STATE_BYTES_PER_VALUE
-        convolutions = (
-            3 * ((linear.number("short_conv_kernel_size") or 4) - 1) * heads * dim * bytes_per_value
-        )
-        chosen = linear.numbers("kda_layers")
-        return state + convolutions, [place + 1 in chosen for place in places]
-    if config.family in _SHORT_CONVOLUTIONS:
-        attending = config.numbers("full_attn_idxs") or {
-            place for place, word in enumerate(config.words("layer_types")) if word == "full_attention"
-        }
-        kept = ((config.number("conv_L_cache") or 3) - 1) * config.hidden_size * bytes_per_value
-        return kept, [place not in attending for place in places]
-    return None
