@@ -6,7 +6,7 @@ from exo.master.placement.asked import check_candidates, check_names, check_requ
 from exo.master.placement.evaluate import broken_wishes, violations
 from exo.master.placement.explain import explain, refuse_for_memory
 from exo.master.placement.ladder.answer import Infeasible, Options
-from exo.master.placement.problem import ENGINES_BY_FORMAT, Problem, build_problem
+from exo.master.placement.problem import Problem, build_problem
 from exo.master.placement.reasons import reasons_of
 from exo.master.placement.solving import solve_placement, would_fit_empty
 from exo.master.placement.soundness import refuse_unsound
@@ -14,7 +14,7 @@ from exo.shared.near_matches import near_matches, unknown_model_sentence
 from exo.shared.types.commands import Refusal
 from exo.shared.types.ids import ModelId
 from exo.shared.types.instances import PlacementRequest, Plan
-from exo.shared.types.models import ModelCard
+from exo.shared.types.models import ENGINES_BY_FORMAT, ModelCard
 from exo.shared.types.state import State
 
 ShouldStop = Callable[[], bool]
@@ -166,5 +166,7 @@ def choose_engine(model: ModelCard, request: PlacementRequest) -> str | Refusal:
         status=422,
         code="engine_unsuitable",
         message=f"The engine {request.engine!r} cannot run {model.model_id} ({model.format}); "
-        f"those that can: {', '.join(able) or 'none'}.",
+        f"those that can: {', '.join(able)}."
+        if able
+        else f"No engine here can run {model.format}, the format of {model.model_id}; fetch it as safetensors.",
     )
