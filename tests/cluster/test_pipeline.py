@@ -102,7 +102,7 @@ def test_three_nodes_share_one_state_and_serve_a_pipeline_equal_to_one_process(
     )
 
 
-def test_a_killed_node_is_noticed_and_the_pipeline_is_whole_again_when_it_is_back(
+def test_a_killed_node_is_noticed_and_its_pipeline_serves_on_what_is_left_and_when_it_is_back(
     three: list[NodeProcess], single_answers: dict[str, str]
 ) -> None:
     instance = place(three[0], min_nodes=3)
@@ -128,6 +128,7 @@ def test_a_killed_node_is_noticed_and_the_pipeline_is_whole_again_when_it_is_bac
     others[0].get(f"/instance/{instance['instance_id']}/wait?timeout_s=90", timeout_s=100)
     prompt = PROMPTS[0]
     assert answer(victim, prompt) == single_answers[prompt]
+    assert [one["instance_id"] for one in victim.get("/instance")["instances"]] == [instance["instance_id"]]
 
 
 def test_another_node_leads_when_the_master_is_killed_and_knows_everything_that_was_decided(
