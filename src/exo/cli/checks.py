@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 _MLX_TIMEOUT_S = 60.0
 _MULTICAST_TIMEOUT_S = 2.0
-_WRONG_STEP = (
-    "undo overclocking, update its driver, restart the machine; if it still computes wrongly, it is broken"
-)
 
 _MLX_PROBE = """
 import importlib.metadata, json, time
@@ -100,19 +97,23 @@ def check_devices() -> list[Finding]:
 
 def describe_devices(inventory: "Inventory") -> list[Finding]:
     """Return what was found in words, with what installs each missing piece."""
+    from exo.gpu.refusals import refusals
+
     found = [
         Finding("device", "ok", f"{one.local_alias}: {one.name}, {size(one.memory_total_bytes)}")
         for one in inventory.devices
     ]
+    # Another name of a device that is used is no news here; drivers are told of below, with those of which nothing
+    # speaks for a device.
     found += [
         Finding(
             "device",
             "broken" if one.kind == "wrong" else "note",
-            f"{one.device.local_alias}: {one.device.name} is not used: {one.reason}",
-            _WRONG_STEP if one.kind == "wrong" else "",
+            f"{one.local_alias}: {one.name} is not used: {one.reason}",
+            one.next_step,
         )
-        for one in inventory.refused
-        if one.kind != "duplicate"
+        for one in refusals(inventory)
+        if one.kind != "duplicate" and one.local_alias is not None
     ]
     found += [
         Finding("device", "note", f"{used.backend.name} works in part: {gap.message}", gap.install_command)
@@ -239,25 +240,16 @@ def check_models(home: Path) -> list[Finding]:
         cards = store.scan()
     finally:
         logger.enable("exo")
-    sound = [card for card in cards if card.problem is None]
-    good = [card for card in sound if card.is_runnable]
+    good = [card for card in cards if card.hindrance is None]
     findings = [
         Finding("model", "ok", f"{card.model_id}: {size(card.total_bytes)}, {store.directory(card.model_id)}")
         for card in good
     ]
-    problems = {card.model_id: card.problem for card in cards if card.problem is not None} | store.unreadable
+    problems = {
+        card.model_id: card.hindrance for card in cards if card.hindrance is not None
+    } | store.unreadable
     step = "mend or remove its directory"
     findings += [Finding("model", "note", f"{key}: {why}", step) for key, why in sorted(problems.items())]
-    findings += [
-        Finding(
-            "model",
-            "note",
-            f"{card.model_id}: no engine here can run {card.format}",
-            "fetch the model as safetensors",
-        )
-        for card in sound
-        if not card.is_runnable
-    ]
     if not good:
         findings.append(
             Finding("model", "note", "there is no model", f"put model directories into {home / 'models'}")

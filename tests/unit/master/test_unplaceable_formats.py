@@ -49,7 +49,8 @@ def test_its_cards_are_sent_as_they_are(gguf: ModelCard) -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(gguf), type=ModelCard) == gguf
 
 
-def test_it_is_not_runnable(gguf: ModelCard) -> None:
-    assert not gguf.is_runnable
-    assert not replace(card("toy"), problem="it is truncated").is_runnable
-    assert card("toy").is_runnable
+def test_people_are_told_why_it_cannot_be_run(gguf: ModelCard) -> None:
+    assert gguf.problem is None
+    assert gguf.hindrance == "no engine here can run gguf; fetch the model as safetensors"
+    assert replace(gguf, problem="it is truncated").hindrance == "it is truncated"
+    assert card("toy").hindrance is None

@@ -92,7 +92,7 @@ async def list_openai_models(context: Context) -> Response:
     """Every model the cluster can serve, placed or not."""
     state = context.coordinator.state
     cards = present.known_cards(state)
-    data = [_model(state, card) for _, card in sorted(cards.items()) if card.is_runnable]
+    data = [_model(state, card) for _, card in sorted(cards.items()) if card.hindrance is None]
     return json_answer({"object": "list", "data": data})
 
 

@@ -48,9 +48,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """By how many tokens the engine lets a cache grow at a time."""
 
     @property
-    def is_runnable(self) -> bool:
-        """Whether it is whole, and some engine can run its format."""
-        return self.problem is None and self.format in ENGINES_BY_FORMAT
+    def hindrance(self) -> str | None:
+        """Why it cannot be run, or None: its files are not whole, or no engine can run their format."""
+        if self.problem is not None or self.format in ENGINES_BY_FORMAT:
+            return self.problem
+        return f"no engine here can run {self.format}; fetch the model as safetensors"
 
     @property
     def total_bytes(self) -> int:
