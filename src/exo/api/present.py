@@ -40,7 +40,7 @@ def node(value: Node, profile: NodePerformanceProfile | None) -> View:
         "node_profile": profile,
         "devices": identity.devices,
         "models": [
-            {"model_id": card.model_id, "total_bytes": card.total_bytes, "problem": card.problem}
+            {"model_id": card.model_id, "total_bytes": card.total_bytes, "problem": card.hindrance}
             for card in identity.models
         ],
     }
@@ -119,7 +119,7 @@ def known_cards(state: State) -> dict[ModelId, ModelCard]:
     for _, node in sorted(state.nodes.items()):
         for card in node.identity.models:
             before = found.get(card.model_id)
-            if before is None or (before.problem is not None and card.problem is None):
+            if before is None or (before.hindrance is not None and card.hindrance is None):
                 found[card.model_id] = card
     return found
 
@@ -136,7 +136,7 @@ def _model(state: State, card: ModelCard) -> View:
             "name": node.identity.name,
             "is_connected": node.is_connected,
             "fingerprint": own.fingerprint,
-            "problem": own.problem,
+            "problem": own.hindrance,
         }
         for node_id, node in sorted(state.nodes.items())
         for own in node.identity.models
@@ -155,7 +155,7 @@ def _model(state: State, card: ModelCard) -> View:
         "context_length_max": card.context_length_max,
         "total_bytes": card.total_bytes,
         "kv_bytes_per_token_and_layer": card.kv_bytes_per_token_and_layer,
-        "problem": card.problem,
+        "problem": card.hindrance,
         "nodes": nodes,
         "instance_ids": sorted(
             key for key, value in state.instances.items() if value.model.model_id == card.model_id

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from exo.api.schemas.models import ModelList
 from exo.api.schemas.openai import OpenAIModelList
 from exo.api.schemas.problems import OpenAIError
 from exo.master.placement.place import place_instance
@@ -26,7 +27,11 @@ async def test_a_model_that_no_engine_runs_is_no_choice_and_a_chat_with_it_says_
     async with client_of(world.app()) as http:
         models = parse(OpenAIModelList, (await http.get("/v1/models")).content).data
         assert [model.id for model in models] == ["toy"]
-        assert "org/gguf" in (await http.get("/models")).text
+        listed = {
+            model.model_id: model.problem
+            for model in parse(ModelList, (await http.get("/models")).content).models
+        }
+        assert listed["toy"] is None and "can run gguf" in (listed["org/gguf"] or "")
         chat = {"model": "org/gguf", "messages": [{"role": "user", "content": "Hi"}]}
         response = await http.post("/v1/chat/completions", json=chat)
     assert response.status_code == 422
