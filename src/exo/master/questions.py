@@ -23,7 +23,8 @@ async def answer_question(coordinator: Coordinator, solver: Solver, question: Qu
     """Answer on this node, which leads: it has the whole log, and the newest state."""
     match question:
         case PreviewPlacements():
-            return Previews(previews=await solver.preview(coordinator.state, question.request))
+            previews = await solver.preview(coordinator.state, question.request)
+            return previews if isinstance(previews, Refusal) else Previews(previews=previews)
         case PlanPlacement():
             return await solver.plan(coordinator.state, question.request, question.change)
         case ExplainInstance():

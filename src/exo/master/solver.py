@@ -35,6 +35,7 @@ from exo.shared.types.what_if import Change
 
 __all__ = ["Placement", "Solver", "is_constraint_layer_wanted"]
 
+BUSY = "planner_busy"
 QUESTIONS_WAITING_MAX = 16
 """More are refused: each may take the whole deadline."""
 
@@ -70,10 +71,12 @@ class Solver:
         assert answer is not None
         return answer
 
-    async def preview(self, state: State, request: PlacementRequest) -> tuple[Preview, ...]:
-        """Solve several ways to place the model."""
+    async def preview(self, state: State, request: PlacementRequest) -> tuple[Preview, ...] | Refusal:
+        """Solve several ways to place the model; a refusal where too many questions wait already."""
         solution = await self._ask(state, request, Previewing())
         if solution.refusal is not None:
+            if solution.refusal.code == BUSY:
+                return solution.refusal
             return (Preview(title="Fastest", request=request, refusal=solution.refusal),)
         return solution.previews or ()
 
@@ -151,6 +154,6 @@ def is_constraint_layer_wanted(environment: Mapping[str, str]) -> bool:
 def _busy(waiting: int) -> Refusal:
     return Refusal(
         status=503,
-        code="planner_busy",
+        code=BUSY,
         message=f"{waiting} questions about placement are waiting already; ask again in a moment.",
     )
