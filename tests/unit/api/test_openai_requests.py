@@ -384,9 +384,54 @@ async def test_an_instance_deleted_while_it_loads(unplaced: World) -> None:
     assert error_of(responses[0])[:2] == (503, "instance_deleted")
 
 
-async def test_an_instance_on_a_lost_node_is_placed_elsewhere(world: World) -> None:
+LOST = events.NodeDisconnected(node_id=NodeId("a"), reason="off")
+WAITS = events.InstanceWaits(instance_id=INSTANCE_ID, generation=1, reason="it waits for that node")
+
+
+async def test_a_chat_for_an_instance_of_a_lost_node_waits_for_where_its_master_has_it_go_on(
+    world: World,
+) -> None:
     coordinator = world.coordinator
-    coordinator.set_state(fold(coordinator.state, events.NodeDisconnected(node_id=NodeId("a"), reason="off")))
+    plan = coordinator.state.instances[INSTANCE_ID].plan
+    on_b = msgspec.structs.replace(plan.stages[0], node_id=NodeId("b"), device_ids=())
+    moved = events.InstanceMoved(
+        instance_id=INSTANCE_ID,
+        generation=2,
+        plan=msgspec.structs.replace(plan, stages=(on_b,)),
+        reason="host-a is not connected",
+    )
+    coordinator.set_state(fold(coordinator.state, LOST))
+    responses: list[httpx.Response] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(asking, world, responses)
+        await anyio.wait_all_tasks_blocked()
+        assert responses == [], "a second one would take the room"
+        coordinator.set_state(fold(coordinator.state, moved))
+        await anyio.wait_all_tasks_blocked()
+        assert responses == []
+        coordinator.set_state(stage(coordinator.state, 0, "ready", address=STAGE_ADDRESS))
+    assert responses[0].status_code == 200, responses[0].text
+    assert world.client.requests[-1][1].generation == 2
+
+
+async def test_a_master_that_decides_nothing_about_a_lost_node_is_not_waited_for_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exo.api.serving.REPLACE_TIMEOUT_S", 0.05)
+    world.coordinator.set_state(fold(world.coordinator.state, LOST))
+
+    async def refuse(_: Command) -> Reply:
+        return Refusal(status=422, code="not_enough_memory", message="host-b has too little memory")
+
+    world.coordinator.set_command_handler(refuse)
+    responses: list[httpx.Response] = []
+    await asking(world, responses)
+    assert error_of(responses[0])[:2] == (422, "not_enough_memory")
+
+
+async def test_an_instance_that_waits_for_a_lost_node_is_placed_elsewhere(world: World) -> None:
+    coordinator = world.coordinator
+    coordinator.set_state(fold(coordinator.state, LOST, WAITS))
 
     async def refuse(_: Command) -> Reply:
         return Refusal(status=422, code="not_enough_memory", message="host-b has too little memory")
@@ -405,8 +450,7 @@ async def test_stages_that_failed_for_want_of_a_lost_node_keep_no_model_from_bei
     broken = state.instances[INSTANCE_ID]
     lost = next(one.node_id for one in broken.plan.stages if one.rank == 1)
     state = stage(state, 0, "failed", reason="the connection to stage 1 broke")
-    state = fold(state, events.NodeDisconnected(node_id=lost, reason="off"))
-    coordinator.set_state(state)
+    coordinator.set_state(fold(state, events.NodeDisconnected(node_id=lost, reason="off"), WAITS))
     rest = next(one for one in broken.plan.stages if one.node_id != lost)
     whole = msgspec.structs.replace(rest, rank=0, start_layer=0, end_layer=broken.model.layer_count)
     commands: list[Command] = []

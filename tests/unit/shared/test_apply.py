@@ -5,7 +5,7 @@ import pytest
 from exo.shared.apply import apply_entry, apply_telemetry
 from exo.shared.errors import LogOrderError
 from exo.shared.invariants import check
-from exo.shared.serving import instance_status
+from exo.shared.serving import instance_status, is_being_replaced
 from exo.shared.types import events as e
 from exo.shared.types.ids import DeviceId, EventId, InstanceId, NodeId
 from exo.shared.types.instances import StageProgress
@@ -103,6 +103,33 @@ def test_a_move_begins_a_new_generation_elsewhere_and_ends_being_stranded() -> N
         state, moved, e.InstanceMoved(instance_id=InstanceId("x"), generation=2, plan=alone, reason="")
     )
     assert again.instances == state.instances
+
+
+def test_an_instance_waits_for_its_node_until_that_is_back_or_it_goes_on_elsewhere() -> None:
+    ready = stage(stage(placed(two_nodes(), 2), 0, "ready"), 1, "ready")
+    away = fold(ready, e.NodeDisconnected(node_id=NodeId("b"), reason="killed"))
+    assert is_being_replaced(away, away.instances[InstanceId("i")])
+    assert not is_being_replaced(ready, ready.instances[InstanceId("i")])
+    waits = e.InstanceWaits(instance_id=InstanceId("i"), generation=1, reason="it waits: no room")
+    late = e.InstanceWaits(instance_id=InstanceId("i"), generation=0, reason="an older one")
+    waiting = fold(away, waits, late)
+    status, reason = instance_status(waiting, waiting.instances[InstanceId("i")])
+    assert status == "failed" and reason is not None
+    assert reason.endswith("is on host-b, which is not connected (killed); it waits: no room")
+    assert not is_being_replaced(waiting, waiting.instances[InstanceId("i")])
+    # Another node's coming is nothing to it; its own ends the waiting, and its stages are as they were.
+    joined = fold(waiting, e.NodeJoined(identity=identity("c")))
+    assert joined.instances == waiting.instances
+    back = fold(waiting, e.NodeJoined(identity=waiting.nodes[NodeId("b")].identity))
+    assert back.instances == ready.instances
+    alone = placed(two_nodes()).instances[InstanceId("i")].plan
+    moved = e.InstanceMoved(instance_id=InstanceId("i"), generation=2, plan=alone, reason="b is lost")
+    assert fold(waiting, moved).instances[InstanceId("i")].waiting_reason is None
+    removed = fold(away, e.NodeRemoved(node_id=NodeId("b"), reason="stolen"))
+    assert is_being_replaced(removed, removed.instances[InstanceId("i")])
+    on_a = next(one.rank for one in away.instances[InstanceId("i")].plan.stages if one.node_id == "a")
+    broken = stage(away, on_a, "failed", reason="truncated", is_permanent=True)
+    assert not is_being_replaced(broken, broken.instances[InstanceId("i")]), "a person has to look"
 
 
 def test_the_last_telemetry_wins_and_older_or_foreign_frames_change_nothing() -> None:
