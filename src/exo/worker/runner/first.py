@@ -237,7 +237,7 @@ class FirstStage(Role):
         is_timed = wants_token and self.ledger.is_open
         if is_timed:
             took_s = self._clock() - began_at
-            self.ledger.step_took(took_s, request.position)
+            self.ledger.step_took(took_s, request.position + len(inputs))
             self._round = (request, began_at, took_s) if self._is_clear(request) else None
         header = Activation(
             request_id=request_id,
