@@ -2,9 +2,10 @@
 
 A pace gives each layer a time: its overhead and its bytes. The cost model knows a bandwidth only, so that of a model
 is the one at which an average layer takes just that time. What was measured contains what others took of the device
-meanwhile, so load counts in proportion to that, and where the load is this cluster's own it counts for nothing.
+meanwhile, so only load beyond that counts, and where the load is this cluster's own it counts for nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -169,9 +170,13 @@ def _is_sound(pace: DevicePace) -> bool:
         pace.measurement_count >= MEASUREMENTS_MIN
         and pace.error_percent <= ERROR_MAX_PERCENT
         and is_usable(pace.bandwidth_bytes_per_s)
-        and pace.step_overhead_s >= 0
-        and pace.layer_overhead_s >= 0
+        and _is_time(pace.step_overhead_s)
+        and _is_time(pace.layer_overhead_s)
     )
+
+
+def _is_time(seconds: float) -> bool:
+    return math.isfinite(seconds) and seconds >= 0
 
 
 def _layer_s(pace: DevicePace, read_bytes: float) -> float:
@@ -189,10 +194,13 @@ def _mean_read_bytes(model: ModelFigures, context_length: int, batch: int) -> fl
 
 
 def _measured_speed(one: DeviceFigures, speed: Speed, pace: DevicePace, read_bytes: float) -> Speed:
-    """Return a device's speed as it was measured, less what load and heat take now and did not take then."""
-    before = used_by_others_percent(pace.used_by_others_percent) or 0.0
-    load_then = 1 - before / 100
-    load_now = load_then if speed.load_percent is None else speed.load_share
+    """Return a device's speed as it was measured, less what load and heat take now and did not take then.
+
+    Where there is less load now, it stays as measured until it is measured again: nodes of one host take each other's
+    loading of a model for load.
+    """
+    load_then = 1 - (used_by_others_percent(pace.used_by_others_percent) or 0.0) / 100
+    load_now = load_then if speed.load_percent is None else min(load_then, speed.load_share)
     # Heat that is foreseen for good counts. Degrees to the limit do not: it was as hot when it was measured.
     heat_share = one.memory_bandwidth_bytes_per_s / speed.bandwidth_bytes_per_s
     return replace(
@@ -212,7 +220,7 @@ def _add_hop(
 ) -> None:
     """Add what a ring's hops took more than its links are thought to take, to those within or between hosts."""
     ring = pace.hop_device_ids
-    if pace.hop_s is None or pace.hop_count < ROUNDS_MIN or len(ring) < 2 or not pace.hop_s >= 0:
+    if pace.hop_s is None or pace.hop_count < ROUNDS_MIN or len(ring) < 2 or not _is_time(pace.hop_s):
         return
     nodes = [state.nodes.get(NodeId(name.split("/", 1)[0])) for name in ring]
     expected_s = 0.0
