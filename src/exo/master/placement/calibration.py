@@ -30,6 +30,8 @@ from exo.shared.types.models import ModelCard
 from exo.shared.types.pace import DevicePace, pace_key
 from exo.shared.types.state import State
 
+STEPS_MIN = 8
+"""Steps from which on what was measured counts for more than what is assumed."""
 MEASUREMENTS_MIN = 32
 """Steps from which on a device counts as calibrated."""
 ERROR_MAX_PERCENT = 15.0
@@ -65,7 +67,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     def _confirms_stage(self, stage: StagePlan) -> bool:
         pace = self.paces.get(stage.device_ids[0]) if len(stage.device_ids) == 1 else None
-        if pace is None:
+        if pace is None or pace.measurement_count < MEASUREMENTS_MIN:
+            return False
+        if not pace.error_percent <= ERROR_MAX_PERCENT:
             return False
         read = step_reads(self.model, stage.start_layer, stage.end_layer, self.context_length).total_bytes
         return pace.reads_min_bytes / REACH <= read <= pace.reads_max_bytes * REACH
@@ -165,10 +169,9 @@ def calibrated_ways(calibration: Calibration, ways: Ways) -> Ways:
 
 
 def _is_sound(pace: DevicePace) -> bool:
-    """Say whether a pace rests on enough measurements, and whether these agree."""
+    """Say whether a pace is better than nothing: whether it rests on something, and can be."""
     return (
-        pace.measurement_count >= MEASUREMENTS_MIN
-        and pace.error_percent <= ERROR_MAX_PERCENT
+        pace.measurement_count >= STEPS_MIN
         and is_usable(pace.bandwidth_bytes_per_s)
         and _is_time(pace.step_overhead_s)
         and _is_time(pace.layer_overhead_s)
