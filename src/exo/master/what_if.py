@@ -6,12 +6,12 @@ from exo.master.placement.explain import milliseconds
 from exo.master.placement.machines import as_added, link_of, node_of, telemetry_of
 from exo.master.placement.place import find_model, place_instance
 from exo.master.placement.previews import Share
-from exo.master.placement.problem import ENGINES_BY_FORMAT
 from exo.master.recovery_ladder import without as freed_of
 from exo.shared.near_matches import near_matches
 from exo.shared.types.commands import Planned, Preview, Refusal
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.instances import PlacementRequest, Plan
+from exo.shared.types.models import ENGINES_BY_FORMAT
 from exo.shared.types.state import NodeTelemetry, State
 from exo.shared.types.what_if import AddedNode, Change
 

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 
 from exo.master.placement.evaluate import violations
 from exo.master.placement.greedy import memory_weighted_split
+from exo.master.placement.held import process_bytes
 from exo.master.placement.place import place_instance
 from exo.master.placement.previews import preview_placements
-from exo.master.placement.problem import RESERVE_BYTES
 from exo.shared.types.commands import Refusal
 from exo.shared.types.events import NodeDisconnected
 from exo.shared.types.ids import DeviceId, ModelId, NodeId
@@ -58,7 +58,7 @@ def test_min_nodes_spreads_layers_by_memory() -> None:
 
 
 def test_a_model_too_large_for_one_node_takes_the_fewest_that_hold_it() -> None:
-    plan = planned(place(nodes(5 * GIB // 2, 5 * GIB // 2, 5 * GIB // 2, layer_bytes=GIB - RESERVE_BYTES)))
+    plan = planned(place(nodes(5 * GIB // 2, 5 * GIB // 2, 5 * GIB // 2, layer_bytes=GIB - process_bytes(card()))))
     assert len(plan.stages) == 3
 
 

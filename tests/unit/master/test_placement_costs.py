@@ -3,18 +3,22 @@
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from exo.master.placement.assumed import ASSUMED
 from exo.master.placement.costs import Costs, bits_per_weight, cost_rounds, model_figures
+from exo.master.placement.evaluate import violations
 from exo.master.placement.figures import heat_of, used_by_others_percent
+from exo.master.placement.held import RESERVE_BYTES, VALUES_PER_HIDDEN, activation_bytes, process_bytes
 from exo.master.placement.ladder.cost_model import link_cost
 from exo.master.placement.ladder.evaluate import Stage, assess
 from exo.master.placement.ladder.problem import Device
 from exo.master.placement.problem import Problem, build_problem
 from exo.shared.types.devices import DeviceGPUState, ThermalStatus
 from exo.shared.types.ids import DeviceId, ModelId, NodeId
-from exo.shared.types.instances import PlacementRequest
+from exo.shared.types.instances import PlacementRequest, StagePlan
 from exo.shared.types.nodes import Link, LinkType
 from exo.shared.types.state import NodeTelemetry, State
 from support.placing import big, joined, reading
@@ -79,7 +83,7 @@ def test_what_was_measured_is_reached_already() -> None:
 
 def test_slow_arithmetic_counts_where_it_takes_longer_than_reading() -> None:
     flops = 2 * LAYER_BYTES * 8 / 4.5
-    assert model_figures(MODEL).layers[0].flops_per_token == pytest.approx(flops)
+    assert model_figures(MODEL, 4096).layers[0].flops_per_token == pytest.approx(flops)
     assert device(two_gpus(measured_flops_per_s=1e9)).layer_ns == pytest.approx(
         flops / (1e9 * ASSUMED.compute_share) * 1e9, rel=1e-6
     )
@@ -199,22 +203,110 @@ def test_absurd_links_are_told_and_left_aside(latency_ms: float, bandwidth_mbps:
     assert len(found.notes) == 1 and "no use" in found.notes[0]
 
 
-def test_the_ladder_counts_memory_as_the_evaluator_does() -> None:
+sizes = st.integers(0, 3_000_000)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    has_tied_head=st.booleans(),
+    split=st.sampled_from([[10], [4, 6], [1, 9]]),
+    kv=st.one_of(st.just(()), st.lists(sizes, min_size=10, max_size=10).map(tuple)),
+    window=st.one_of(
+        st.just(()), st.lists(st.sampled_from([0, 128, 9999]), min_size=10, max_size=10).map(tuple)
+    ),
+    states=st.one_of(st.just(()), st.lists(sizes, min_size=10, max_size=10).map(tuple)),
+    step=st.sampled_from([1, 256]),
+    dtype=st.sampled_from(["4-bit", "float32"]),
+)
+def test_ladder_solvers_and_evaluator_count_the_same_memory(
+    has_tied_head: bool,
+    split: list[int],
+    kv: tuple[int, ...],
+    window: tuple[int, ...],
+    states: tuple[int, ...],
+    step: int,
+    dtype: str,
+) -> None:
     state = two_gpus()
-    for has_tied_head in (False, True):
-        model = replace(MODEL, has_tied_head=has_tied_head)
-        for split in ([10], [4, 6], [1, 9]):
-            request = PlacementRequest(model_id=ModelId("big"), concurrency=3, context_length=777)
-            problem = replace(build_problem(state, MODEL, request, "mlx"), model=model)
-            start, stages = 0, list[Stage]()
-            for name, count in zip(("a/cuda:0", "b/cuda:0"), split, strict=False):
-                stages.append(Stage(device_id=name, start_layer=start, end_layer=start + count))
-                start += count
-            for cost in cost_rounds(state, problem).rounds:
-                assert list(assess(cost, stages).stage_bytes) == [
-                    problem.stage_memory_bytes(one.start_layer, one.end_layer) for one in stages
-                ]
-                assert {one.pool_id: one.room_bytes for one in cost.pools} == problem.free_bytes_by_pool
+    model = replace(
+        MODEL,
+        has_tied_head=has_tied_head,
+        layer_kv_bytes_per_token=kv,
+        layer_kv_tokens_max=window,
+        layer_state_bytes=states,
+        kv_step_tokens=step,
+        dtype=dtype,
+    )
+    request = PlacementRequest(model_id=ModelId("big"), concurrency=3, context_length=777)
+    problem = replace(build_problem(state, MODEL, request, "mlx"), model=model)
+    start, stages = 0, list[Stage]()
+    for name, count in zip(("a/cuda:0", "b/cuda:0"), split, strict=False):
+        stages.append(Stage(device_id=name, start_layer=start, end_layer=start + count))
+        start += count
+    for cost in cost_rounds(state, problem).rounds:
+        assert list(assess(cost, stages).stage_bytes) == [
+            problem.stage_memory_bytes(one.start_layer, one.end_layer) for one in stages
+        ]
+        assert {one.pool_id: one.room_bytes for one in cost.pools} == problem.free_bytes_by_pool
+
+    def wrongs(short_bytes: int) -> list[str]:
+        plan = [
+            StagePlan(
+                rank=rank,
+                node_id=NodeId("a"),
+                device_ids=(DeviceId(one.device_id),),
+                start_layer=one.start_layer,
+                end_layer=one.end_layer,
+                memory_bytes=problem.stage_memory_bytes(one.start_layer, one.end_layer) - short_bytes,
+            )
+            for rank, one in enumerate(stages)
+        ]
+        return violations(
+            plan,
+            model=model,
+            context_length=777,
+            concurrency=3,
+            pool_by_device=problem.pool_by_device,
+            free_bytes_by_pool=dict.fromkeys(problem.free_bytes_by_pool, 2**50),
+        )
+
+    assert wrongs(0) == []
+    assert len(wrongs(1)) == len(stages)
+
+
+def test_a_stage_holds_its_process_and_the_values_of_a_step() -> None:
+    problem = hard(two_gpus())
+    without = sum(MODEL.layer_bytes[2:5]) + 3 * 4096 * MODEL.kv_bytes_per_token_and_layer
+    assert problem.stage_memory_bytes(2, 5) == without + process_bytes(MODEL)
+    assert process_bytes(MODEL) == RESERVE_BYTES + 512 * VALUES_PER_HIDDEN * 8192 * 2
+    assert activation_bytes(replace(MODEL, dtype="float32")) == 2 * activation_bytes(MODEL)
+
+
+def test_a_token_reads_only_the_experts_that_it_goes_through() -> None:
+    model = replace(MODEL, layer_active_bytes=(LAYER_BYTES // 10,) * 10)
+    dense, sparse = model_figures(MODEL, 100), model_figures(model, 100)
+    assert sparse.layers[0].weight_bytes == dense.layers[0].weight_bytes == LAYER_BYTES
+    assert (dense.layers[0].active_bytes, sparse.layers[0].active_bytes) == (LAYER_BYTES, LAYER_BYTES // 10)
+    assert sparse.layers[0].flops_per_token == pytest.approx(dense.layers[0].flops_per_token / 10)
+    # Each sequence may choose other experts, but there are no more than there are.
+    assert model_figures(model, 100, batch=4).layers[0].active_bytes == 4 * LAYER_BYTES // 10
+    assert model_figures(model, 100, batch=64).layers[0].active_bytes == LAYER_BYTES
+    state = two_gpus()
+    mixture = replace(
+        build_problem(state, MODEL, PlacementRequest(model_id=ModelId("big")), "mlx"), model=model
+    )
+    slow, fast = device(state), cost_rounds(state, mixture).rounds[0].devices[0]
+    cache_bytes = 4096 * MODEL.kv_bytes_per_token_and_layer
+    assert fast.layer_ns / slow.layer_ns == pytest.approx(
+        (LAYER_BYTES / 10 + cache_bytes) / (LAYER_BYTES + cache_bytes), rel=1e-4
+    )
+
+
+def test_a_window_limits_what_is_read_of_a_cache() -> None:
+    model = replace(MODEL, layer_kv_tokens_max=(100, 0) * 5)
+    windowed, whole = model_figures(model, 4096).layers[:2]
+    assert windowed.kv_bytes_per_token == 100 * MODEL.kv_bytes_per_token_and_layer
+    assert whole.kv_bytes_per_token == 4096 * MODEL.kv_bytes_per_token_and_layer
 
 
 def test_nodes_of_one_host_tell_of_one_processor() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from exo.master.placement.assumed import ASSUMED
+from exo.master.placement.assumed import ASSUMED, assumed_for
 from exo.master.placement.calibration import Calibration, calibrated, calibrated_ways, calibration_of
 from exo.master.placement.figures import Candidates, Speed, figures_of
 from exo.master.placement.ladder.cost_model import (
@@ -57,7 +57,9 @@ def cost_rounds(state: State, problem: Problem) -> Costs:
     """Return what the candidates of a problem cost on this state. Pure."""
     told = figures_of(state, problem)
     request = problem.request
-    assumed = replace(ASSUMED, bandwidth_share_by_device=dict.fromkeys(sorted(told.measured), 1.0))
+    assumed = replace(
+        assumed_for(problem.model), bandwidth_share_by_device=dict.fromkeys(sorted(told.measured), 1.0)
+    )
     # Several stages on one processor, as several nodes of a host have them, take turns: they can share the latency
     # of one micro-batch, but not work on several at a time.
     is_alone = len(told.first_of_kind) == len(problem.candidates)
@@ -95,10 +97,11 @@ def _built(
 ) -> tuple[Built, Mapping[str, Speed]]:
     wishes = wishes_of(problem)
     there = {one.device.device_id for one in problem.candidates}
-    model = model_figures(problem.model)
+    concurrency = problem.request.concurrency
+    model = model_figures(problem.model, problem.context_length, batch=-(-concurrency // micro_batches))
     shape = RequestShape(
-        context_length=problem.context_length,
-        concurrency=problem.request.concurrency,
+        context_length=1,  # The figures are those of the whole context.
+        concurrency=concurrency,
         micro_batches=micro_batches,
         min_stages=wishes.min_stages,
     )
@@ -130,18 +133,24 @@ def _is_open(problem: Problem) -> bool:
     )
 
 
-def model_figures(model: ModelCard) -> ModelFigures:
-    """Return a model's figures. Every weight counts as read for each token: cards do not tell of experts."""
+def model_figures(model: ModelCard, context_length: int, *, batch: int = 1) -> ModelFigures:
+    """Return a model's figures for sequences of so many tokens: each has one token, which is the whole context.
+
+    Caches differ from layer to layer, and with windows they do not grow with the context. Of a mixture of experts a
+    step reads what one token does, times the batch, for each token may choose others; never more than there is.
+    """
     weight_bits = bits_per_weight(model.dtype)
+    active = model.layer_active_bytes or model.layer_bytes
     return ModelFigures(
         layers=tuple(
             LayerFigures(
                 weight_bytes=size,
-                kv_bytes_per_token=model.kv_bytes_per_token_and_layer,
+                active_bytes=min(size, read * batch),
+                kv_bytes_per_token=model.cache_bytes(layer, context_length),
                 # A multiplication and an addition for each weight.
-                flops_per_token=2 * size * 8 / weight_bits,
+                flops_per_token=2 * read * 8 / weight_bits,
             )
-            for size in model.layer_bytes
+            for layer, (size, read) in enumerate(zip(model.layer_bytes, active, strict=True))
         ),
         hidden_size=model.hidden_size,
         embedding_bytes=model.embedding_bytes,

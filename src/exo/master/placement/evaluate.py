@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from exo.master.placement.held import RESERVE_BYTES, activation_bytes
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.instances import PlacementRequest, StagePlan
 from exo.shared.types.models import ModelCard
@@ -19,7 +20,8 @@ def violations(
     """Return what is wrong with a plan, as sentences; an empty list means that it may be committed.
 
     Checks that every layer is placed exactly once and in order, that each stage's devices are there and used
-    once, and that weights plus KV cache fit into what is free of each memory pool, all stages on it together.
+    once, and that weights, caches, activations and reserve fit into what is free of each memory pool, all stages on
+    it together.
     """
     found: list[str] = []
     placed: list[int] = []
@@ -43,18 +45,15 @@ def violations(
                 continue
             taken_bytes[pool] = taken_bytes.get(pool, 0) + -(-stage.memory_bytes // len(stage.device_ids))
         weights = sum(model.layer_bytes[layer] for layer in range(stage.start_layer, stage.end_layer))
-        cache = (
-            (stage.end_layer - stage.start_layer)
-            * model.kv_bytes_per_token_and_layer
-            * context_length
-            * concurrency
+        cache = concurrency * sum(
+            model.cache_bytes(layer, context_length) for layer in range(stage.start_layer, stage.end_layer)
         )
         ends = model.embedding_bytes if position == 0 else 0
         if position == len(stages) - 1:
             ends += model.head_bytes
             if model.has_tied_head and position > 0:
                 ends += model.embedding_bytes
-        needed_bytes = weights + cache + ends
+        needed_bytes = weights + cache + ends + RESERVE_BYTES + activation_bytes(model)
         if needed_bytes > stage.memory_bytes:
             found.append(f"stage {position} promises {stage.memory_bytes} bytes but needs {needed_bytes}")
     for pool, taken in sorted(taken_bytes.items()):

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from exo.master.placement.problem import RESERVE_BYTES, Candidate, Problem
+from exo.master.placement.held import process_bytes
+from exo.master.placement.problem import Candidate, Problem
 from exo.master.placement.wishes import in_turn
 from exo.shared.types.ids import NodeId
 from exo.shared.types.instances import StagePlan
@@ -129,7 +130,7 @@ def _stages(
 
 def _fits(problem: Problem, group: Group, start: int, end: int) -> bool:
     """Say whether a group holds these layers, its nodes' reserves and a second embedding included."""
-    needed = problem.stage_memory_bytes(start, end) + (len(group) - 1) * RESERVE_BYTES
+    needed = problem.stage_memory_bytes(start, end) + (len(group) - 1) * process_bytes(problem.model)
     if len(group) > 1 and start == 0 and end == problem.model.layer_count and problem.model.has_tied_head:
         needed += problem.model.embedding_bytes
     return end - start >= len(group) and needed <= group[0].memory_free_bytes

@@ -4,6 +4,7 @@ import msgspec
 from msgspec.structs import replace
 
 from exo.master.placement.filters import nodes_to_avoid, why_not_able, why_not_wanted
+from exo.master.placement.held import process_bytes
 from exo.shared.types.devices import GPUDevice
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.instances import ExcludedDevice, PlacementRequest
@@ -12,10 +13,6 @@ from exo.shared.types.nodes import Node
 from exo.shared.types.state import State
 
 CONTEXT_LENGTH_DEFAULT = 4096
-RESERVE_BYTES = 128 * 1024 * 1024
-"""Taken by the stage's own process beside weights and cache: interpreter, libraries, buffers."""
-ENGINES_BY_FORMAT = {"safetensors": ("mlx",)}
-"""Engines that can run a format, preferred first."""
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,17 +72,23 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def stage_memory_bytes(self, start_layer: int, end_layer: int) -> int:
-        """Bytes that a stage with these layers takes: weights, KV cache for the whole context, reserve."""
+        """Bytes that a stage with these layers takes: weights, caches for the whole context, activations, reserve."""
         model = self.model
-        layers = end_layer - start_layer
         total = sum(model.layer_bytes[start_layer:end_layer])
-        total += self.request.concurrency * self.context_length * model.kv_bytes_per_token_and_layer * layers
+        total += self.request.concurrency * self._cache_bytes(start_layer, end_layer)
         is_last = end_layer == model.layer_count
         if start_layer == 0 or (is_last and model.has_tied_head):
             total += model.embedding_bytes
         if is_last:
             total += model.head_bytes
-        return total + RESERVE_BYTES
+        return total + process_bytes(model)
+
+    def _cache_bytes(self, start_layer: int, end_layer: int) -> int:
+        """Of one sequence."""
+        model = self.model
+        if not (model.layer_kv_bytes_per_token or model.layer_kv_tokens_max or model.layer_state_bytes):
+            return model.cache_bytes(0, self.context_length) * (end_layer - start_layer)
+        return sum(model.cache_bytes(layer, self.context_length) for layer in range(start_layer, end_layer))
 
 
 def context_length_of(model: ModelCard, request: PlacementRequest) -> int:
