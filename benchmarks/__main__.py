@@ -16,6 +16,7 @@ BENCHMARKS = {
     "telemetry": "benchmarks.telemetry",
     "placement": "benchmarks.placement",
     "thermal": "benchmarks.thermal",
+    "replacement": "benchmarks.replacement",
 }
 """Name -> module with a `run(*, quick: bool) -> list[Result | NotMeasured]`. One of several parts names them in
 `PARTS`, and its `run` takes `parts` as well."""
