@@ -1,7 +1,7 @@
 """From `kill -9` of a node that runs a stage to the next token of the same model, on what is left. Whole nodes.
 
 Three nodes and a model over two of them; over all three where the master is to be killed, so that it surely has a
-stage. Somebody asks at once and again and again, and the time to the first token is taken. The promise is that the model
+stage. Somebody asks at once, again and again, and the time to the first token is taken. The promise is that a model
 serves again within five seconds and a load: the load is that of the same round, from the decision until it is ready.
 """
 
