@@ -41,6 +41,7 @@ from exo.gpu.discovery import GPUDiscoveryService
 from exo.gpu.factory import GPUBackendFactory
 from exo.gpu.health_watch import HealthWatch
 from exo.gpu.measuring import DeviceMeasurer
+from exo.gpu.refusals import refusals
 from exo.gpu.registry import REGISTRY_FILE, DeviceRegistry
 from exo.gpu.thermal.settings import ThermalSettings
 from exo.master.loop import Master
@@ -224,6 +225,7 @@ async def _run_with(
             now=_utc_now,
             on_lost=watch.look_soon,
             heat=heat,
+            refused=lambda: refusals(discovery.inventory),
         )
         tasks.start_soon(health.run)
         tasks.start_soon(watch.run)

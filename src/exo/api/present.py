@@ -37,8 +37,9 @@ def node(value: Node, profile: NodePerformanceProfile | None) -> View:
         "cluster_address": identity.cluster_address,
         "data_address": identity.data_address,
         "engines": identity.engines,
-        "node_profile": profile,
+        "node_profile": None if profile is None else {"memory": profile.memory, "system": profile.system},
         "devices": identity.devices,
+        "refused_devices": () if profile is None else profile.refused_devices,
         "models": [
             {"model_id": card.model_id, "total_bytes": card.total_bytes, "problem": card.hindrance}
             for card in identity.models
@@ -187,6 +188,9 @@ def gpu_info(state: State) -> View:
                 "name": node.identity.name,
                 "is_connected": node.is_connected,
                 "devices": devices,
+                "refused_devices": live.profile.refused_devices
+                if live is not None and live.profile is not None
+                else (),
             }
         )
     return {"index": state.index, "nodes": nodes, "hottest_device": hottest}

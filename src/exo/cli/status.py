@@ -33,6 +33,9 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
     console.print(plain(state["topology"]["metrics"]["summary"]))
     console.print()
     console.print(_nodes(state))
+    for node in state["topology"]["nodes"]:
+        for refused in node.get("refused_devices", ()):
+            console.print(f"[yellow]not used on {plain(node['name'])}:[/yellow] {refusal_line(refused)}")
     console.print()
     if state["instances"]:
         console.print(_instances(state, names))
@@ -158,6 +161,13 @@ def device_line(device: Json, now: Json | None) -> str:
         elif now["is_thermal_throttling"]:
             parts.append("slows itself down: it is too hot")
     return plain(", ".join(parts))
+
+
+def refusal_line(refused: Json) -> str:
+    """Return on a line what is there and is not used, why, and what can be done about it."""
+    name = f"{refused['local_alias']} {refused['name']}" if refused["local_alias"] else refused["name"]
+    step = f"; {refused['next_step']}" if refused["next_step"] else ""
+    return plain(f"{name}: {refused['reason']}{step}")
 
 
 def _instances(state: Json, names: dict[str, str]) -> Any:

@@ -1,12 +1,13 @@
 """From what devices say to what a node tells of them: states, what counts as a change, and the host's sum. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from exo.gpu.reading import DeviceReading, ProcessMemory
 from exo.shared.types.devices import (
     DeviceGPUState,
+    DeviceRefusal,
     GPUDevice,
     Health,
     MemoryProfile,
@@ -31,12 +32,17 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostReading(msgspec.Struct, frozen=True, kw_only=True):
-    """The host's memory in bytes."""
+    """The host's memory in bytes, and what else it tells of itself as a whole."""
 
     ram_total: int
     ram_available: int
     swap_total: int
     swap_available: int
+    power_watts: float | None = None
+    """Of the whole machine."""
+    efficiency_cores_percent: float | None = None
+    performance_cores_percent: float | None = None
+    """Both None where the cores are alike, or nobody tells."""
 
 
 def state_of(
@@ -162,15 +168,18 @@ def _processes_changed(
 
 
 def node_profile(
-    devices: Sequence[tuple[GPUDevice, DeviceGPUState | None]], host: HostReading
+    devices: Sequence[tuple[GPUDevice, DeviceGPUState | None]],
+    host: HostReading,
+    refused: tuple[DeviceRefusal, ...] = (),
 ) -> NodePerformanceProfile:
     """Sum a host up. Only devices with memory of their own add to VRAM; the CPU is no GPU.
 
-    A GPU of which nothing was read counts with what it is, and adds nothing to what is used or free.
+    A sum of which a part is not known is not known either: what is used and free of the VRAM is None then.
 
     Args:
         devices: All of the host's, with their telemetry; None: there is none, as with `EXO_GPU_TELEMETRY=0`.
-        host: Its memory.
+        host: Its memory, and the rest.
+        refused: Devices that are there and are not used.
     """
     gpus = [(device, state) for device, state in devices if device.backend != "cpu"]
     vram = [(device, state) for device, state in gpus if device.memory_kind == "vram"]
@@ -180,6 +189,8 @@ def node_profile(
     usages = [
         state.compute_utilization_percent for state in read if state.compute_utilization_percent is not None
     ]
+    processor_percent = processor.compute_utilization_percent if processor is not None else None
+    fast_percent = host.performance_cores_percent
     return NodePerformanceProfile(
         memory=MemoryProfile(
             ram_total=host.ram_total,
@@ -187,19 +198,42 @@ def node_profile(
             swap_total=host.swap_total,
             swap_available=host.swap_available,
             gpu_vram_total=sum(device.memory_total_bytes for device, _ in vram),
-            gpu_vram_available=sum(state.memory_free_bytes or 0 for _, state in vram if state is not None),
-            gpu_vram_used=sum(state.memory_used_bytes or 0 for _, state in vram if state is not None),
+            gpu_vram_available=_sum(state and state.memory_free_bytes for _, state in vram),
+            gpu_vram_used=_sum(state and state.memory_used_bytes for _, state in vram),
         ),
         system=SystemProfile(
             gpu_usage=sum(usages) / len(usages) if usages else None,
             temp=processor.thermal_temperature_c if processor is not None else None,
-            pcpu_usage=processor.compute_utilization_percent if processor is not None else None,
+            sys_power=_machine_watts(host, processor, [state for _, state in gpus]),
+            pcpu_usage=processor_percent if fast_percent is None else fast_percent,
+            ecpu_usage=host.efficiency_cores_percent,
             utilization_memory_percent=round(100 * (1 - host.ram_available / host.ram_total), 1),
             gpu_count=len(gpus),
             gpu_names=tuple(device.name for device, _ in gpus),
             gpu_power_watts=sum(powers) if powers else None,
         ),
+        refused_devices=refused,
     )
+
+
+def _machine_watts(
+    host: HostReading, processor: DeviceGPUState | None, gpus: Sequence[DeviceGPUState | None]
+) -> float | None:
+    """Return what the machine counts itself; else its processor and GPUs together, where each of them tells."""
+    if host.power_watts is not None:
+        return host.power_watts
+    parts = [None if one is None else one.power_watts for one in (processor, *gpus)]
+    known = [one for one in parts if one is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    total = 0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
 
 
 def profile_changed(
@@ -207,7 +241,9 @@ def profile_changed(
 ) -> bool:
     """Say whether a host's sum differs enough from the one told last."""
     return (
-        before.system.gpu_names != after.system.gpu_names
+        before.refused_devices != after.refused_devices
+        or before.system.gpu_names != after.system.gpu_names
+        or before.memory.gpu_vram_total != after.memory.gpu_vram_total
         or _differs(before.memory.ram_available, after.memory.ram_available, thresholds.memory_change_bytes)
         or _differs(before.memory.gpu_vram_used, after.memory.gpu_vram_used, thresholds.memory_change_bytes)
         or _differs(before.system.pcpu_usage, after.system.pcpu_usage, thresholds.utilization_change_percent)

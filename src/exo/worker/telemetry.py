@@ -14,12 +14,12 @@ from exo.gpu.countdown import Countdown
 from exo.gpu.driver_call import DriverCall
 from exo.gpu.driver_thread import DriverThread
 from exo.gpu.errors import DeviceHangError, DeviceLostError
-from exo.gpu.host_memory import read_host_memory, read_swap
 from exo.gpu.inventory import UsedDevice
 from exo.gpu.reading import DeviceReading
 from exo.shared.errors import ExoError
 from exo.shared.types.devices import (
     DeviceGPUState,
+    DeviceRefusal,
     GPUDevice,
     Health,
     NodePerformanceProfile,
@@ -35,6 +35,7 @@ from exo.worker.device_states import (
     profile_changed,
     state_of,
 )
+from exo.worker.host_reader import HostReader
 
 HOST_TIMEOUT_S = 10.0
 """Until the system is said to hang that does not tell the host's memory."""
@@ -108,6 +109,8 @@ class GPUTelemetryCollector:
         config: How often, and what.
         clock: Monotonic seconds.
         now: ISO 8601 UTC time.
+        refused: Gives the devices that are there and are not used.
+        read_host: Reads the host; None: this one. May block; of one thread at a time.
         on_lost: Called when a device is lost: it is time to look which ones are there.
     """
 
@@ -123,11 +126,15 @@ class GPUTelemetryCollector:
         now: Callable[[], str],
         on_lost: Callable[[], None] = lambda: None,
         heat: HeatJudge | None = None,
+        refused: Callable[[], tuple[DeviceRefusal, ...]] = lambda: (),
+        read_host: Callable[[], HostReading] | None = None,
     ) -> None:
         self._node_id = node_id
         self._devices = devices
         self._health = health
         self._heat = heat
+        self._refused = refused
+        self._read_host = HostReader(clock).read if read_host is None else read_host
         self._publish = publish
         self._config = config
         self._clock = clock
@@ -144,17 +151,14 @@ class GPUTelemetryCollector:
         self._host_thread = DriverThread("host")
         self._host_call: DriverCall | None = None
         self._host: HostReading | None = None
+        self._is_host_complaint_told = False
 
     async def collect_device_state(self, backend: GPUBackend, device: GPUDevice) -> DeviceGPUState:
         """Read one device now. One that does not answer has no values, and its health says why."""
         return self._judged(device, await _answer(backend.read_device(device.device_id)), self._now())
 
     async def collect(self) -> list[Telemetry]:
-        """Read everything once; return events for what changed enough, or was not told for long.
-
-        Raises:
-            OSError: The host could not be read.
-        """
+        """Read everything once; return events for what changed enough, or was not told for long."""
         used = self._devices() if self._config.is_enabled else ()
         await self._read_all(used)
         at_s = self._clock()
@@ -171,7 +175,7 @@ class GPUTelemetryCollector:
         if self._host is not None:
             # What there is is known without having been read.
             known = [(one.device, self._states.get(one.device.device_id)) for one in self._devices()]
-            events += self._profile_events(node_profile(known, self._host), at_s)
+            events += self._profile_events(node_profile(known, self._host, self._refused()), at_s)
         return events
 
     async def _read_all(self, used: Sequence[UsedDevice]) -> None:
@@ -204,12 +208,19 @@ class GPUTelemetryCollector:
         call = self._host_call
         if call is not None and (call.is_done or self._host is None):
             self._host_call = None
-            self._host = await self._host_thread.outcome(call)
+            try:
+                self._host = await self._host_thread.outcome(call)
+            except (OSError, ExoError) as error:
+                if not self._is_host_complaint_told:
+                    self._is_host_complaint_told = True
+                    logger.warning(
+                        "could not read this host's telemetry, what was read last stands: {}", error
+                    )
 
     def _begin_host(self, together: Countdown) -> DriverCall | None:
         try:
             return self._host_thread.begin(
-                read_host, doing="reading its memory", timeout_s=HOST_TIMEOUT_S, together=together
+                self._read_host, doing="reading its memory", timeout_s=HOST_TIMEOUT_S, together=together
             )
         except DeviceHangError:
             return None
@@ -227,11 +238,7 @@ class GPUTelemetryCollector:
         self._is_monitoring = True
         try:
             while True:
-                try:
-                    events = await self.collect()
-                except OSError as error:
-                    logger.warning("could not read this host's telemetry: {}", error)
-                    events = []
+                events = await self.collect()
                 if events:
                     self._publish(events)
                 await anyio.sleep(self._config.interval_s)
@@ -294,14 +301,3 @@ async def _answer(reading: Awaitable[DeviceReading]) -> DeviceReading | ExoError
         return await reading
     except ExoError as error:
         return error
-
-
-def read_host() -> HostReading:
-    """Read the host's memory; may block for a moment."""
-    memory, (swap_total, swap_free) = read_host_memory(), read_swap()
-    return HostReading(
-        ram_total=memory.total_bytes,
-        ram_available=memory.available_bytes,
-        swap_total=swap_total,
-        swap_available=swap_free,
-    )

@@ -7,6 +7,7 @@ from exo.api.schemas.models import ModelList
 from exo.cluster.facts import PeerSeen
 from exo.shared.types.devices import (
     DeviceGPUState,
+    DeviceRefusal,
     MemoryProfile,
     NodePerformanceProfile,
     SystemProfile,
@@ -27,6 +28,15 @@ from exo.shared.types.nodes import HostPort
 from support.api_world import INSTANCE_ID, World, client_of, parse
 from support.states import GIB, fold, gpu
 from support.stories import placed, stage
+
+REFUSED = DeviceRefusal(
+    backend="cuda",
+    kind="wrong",
+    name="Test GPU",
+    local_alias="cuda:1",
+    reason="its check failed: wrong sums",
+    next_step="update its driver",
+)
 
 
 def measure(world: World) -> None:
@@ -60,7 +70,9 @@ def measure(world: World) -> None:
         [
             NodeProfileUpdated(
                 node_id=node_id,
-                profile=NodePerformanceProfile(memory=memory, system=SystemProfile(pcpu_usage=12.5)),
+                profile=NodePerformanceProfile(
+                    memory=memory, system=SystemProfile(pcpu_usage=12.5), refused_devices=(REFUSED,)
+                ),
             ),
             DeviceGPUStateUpdated(state=reading),
             LinkMeasured(
@@ -181,6 +193,22 @@ async def test_gpu_info_joins_devices_telemetry_and_allocation(world: World, htt
     numbers = [(one.gpu_id, one.device.local_alias) for one in info.nodes[1].devices]
     assert numbers == [(9, "cuda:9"), (10, "cuda:10"), (11, "cpu:0")]
     assert info.nodes[1].devices[0].thermal.temperature_c is None
+
+
+async def test_a_device_that_is_refused_is_shown_with_the_reason_and_is_none_of_the_devices(
+    world: World, http: httpx.AsyncClient
+) -> None:
+    measure(world)
+    node = parse(ClusterStateView, (await http.get("/state")).content).topology.nodes[0]
+    shown = parse(GpuInfoView, (await http.get("/gpu/info")).content).nodes
+    for refused in (node.refused_devices, shown[0].refused_devices):
+        assert [(one.local_alias, one.kind, one.reason, one.next_step) for one in refused] == [
+            ("cuda:1", "wrong", "its check failed: wrong sums", "update its driver")
+        ]
+    assert shown[1].refused_devices == []
+    assert {one.device.local_alias for one in shown[0].devices} == {"cpu:0"}
+    assert [one.local_alias for one in node.devices] == ["cpu:0"]
+    assert node.node_profile is not None and node.node_profile.system.gpu_count == 0
 
 
 async def test_models_are_listed_once_with_all_their_nodes(http: httpx.AsyncClient) -> None:

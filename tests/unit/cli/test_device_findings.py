@@ -36,7 +36,11 @@ def test_each_piece_stands_with_what_installs_it() -> None:
         ("ok", "cuda:0: Test GPU, 8.0 GiB", ""),
         ("ok", "cuda:1: Test GPU, 8.0 GiB", ""),
         ("broken", "cuda:2: Test GPU is not used: its check failed: wrong sums", WRONG_STEP),
-        ("note", "cuda:3: Test GPU is not used: its check has not ended yet", ""),
+        (
+            "note",
+            "cuda:3: Test GPU is not used: its check has not ended yet",
+            "wait a moment; if it stays so, restart the machine",
+        ),
         ("note", "simulated works in part: CuPy is not installed", "uv pip install cupy"),
         ("note", "no rocm: amdsmi is missing", "apt install it"),
     ]

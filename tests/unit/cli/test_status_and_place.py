@@ -21,6 +21,12 @@ from exo.shared.types.commands import (
     Refusal,
     Reply,
 )
+from exo.shared.types.devices import (
+    DeviceRefusal,
+    MemoryProfile,
+    NodePerformanceProfile,
+    SystemProfile,
+)
 from exo.shared.types.ids import NodeId
 from exo.shared.types.voters import Voters
 from support.api_world import INSTANCE_ID, STAGE_ADDRESS, World
@@ -85,6 +91,22 @@ def test_status_shows_nodes_devices_and_instances(ready: RunningWorld, run: Run)
         "ready",
     ):
         assert words in outcome.out
+
+
+def test_status_shows_what_is_there_and_not_used(unplaced: RunningWorld, run: Run) -> None:
+    refused = DeviceRefusal(
+        backend="cuda",
+        kind="unavailable",
+        name="NVIDIA GPUs",
+        reason="the driver is too old",
+        next_step="update it",
+    )
+    memory = MemoryProfile(ram_total=8 * GIB, ram_available=GIB, swap_total=0, swap_available=0)
+    profile = NodePerformanceProfile(memory=memory, system=SystemProfile(), refused_devices=(refused,))
+    told = events.NodeProfileUpdated(node_id=NodeId("a"), profile=profile)
+    unplaced.portal.call(unplaced.world.coordinator.publish, [told])
+    shown = " ".join(run("status").out.split())
+    assert "not used on host-a: NVIDIA GPUs: the driver is too old; update it" in shown
 
 
 def test_a_node_that_was_removed_waits_for_nobody(unplaced: RunningWorld, run: Run) -> None:

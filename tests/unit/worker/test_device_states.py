@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from exo.gpu.reading import DeviceFault, DeviceReading, ProcessMemory
 from exo.shared.types.devices import DeviceGPUState, ThermalStatus
-from exo.shared.types.ids import NodeId
+from exo.shared.types.ids import DeviceId, NodeId
 from exo.worker.device_states import (
     HostReading,
     Thresholds,
@@ -159,6 +159,36 @@ def test_vram_and_ram_are_kept_apart_and_the_processor_is_no_gpu() -> None:
     assert profile.system.utilization_memory_percent == 75.0
     unified = replace(DEVICE, memory_kind="unified")
     assert node_profile([(unified, gpu_state)], HOST).memory.gpu_vram_total == 0
+
+
+def test_a_sum_of_which_a_part_is_unknown_is_unknown() -> None:
+    other = replace(DEVICE, device_id=DeviceId("n/cuda:1"), local_alias="cuda:1")
+    silent = replace(state(), device_id=other.device_id, memory_used_bytes=None, power_watts=None)
+    profile = node_profile([(DEVICE, state()), (other, silent)], HOST)
+    assert profile.memory.gpu_vram_total == DEVICE.memory_total_bytes + other.memory_total_bytes
+    assert profile.memory.gpu_vram_used is None and profile.memory.gpu_vram_available is None
+    assert profile.system.sys_power is None
+    assert node_profile([(DEVICE, state()), (other, None)], HOST).memory.gpu_vram_used is None
+
+
+def test_what_the_machine_draws_is_what_it_counts_itself_else_its_parts_together() -> None:
+    processor = cpu("n", 64 * GIB)
+    cpu_state = replace(state(), device_id=processor.device_id, power_watts=35.0)
+    both = [(processor, cpu_state), (DEVICE, state(power_watts=100.0))]
+    assert node_profile(both, HOST).system.sys_power == 135.0
+    assert node_profile(both, replace(HOST, power_watts=210.0)).system.sys_power == 210.0
+    untold = [(processor, replace(cpu_state, power_watts=None)), (DEVICE, state(power_watts=100.0))]
+    assert node_profile(untold, HOST).system.sys_power is None
+
+
+def test_efficiency_cores_are_told_apart_where_there_are_some() -> None:
+    processor = cpu("n", 64 * GIB)
+    told = [(processor, replace(state(), device_id=processor.device_id, compute_utilization_percent=30.0))]
+    alike = node_profile(told, HOST).system
+    assert (alike.pcpu_usage, alike.ecpu_usage) == (30.0, None)
+    two_kinds = replace(HOST, efficiency_cores_percent=80.0, performance_cores_percent=5.0)
+    apart = node_profile(told, two_kinds).system
+    assert (apart.pcpu_usage, apart.ecpu_usage) == (5.0, 80.0)
 
 
 def test_a_host_without_devices_has_no_made_up_numbers() -> None:

@@ -14,9 +14,10 @@ from exo.gpu.inventory import UsedDevice
 from exo.gpu.limits import CallLimits
 from exo.gpu.reading import DeviceFault, DeviceReading
 from exo.gpu.threaded import ThreadedBackend
-from exo.shared.types.devices import DeviceGPUState
+from exo.shared.types.devices import DeviceGPUState, DeviceRefusal
 from exo.shared.types.events import DeviceGPUStateUpdated, NodeProfileUpdated, Telemetry
 from exo.shared.types.ids import DeviceId, NodeId
+from exo.worker.device_states import HostReading
 from exo.worker.telemetry import GPUTelemetryCollector, GPUTelemetryConfig
 from support.scripted_driver import GIB, ScriptedDriver, found
 
@@ -41,6 +42,7 @@ class Bench:
             policy=ConditionPolicy(health=HealthPolicy(bad_in_a_row_max=2)), clock=self.clock
         )
         self.used: tuple[UsedDevice, ...] = ()
+        self.refused: tuple[DeviceRefusal, ...] = ()
         self.lost_count = 0
         self.told: list[Telemetry] = []
         self.heard = anyio.Event()
@@ -66,6 +68,7 @@ class Bench:
             clock=self.clock,
             now=lambda: f"at {self.clock.now_s:g} s",
             on_lost=self._lost,
+            refused=lambda: self.refused,
         )
 
     def _publish(self, events: Sequence[Telemetry]) -> None:
@@ -255,5 +258,46 @@ async def test_telemetry_of_devices_can_be_turned_off_and_the_hosts_memory_is_st
     assert event.profile.system.gpu_count == len(gpus) > 0
     assert event.profile.system.gpu_names == tuple(one.name for one in gpus)
     assert event.profile.memory.gpu_vram_total == sum(one.memory_total_bytes for one in gpus) > 0
-    assert event.profile.memory.gpu_vram_available == event.profile.memory.gpu_vram_used == 0
+    assert event.profile.memory.gpu_vram_available is None and event.profile.memory.gpu_vram_used is None
     assert event.profile.system.gpu_usage is None and event.profile.system.gpu_power_watts is None
+
+
+async def test_a_device_that_is_refused_is_told_at_once_and_no_more_when_it_works(bench: Bench) -> None:
+    telemetry = bench.collector()
+    await telemetry.collect()
+    bench.clock.now_s = 1
+
+    async def told() -> list[tuple[DeviceRefusal, ...]]:
+        events = await telemetry.collect()
+        return [one.profile.refused_devices for one in events if isinstance(one, NodeProfileUpdated)]
+
+    assert await told() == []
+    wrong = DeviceRefusal(
+        backend="cuda", kind="wrong", name="Test GPU", local_alias="cuda:1", reason="it computed wrongly"
+    )
+    bench.refused = (wrong,)
+    assert await told() == [(wrong,)]
+    assert await told() == []
+    bench.refused = ()
+    assert await told() == [()]
+
+
+async def test_a_host_that_cannot_be_read_is_no_end_of_the_devices_telemetry(bench: Bench) -> None:
+    def fails() -> HostReading:
+        raise OSError("no such file")
+
+    telemetry = GPUTelemetryCollector(
+        node_id=NodeId("n"),
+        devices=lambda: bench.used,
+        health=bench.health,
+        publish=bench._publish,
+        config=GPUTelemetryConfig(patience_s=20),
+        clock=bench.clock,
+        now=lambda: "now",
+        read_host=fails,
+    )
+    for _ in range(2):
+        events = await telemetry.collect()
+        assert {type(one) for one in events} <= {DeviceGPUStateUpdated}
+        bench.clock.now_s += 20
+        assert states(events).keys() == {FIRST, SECOND}

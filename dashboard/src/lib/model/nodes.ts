@@ -25,8 +25,17 @@ export interface NodeCard {
   devices: NodeDevice[];
   /** How many of them failed, are degraded, slowed or hot. */
   troubles: Condition[];
+  /** What is there besides and is not used. */
+  refused: RefusedDevice[];
   /** What is placed here. */
   stages: PlacedStage[];
+}
+
+export interface RefusedDevice {
+  name: string;
+  /** `not used: its check failed`; it wants someone to look unless another driver has it, or it is still checked. */
+  condition: Condition;
+  nextStep: string;
 }
 
 export interface NodeDevice extends DeviceRow {
@@ -72,6 +81,7 @@ export function nodeCards(state: ClusterState): NodeCard[] {
       .map((other) => nameOf.get(other.node_id) ?? other.node_id),
     memory: node.is_connected ? memoryBars(state, node) : null,
     ...devicesOf(state, node),
+    refused: refusedDevices(node),
     stages: placedStages(state, node.node_id),
   }));
 }
@@ -84,6 +94,19 @@ function devicesOf(state: ClusterState, node: Node): Pick<NodeCard, 'devices' | 
   // The cluster lists them by their ids: people count.
   devices.sort((one, other) => one.alias.localeCompare(other.alias, 'en', { numeric: true }));
   return { devices, troubles: troubles(devices) };
+}
+
+/** Devices that are there and are not used, as the node told last; of one that is away nobody knows. */
+function refusedDevices(node: Node): RefusedDevice[] {
+  if (!node.is_connected) return [];
+  return node.refused_devices.map((refused) => ({
+    name: [refused.local_alias, refused.name].filter(Boolean).join(' '),
+    condition: {
+      tone: refused.kind === 'wrong' ? 'bad' : refused.kind === 'duplicate' ? 'plain' : 'warn',
+      words: `not used: ${refused.reason}`,
+    },
+    nextStep: refused.next_step,
+  }));
 }
 
 /** Where a device has memory of its own, and the node's sum is not just that. */

@@ -49,6 +49,60 @@ describe('nodes', () => {
     expect(first?.devices.map((device) => device.utilizationPercent)).toEqual([null, null]);
   });
 
+  it('shows what is there and not used apart from the devices, and nothing of a node that is away', () => {
+    const refused = [
+      {
+        backend: 'cuda',
+        kind: 'wrong',
+        name: 'RTX 4090',
+        local_alias: 'cuda:1',
+        reason: 'its check failed',
+        next_step: 'restart',
+      },
+      {
+        backend: 'rocm',
+        kind: 'hanging',
+        name: 'AMD GPUs',
+        local_alias: null,
+        reason: 'no answer',
+        next_step: '',
+      },
+      {
+        backend: 'directml',
+        kind: 'duplicate',
+        name: 'RTX 4090',
+        local_alias: 'directml:0',
+        reason: 'cuda has it',
+        next_step: '',
+      },
+    ] as (typeof oak)['refused_devices'];
+    const withRefused = (isConnected: boolean) =>
+      nodeCards({
+        ...state,
+        topology: {
+          ...state.topology,
+          nodes: [{ ...oak, refused_devices: refused, is_connected: isConnected }],
+        },
+      })[0];
+    expect(withRefused(true)?.refused).toEqual([
+      {
+        name: 'cuda:1 RTX 4090',
+        condition: { tone: 'bad', words: 'not used: its check failed' },
+        nextStep: 'restart',
+      },
+      { name: 'AMD GPUs', condition: { tone: 'warn', words: 'not used: no answer' }, nextStep: '' },
+      {
+        name: 'directml:0 RTX 4090',
+        condition: { tone: 'plain', words: 'not used: cuda has it' },
+        nextStep: '',
+      },
+    ]);
+    expect(withRefused(true)?.devices.map((device) => device.alias)).toEqual(
+      nodeCards(state)[0]?.devices.map((device) => device.alias),
+    );
+    expect(withRefused(false)?.refused).toEqual([]);
+  });
+
   it('tells nodes of equal name apart, and only those', () => {
     const nodes = [oak, { ...pine, name: 'oak' }, reed] as typeof state.topology.nodes;
     expect([...nodeNames(nodes).values()]).toEqual(['oak 1f0c', 'oak 5b7e', 'reed']);

@@ -1356,6 +1356,38 @@ export interface components {
             source_device_id: string;
         };
         /**
+         * DeviceRefusalView
+         * @description A device that is there, or all those of one driver, and is not used. Nothing is ever placed on it.
+         */
+        DeviceRefusalView: {
+            /**
+             * Backend
+             * @enum {string}
+             */
+            backend: "cuda" | "rocm" | "metal" | "directml" | "tflite" | "cpu" | "simulated" | "intel";
+            /**
+             * Kind
+             * @description `wrong`: it computed wrongly. `unchecked`: its check has not ended. `hanging`: its driver has not answered at the
+             *     start. `duplicate`: another driver has it. `unavailable`: what its driver needs is missing or too old.
+             * @enum {string}
+             */
+            kind: "wrong" | "unchecked" | "hanging" | "duplicate" | "unavailable";
+            /**
+             * Local Alias
+             * @description What it would be called, such as `cuda:1`; null where no single device is known.
+             */
+            local_alias: string | null;
+            /** Name */
+            name: string;
+            /**
+             * Next Step
+             * @description What somebody can do about it; empty where the reason says it.
+             */
+            next_step: string;
+            /** Reason */
+            reason: string;
+        };
+        /**
          * DeviceStateView
          * @description How a device is: its latest telemetry. Percent 0 to 100, Celsius, watts.
          */
@@ -2037,12 +2069,15 @@ export interface components {
          * @description A host's memory in bytes.
          */
         MemoryProfileView: {
-            /** Gpu Vram Available */
-            gpu_vram_available: number;
+            /**
+             * Gpu Vram Available
+             * @description Null: of some GPU nobody knows how much of its memory is in use.
+             */
+            gpu_vram_available: number | null;
             /** Gpu Vram Total */
             gpu_vram_total: number;
             /** Gpu Vram Used */
-            gpu_vram_used: number;
+            gpu_vram_used: number | null;
             /** Ram Available */
             ram_available: number;
             /** Ram Total */
@@ -2153,6 +2188,11 @@ export interface components {
             name: string;
             /** Node Id */
             node_id: string;
+            /**
+             * Refused Devices
+             * @description What is there besides and is not used, with the reason.
+             */
+            refused_devices: components["schemas"]["DeviceRefusalView"][];
         };
         /**
          * NodeList
@@ -2246,6 +2286,11 @@ export interface components {
             node_profile: components["schemas"]["NodeProfileView"] | null;
             /** Platform */
             platform: string;
+            /**
+             * Refused Devices
+             * @description What is there besides and is not used, with the reason.
+             */
+            refused_devices: components["schemas"]["DeviceRefusalView"][];
             /**
              * Zone
              * @description The room, building or provider that it stands in; empty where its owner named none.
@@ -2876,7 +2921,10 @@ export interface components {
         SystemProfileView: {
             /** Ane Power */
             ane_power: number | null;
-            /** Ecpu Usage */
+            /**
+             * Ecpu Usage
+             * @description Of the efficiency cores; null where all are alike, or the system does not tell them apart.
+             */
             ecpu_usage: number | null;
             /** Gpu Count */
             gpu_count: number;
@@ -2886,9 +2934,15 @@ export interface components {
             gpu_power_watts: number | null;
             /** Gpu Usage */
             gpu_usage: number | null;
-            /** Pcpu Usage */
+            /**
+             * Pcpu Usage
+             * @description Of the performance cores; of all where they are alike.
+             */
             pcpu_usage: number | null;
-            /** Sys Power */
+            /**
+             * Sys Power
+             * @description Of the machine as it counts itself; else of its processor and GPUs together, where each of them tells.
+             */
             sys_power: number | null;
             /** Temp */
             temp: number | null;

@@ -10,6 +10,7 @@ from exo.shared.types.devices import (
     Health,
     MemoryKind,
     PowerSource,
+    RefusalKind,
     SupportLevel,
     ThermalState,
     ThrottleReason,
@@ -127,6 +128,21 @@ class DeviceStateView(Shape):
     """Drawn since the driver counts; it may be as it was some seconds before the rest."""
 
 
+class DeviceRefusalView(Shape):
+    """A device that is there, or all those of one driver, and is not used. Nothing is ever placed on it."""
+
+    backend: Backend
+    kind: RefusalKind
+    """`wrong`: it computed wrongly. `unchecked`: its check has not ended. `hanging`: its driver has not answered at the
+    start. `duplicate`: another driver has it. `unavailable`: what its driver needs is missing or too old."""
+    name: str
+    local_alias: str | None
+    """What it would be called, such as `cuda:1`; null where no single device is known."""
+    reason: str
+    next_step: str
+    """What somebody can do about it; empty where the reason says it."""
+
+
 class MemoryProfileView(Shape):
     """A host's memory in bytes."""
 
@@ -135,8 +151,9 @@ class MemoryProfileView(Shape):
     swap_total: int
     swap_available: int
     gpu_vram_total: int
-    gpu_vram_available: int
-    gpu_vram_used: int
+    gpu_vram_available: int | None
+    """Null: of some GPU nobody knows how much of its memory is in use."""
+    gpu_vram_used: int | None
 
 
 class SystemProfileView(Shape):
@@ -145,8 +162,11 @@ class SystemProfileView(Shape):
     gpu_usage: float | None
     temp: float | None
     sys_power: float | None
+    """Of the machine as it counts itself; else of its processor and GPUs together, where each of them tells."""
     pcpu_usage: float | None
+    """Of the performance cores; of all where they are alike."""
     ecpu_usage: float | None
+    """Of the efficiency cores; null where all are alike, or the system does not tell them apart."""
     ane_power: float | None
     utilization_memory_percent: float | None
     gpu_count: int
@@ -190,6 +210,8 @@ class NodeView(Shape):
     node_profile: NodeProfileView | None
     """The host as a whole; null until its first telemetry."""
     devices: list[DeviceView]
+    refused_devices: list[DeviceRefusalView]
+    """What is there besides and is not used, with the reason."""
     models: list[NodeModelView]
 
 
@@ -327,6 +349,8 @@ class NodeDevicesView(Shape):
     """Otherwise what is told of its devices is the last that was heard."""
     devices: list[DeviceInfoView]
     """By `gpu_id`."""
+    refused_devices: list[DeviceRefusalView]
+    """What is there besides and is not used, with the reason."""
 
 
 class HottestDeviceView(Shape):

@@ -55,17 +55,31 @@ class ProcessorLoad:
         return self._percent
 
 
+_ZONES_KEPT_S = 60.0
+"""Until counters are looked for again."""
+
+
 class PackagePower:
     """Watts of all processor packages, from the energy that they count (RAPL). Most systems tell it only to root.
 
     Args:
         clock: Monotonic seconds.
         powercap: The kernel's folder of energy counters.
+        of_platform: Of the whole machine instead (`psys`), which only some count.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, powercap: Path = _POWERCAP) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        powercap: Path = _POWERCAP,
+        *,
+        of_platform: bool = False,
+    ) -> None:
         self._clock = clock
         self._powercap = powercap
+        self._of_platform = of_platform
+        self._zones: tuple[float, tuple[str, ...]] | None = None
+        """When they were looked for, and their names."""
         self._before: tuple[float, dict[str, int]] | None = None
 
     def watts(self) -> float | None:
@@ -87,9 +101,28 @@ class PackagePower:
         return total_uj / 1e6 / (at_s - before[0])
 
     def _energies_uj(self) -> dict[str, int]:
-        # `intel-rapl:0` is a package, of AMD's processors too; `intel-rapl:0:1` is a part of it.
-        found = {one.parent.name: _number(one) for one in self._powercap.glob("intel-rapl:*/energy_uj")}
-        return {name: value for name, value in found.items() if value is not None and name.count(":") == 1}
+        found = {name: _number(self._powercap / name / "energy_uj") for name in self._zone_names()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _zone_names(self) -> tuple[str, ...]:
+        at_s = self._clock()
+        if self._zones is None or at_s - self._zones[0] >= _ZONES_KEPT_S:
+            # `intel-rapl:0` is a package, of AMD's processors too; `intel-rapl:0:1` is a part of it. The whole machine
+            # stands among the packages.
+            names = sorted(one.parent.name for one in self._powercap.glob("intel-rapl:*/energy_uj"))
+            wanted = [
+                name
+                for name in names
+                if name.count(":") == 1 and self._is_platform(name) is self._of_platform
+            ]
+            self._zones = at_s, tuple(wanted)
+        return self._zones[1]
+
+    def _is_platform(self, name: str) -> bool:
+        try:
+            return (self._powercap / name / "name").read_text(encoding="ascii").strip() == "psys"
+        except (OSError, ValueError):
+            return False
 
 
 def memory_errors(edac: Path = _EDAC) -> tuple[int | None, int | None]:

@@ -83,6 +83,22 @@ def cards(sysfs: Path, drivers: frozenset[str]) -> list[Card]:
     return [found[address] for address in sorted(found)]
 
 
+def has_pci_card(vendor_id: str, sysfs: Path = SYSFS) -> bool:
+    """Say whether there is a graphics card or accelerator of a vendor, whichever driver it has, or none.
+
+    Args:
+        vendor_id: Four hexadecimal digits, as PCI has them: `10de`.
+        sysfs: The kernel's folder.
+    """
+    for folder in _children(sysfs / "bus" / "pci" / "devices"):
+        if read_number(folder / "vendor") == int(vendor_id, 16):
+            # 03: display controllers, as all GPUs once were; 12: processing accelerators.
+            kind = read_number(folder / "class")
+            if kind is not None and kind >> 16 in (0x03, 0x12):
+                return True
+    return False
+
+
 def is_asleep(card: Card) -> bool:
     """Say whether the card is switched off for want of work: to ask it for more would wake it."""
     return read_text(card.device / "power" / "runtime_status") == "suspended"

@@ -133,6 +133,25 @@ class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return max(0, self.memory_total_bytes - self.memory_used_bytes)
 
 
+RefusalKind = Literal["wrong", "unchecked", "hanging", "duplicate", "unavailable"]
+"""`wrong`: it computed wrongly. `unchecked`: its check has not ended. `hanging`: its driver has not answered at the
+start. `duplicate`: another driver has it. `unavailable`: what its driver needs is missing or too old."""
+
+
+class DeviceRefusal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A device that is there, or all those of one driver, and is not used. Nothing is ever placed on it."""
+
+    backend: Backend
+    kind: RefusalKind
+    name: str
+    """For people: the device's, or what the driver is for."""
+    local_alias: str | None = None
+    """What it would be called, such as `cuda:1`; None where no single device is known."""
+    reason: str
+    next_step: str = ""
+    """What somebody can do about it; empty where the reason says it."""
+
+
 class MemoryProfile(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A host's memory in bytes."""
 
@@ -141,8 +160,9 @@ class MemoryProfile(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     swap_total: int
     swap_available: int
     gpu_vram_total: int = 0
-    gpu_vram_available: int = 0
-    gpu_vram_used: int = 0
+    gpu_vram_available: int | None = 0
+    """None: of a device with memory of its own nobody knows how much of it is in use."""
+    gpu_vram_used: int | None = 0
 
 
 class SystemProfile(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -151,8 +171,11 @@ class SystemProfile(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     gpu_usage: float | None = None
     temp: float | None = None
     sys_power: float | None = None
+    """Of the machine as it counts itself; else of its processor and GPUs together, where each of them tells."""
     pcpu_usage: float | None = None
+    """Of the performance cores; of all where they are alike."""
     ecpu_usage: float | None = None
+    """Of the efficiency cores, where there are such and the system tells them apart."""
     ane_power: float | None = None
     utilization_memory_percent: float | None = None
     gpu_count: int = 0
@@ -165,3 +188,5 @@ class NodePerformanceProfile(msgspec.Struct, frozen=True, kw_only=True, gc=False
 
     memory: MemoryProfile
     system: SystemProfile
+    refused_devices: tuple[DeviceRefusal, ...] = ()
+    """Devices that were found and are not used, with the reason."""

@@ -14,6 +14,7 @@ from typing import Any
 from loguru import logger
 
 from exo.gpu.backends.cuda.errors import OldDriverError
+from exo.gpu.backends.sysfs import has_pci_card
 from exo.gpu.errors import BackendUnavailableError, DeviceLostError
 
 DRIVER_MAJOR_MIN = 525
@@ -21,6 +22,7 @@ CUDA_MAJOR_MIN = 12
 RETRY_UNSUPPORTED_S = 600.0
 """How long a question that a device does not support is not put again. A new driver may have learnt the answer."""
 
+_VENDOR_ID = "10de"
 _UNINITIALIZED = 1
 _INVALID_ARGUMENT = 2
 _NOT_FOUND = 6
@@ -96,12 +98,13 @@ class NvmlLibrary:
             raise BackendUnavailableError(
                 "NVIDIA GPUs are read through the Python package nvidia-ml-py, which is not installed",
                 install_command="uv pip install nvidia-ml-py",
+                is_absent=not has_pci_card(_VENDOR_ID),
             ) from error
         try:
             module.nvmlInit()
         except module.NVMLError as error:
-            # Without a driver there is most likely no GPU; any other error speaks for one.
-            is_absent = int(error.value) == _LIBRARY_NOT_FOUND
+            # Without a driver there is most likely no GPU, unless the bus has one; any other error speaks for one.
+            is_absent = int(error.value) == _LIBRARY_NOT_FOUND and not has_pci_card(_VENDOR_ID)
             raise BackendUnavailableError(_why_not(error), is_absent=is_absent) from error
         self._module = module
         self._generation += 1

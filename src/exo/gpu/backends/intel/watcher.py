@@ -17,6 +17,7 @@ from exo.gpu.backends.sysfs import (
     Card,
     Sensors,
     cards,
+    has_pci_card,
     is_asleep,
     product_name,
     read_number,
@@ -89,6 +90,11 @@ class IntelWatcher:
             BackendUnavailableError: There is none.
         """
         if not cards(self._sysfs, _DRIVERS):
+            if has_pci_card("8086", self._sysfs):
+                raise BackendUnavailableError(
+                    "there is an Intel GPU without the kernel's driver xe or i915: see what "
+                    "`sudo dmesg | grep -E 'xe|i915'` says, and whether a newer kernel knows the card"
+                )
             raise BackendUnavailableError(
                 "there is no Intel GPU (no card of the kernel's drivers xe and i915): if there is one, "
                 "see what `sudo dmesg | grep -E 'xe|i915'` says",

@@ -16,6 +16,7 @@ from exo.gpu.backends.sysfs import (
     Card,
     Sensors,
     cards,
+    has_pci_card,
     is_asleep,
     product_name,
     read_bytes,
@@ -64,6 +65,11 @@ class AmdgpuWatcher:
             BackendUnavailableError: There is none.
         """
         if not cards(self._sysfs, frozenset({"amdgpu"})):
+            if has_pci_card("1002", self._sysfs):
+                raise BackendUnavailableError(
+                    "there is an AMD GPU without the kernel's driver amdgpu: see what `sudo dmesg | grep amdgpu` says, "
+                    "and install the driver with the system's package manager"
+                )
             raise BackendUnavailableError(
                 "there is no AMD GPU (no card of the kernel's driver amdgpu): if there is one, "
                 "see what `sudo dmesg | grep amdgpu` says",
