@@ -15,7 +15,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from exo.api import metrics_cluster
+from exo.api import metrics_cluster, metrics_paces
 from exo.api.exposition import CONTENT_TYPE as CONTENT_TYPE
 from exo.api.exposition import Family, write
 from exo.api.metrics_cluster import Elections
@@ -164,6 +164,7 @@ class ServiceMetrics:
             families = [
                 *self._devices.families(state),
                 *metrics_cluster.families(state, coordinator.node_id, leadership, elections),
+                *metrics_paces.families(state),
                 *metrics_cluster.counted(coordinator.counts),
                 metrics_cluster.peers_seen(peers),
                 Family(
