@@ -16,6 +16,7 @@ BENCHMARKS = {
     "telemetry": "benchmarks.telemetry",
     "placement": "benchmarks.placement",
     "thermal": "benchmarks.thermal",
+    "calibration": "benchmarks.pace",
     "replacement": "benchmarks.replacement",
 }
 """Name -> module with a `run(*, quick: bool) -> list[Result | NotMeasured]`. One of several parts names them in
