@@ -37,7 +37,7 @@ class PrefixProgramme:
         Devices of one pool that would overfill it share its room in proportion to what they took, or else in the
         best of some other proportions.
         """
-        if not self._is_roomy(ring):
+        if not self.is_roomy(ring):
             return None
         rooms = [self._rooms[self._pools[index]] for index in ring]
         found: tuple[int, list[int]] | None = None
@@ -55,7 +55,7 @@ class PrefixProgramme:
                     rooms[place] = self._rooms[pool] * taken[place] // whole
         return self._split_shares(ring)
 
-    def _is_roomy(self, ring: Sequence[int]) -> bool:
+    def is_roomy(self, ring: Sequence[int]) -> bool:
         """Say whether all pools together hold the layers, whichever way they are cut."""
         room = sum(self._rooms[pool] for pool in {self._pools[index] for index in ring})
         held = self._held[3] if len(ring) == 1 else self._held[1] + self._held[2]

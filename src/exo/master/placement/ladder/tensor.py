@@ -50,13 +50,20 @@ def all_reduce_s(group: TensorGroup, *, batch: int, hidden_size: int) -> float:
     return steps * (group.latency_s + size_bytes / count / group.bandwidth_bytes_per_s)
 
 
+def waits_ns(group: TensorGroup, *, batch: int, hidden_size: int) -> int:
+    """Return for how long the members wait for each other in each layer, in nanoseconds."""
+    reduce_s = all_reduce_s(group, batch=batch, hidden_size=hidden_size)
+    return round(_ALL_REDUCES_PER_LAYER * reduce_s * _NS_PER_S)
+
+
 def with_tensor_groups(
     problem: CostProblem, groups: Iterable[TensorGroup], *, batch: int, hidden_size: int
 ) -> tuple[CostProblem, Mapping[str, tuple[str, ...]]]:
     """Return the problem with a virtual device for each group that can be one, and the members of each by its id.
 
     A group's members are on one host and each has a pool of its own; its layer takes an n-th of the slowest member's
-    time and two all-reduces, and it holds n times what the fullest member can. Other groups are left out.
+    time and two all-reduces, and it holds n times what the fullest member can beside its own process. Other groups
+    are left out.
     """
     by_id = {device.device_id: device for device in problem.devices}
     rooms = {pool.pool_id: pool.room_bytes for pool in problem.pools}
@@ -73,7 +80,9 @@ def with_tensor_groups(
         if not is_whole or not is_apart or len({(one.zone, one.host) for one in inside}) > 1:
             continue
         made.append(_virtual(group, inside, batch=batch, hidden_size=hidden_size))
-        room = len(inside) * min(rooms[one.pool_id] for one in inside)
+        # Each member has a process of its own; one of them is counted as every stage's.
+        more = (len(inside) - 1) * problem.model.stage_bytes
+        room = max(0, len(inside) * min(rooms[one.pool_id] for one in inside) - more)
         pools.append(Pool(pool_id=group.group_id, room_bytes=room))
         members[group.group_id] = group.device_ids
     rules: list[AtMost] = []
@@ -92,13 +101,13 @@ def with_tensor_groups(
 
 def _virtual(group: TensorGroup, inside: Sequence[Device], *, batch: int, hidden_size: int) -> Device:
     slowest = max(inside, key=lambda one: one.layer_ns)
-    reduce_ns = _ALL_REDUCES_PER_LAYER * all_reduce_s(group, batch=batch, hidden_size=hidden_size) * _NS_PER_S
+    wait_ns = waits_ns(group, batch=batch, hidden_size=hidden_size)
     count = len(inside)
     return replace(
         slowest,
         device_id=group.group_id,
         pool_id=group.group_id,
-        layer_ns=max(1, -(-slowest.layer_ns // count) + round(reduce_ns)),
+        layer_ns=max(1, -(-slowest.layer_ns // count) + wait_ns),
         overhead_ns=max(one.overhead_ns for one in inside),
         head_ns=-(-max(one.head_ns for one in inside) // count),
         is_required=False,

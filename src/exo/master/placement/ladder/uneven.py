@@ -174,7 +174,7 @@ class UnevenSearch:
     def find_any(self) -> bool:
         """Find a plan where there is one, for few devices by how far each subset gets; say whether that was exact.
 
-        Devices that share a pool are weighed as if each had it alone, so that only a found plan is certain then.
+        Devices that share a pool are weighed as if each had it alone: what fits then may not in truth.
         """
         order = self._by_speed()
         if len(order) > _REACHES_UP_TO:
@@ -182,17 +182,18 @@ class UnevenSearch:
         if self._should_stop():
             self.is_truncated = True
             return False
-        tried = 0
+        tried, is_open = 0, False
         for ring in rings_that_reach(self._prefix, order, self.of.layer_count, self.of.problem.min_stages):
             tried += 1
             if self.try_ring(ring):
                 return True
+            is_open |= self._is_allowed(ring) and self._prefix.is_roomy(ring)
             if self._should_stop():
                 self.is_truncated = True
                 return False
             if tried >= _REACHING_MAX:
                 return False
-        return self._has_own_pools
+        return self._has_own_pools or not is_open
 
 
 def _put(ring: tuple[int, ...], place: int, index: int) -> tuple[int, ...]:

@@ -1,31 +1,39 @@
 """Bounds plans of unequal layers: every stage may take any run of neighbouring layers, whoever else has them.
 
-Prices on the layers' total time and total size put that right (Lagrangian relaxation), so that a plan gains nothing
-from taking light layers twice. Sums are floats here; what they may be off by is taken off the bound.
+A price on each layer puts that right (Lagrangian relaxation; Held and Karp 1970): what is taken twice gets cheaper to
+leave, what nobody takes gets dearer, until the runs nearly add up. Sums are floats here; what they may be off by is
+taken off the bound.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from exo.master.placement.ladder.draft import draft_of
 from exo.master.placement.ladder.errors import StoppedError
-from exo.master.placement.ladder.field import Field, Integers
+from exo.master.placement.ladder.field import Field, Flags, Integers, narrowed
 from exo.master.placement.ladder.prices import entry_costs
 from exo.master.placement.ladder.problem import AVERAGE_TIME_WEIGHT
 from exo.master.placement.ladder.programme import FIRST, INFINITE, LAST, PLAIN, run
 from exo.master.placement.ladder.ring import link_matrices
-from exo.master.placement.ladder.tree import hierarchy, single_linkage
+from exo.master.placement.ladder.tree import Tree, hierarchy, single_linkage
+from exo.master.placement.ladder.units import Units, demanded_alone, units_of
 
 Floats = npt.NDArray[np.float64]
-_TREE_UP_TO = 64
-"""Devices for which the bound comes from the tree; beyond, from the price of a layer alone."""
-_ROUNDS, _ROUNDS_LARGE = 10, 4
-_LARGE_FROM = 24
+_TREE_UP_TO, _BY_PRICE_FROM = 256, 96
+"""Devices for which the bound comes from the tree; of more, the price of a layer alone first rules some out."""
+_CORE, _CORES_MAX = 24, 3
+"""Devices on which prices are found where there are more; how often those that are wanted then join them."""
+_ROUNDS, _ROUNDS_AGAIN, _ROUNDS_BY_PRICE = 40, 8, 6
+"""Moves of the prices; fewer where one request asks for many bounds, as throughput does."""
+_CLOSE_ENOUGH = 1e-4
+_COUNTED_MAX = 4
+"""Units that are counted; of more, the bound knows only so many."""
 _LAYERS_UP_TO = 512
 """Layers of which all runs are looked at."""
+_KEPT_OF_SLOPE = 0.3
 _OFF = 1e-9
 
 
@@ -36,17 +44,17 @@ class WindowBound:
         layers = of.problem.model.layers
         self._of = of
         self._count = count = len(layers)
-        self._weight = np.concatenate(
-            ([0.0], np.cumsum([layer.time_weight / AVERAGE_TIME_WEIGHT for layer in layers]))
-        )
+        times = np.array([layer.time_weight / AVERAGE_TIME_WEIGHT for layer in layers])
+        self._weights_of_layers = times
+        self._weight = np.concatenate(([0.0], np.cumsum(times)))
         self._size = np.concatenate(([0.0], np.cumsum([float(layer.size_bytes) for layer in layers])))
         starts, lengths = np.arange(count)[:, np.newaxis], np.arange(count + 1)[np.newaxis]
-        ends = np.minimum(starts + lengths, count)
+        self._starts, self._ends = starts, np.minimum(starts + lengths, count)
         is_run = (lengths > 0) & (starts + lengths <= count)
         # A stage in the middle leaves a layer before it and one behind.
         self._is_plain = is_run & (starts > 0) & (starts + lengths < count)
-        self._weights = self._weight[ends] - self._weight[starts]
-        self._sizes = self._size[ends] - self._size[starts]
+        self._weights = self._weight[self._ends] - self._weight[starts]
+        self._sizes = self._size[self._ends] - self._size[starts]
         # Times are rounded down layer by layer: less than one nanosecond each.
         self._rounded = np.arange(count + 1, dtype=np.float64)
 
@@ -59,132 +67,212 @@ class WindowBound:
             return 0
         least = min(layer.size_bytes for layer in of.problem.model.layers)
         relaxed = replace(of, layer_bytes=least, is_even=False)
-        is_large = of.size > _TREE_UP_TO
-        most = INFINITE / (8 * min(of.size, self._count))
-        prices = np.array([min(most, start_price * self._weight[-1]), 0.0])
-        best, scale = 0, 1.0
-        at, slope, value = prices, np.zeros(2), 0
-        for _ in range(_ROUNDS_LARGE if of.size > _LARGE_FROM else _ROUNDS):
+        prices = start_price * self._weights_of_layers
+        if of.size <= _CORE:
+            return self._climb(_Rounds(self, relaxed), prices, upper_ns, 0, should_stop)
+        best = 0
+        kept = np.arange(of.size)
+        if of.size > _BY_PRICE_FROM:
+            by_price = _Rounds(self, relaxed, has_tree=False)
+            best = self._climb(by_price, prices, upper_ns, 0, should_stop)
+            if best >= upper_ns:
+                return best
+            kept = by_price.survivors(upper_ns)
+            prices = by_price.prices
+        if len(kept) > _TREE_UP_TO:
+            return best
+        if len(kept) < 2:
+            return upper_ns
+        # A better plan has none of the others.
+        return min(upper_ns, max(best, self._by_core(narrowed(relaxed, kept), prices, upper_ns, should_stop)))
+
+    def _by_core(self, of: Field, prices: Floats, upper_ns: int, should_stop: Callable[[], bool]) -> int:
+        """Find prices on the cheapest devices, then bound with all; whoever is wanted at those prices joins them."""
+        everybody = _Rounds(self, of)
+        core = set(np.argsort(of.layer_ns, kind="stable")[: _CORE // 2].tolist())
+        best = 0
+        for _ in range(_CORES_MAX if of.problem.micro_batches == 1 else 1):
             try:
-                found = self._round(relaxed, prices, is_large, should_stop)
+                bound, lacking, wanted = everybody.solve(prices, should_stop)
             except StoppedError:
                 return best
-            if found.bound_ns >= INFINITE:
+            best = max(best, bound)
+            if best >= upper_ns * (1 - _CLOSE_ENOUGH) or bound >= INFINITE or not lacking.any():
+                return best
+            core |= set(wanted)
+            inside = _Rounds(self, narrowed(of, np.array(sorted(core), dtype=np.int64)))
+            self._climb(inside, prices, upper_ns, 0, should_stop)
+            prices = inside.prices
+        try:
+            return max(best, everybody.solve(prices, should_stop)[0])
+        except StoppedError:
+            return best
+
+    def _climb(
+        self, rounds: "_Rounds", prices: Floats, upper_ns: int, best: int, should_stop: Callable[[], bool]
+    ) -> int:
+        """Move the prices towards what the last runs lacked, in steps after Polyak, and return the best bound."""
+        most = INFINITE / (8 * self._count * max(1, min(rounds.of.size, self._count)))
+        prices = np.minimum(prices, most)
+        scale, since = 1.0, 0
+        rounds.prices = prices
+        slope = np.zeros(self._count)
+        for number in range(rounds.most):
+            try:
+                bound, lacking, _ = rounds.solve(prices, should_stop)
+            except StoppedError:
+                return best
+            if bound >= INFINITE:
                 return INFINITE
-            if found.bound_ns > best or not slope.any():
-                best = max(best, found.bound_ns)
-                at, slope, value = prices, found.slope, found.bound_ns
-            else:
-                # Too far: from the best prices again, half as far.
-                scale /= 2
+            since = 0 if bound > best else since + 1
+            if bound > best:
+                best, rounds.prices = bound, prices
+            if since >= 3:
+                scale, since, prices = scale / 2, 0, rounds.prices
+            slope = lacking if number == 0 else lacking + _KEPT_OF_SLOPE * slope
             length = float(slope @ slope)
-            if best >= upper_ns or length < 1e-12:
+            if best >= upper_ns * (1 - _CLOSE_ENOUGH) or length < 1e-12:
                 break
-            aim = max(0.0, min(upper_ns, 2 * max(best, 1)) - value)
-            prices = at + scale * aim / length * slope
+            aim = max(0.0, min(upper_ns, 2 * max(best, 1)) - bound)
+            prices = prices + scale * aim / length * slope
             if float(np.abs(prices).max()) > most:
                 # Beyond what sums of 64 bits hold.
                 break
         return best
 
-    def _round(
-        self, relaxed: Field, prices: Floats, is_large: bool, should_stop: Callable[[], bool]
-    ) -> "_Round":
-        """Bound with given prices on all time and all size, and say how far either is from adding up."""
-        if is_large:
-            return self._by_price(relaxed, prices, should_stop)
-        forward = link_matrices(relaxed)
-        tree = (
-            hierarchy(relaxed) if relaxed.problem.links.is_hierarchical else single_linkage(relaxed, *forward)
-        )
-        tables = [self._table(device, prices) for device in range(relaxed.size)]
-        stages = relaxed.problem.min_stages
-        sums = run(relaxed, tree, lambda device: tables[device], min_stages=stages, should_stop=should_stop)
-        draft = draft_of(relaxed, sums, min_stages=stages)
+    def held(self, of: Field, device: int, part: int) -> Floats:
+        """Return what the runs that a device can hold in a part cost it; infinite where it cannot.
+
+        By start and length in the middle, by length alone at the ends.
+        """
+        if part == PLAIN:
+            weights, sizes, allowed = self._weights, self._sizes, self._is_plain
+        elif part == FIRST:
+            weights, sizes, allowed = self._weight, self._size, np.ones(self._count + 1, dtype=np.bool_)
+        else:
+            weights = self._weight[-1] - self._weight[::-1]
+            sizes = self._size[-1] - self._size[::-1]
+            allowed = np.ones(self._count + 1, dtype=np.bool_)
+        model = of.problem.model
+        held = (model.stage_bytes, model.first_bytes, model.last_bytes)[part]
+        fits: Flags = allowed & (sizes <= float(of.room_bytes[of.pool[device]] - held))
+        times = of.devices[device].layer_ns * weights
+        fixed = int(of.overhead_ns[device]) + (int(of.head_ns[device]) if part == LAST else 0)
+        if of.limit_ns is not None:
+            fits &= (times - self._rounded) * (1 - _OFF) + fixed <= of.limit_ns
+        return np.where(fits, times + (fixed - self._rounded), np.inf)
+
+    def paid(self, prices: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return what the prices pay for each run: by start and length, of the first layers, of the last ones."""
+        sums = np.concatenate(([0.0], np.cumsum(prices)))
+        return sums[self._ends] - sums[self._starts], sums, sums[-1] - sums[::-1]
+
+
+class _Rounds:
+    """Rounds of one field: what every device can hold is kept from one to the next."""
+
+    def __init__(self, windows: WindowBound, of: Field, *, has_tree: bool = True) -> None:
+        units = units_of(of)
+        self.of = demanded_alone(of, units)
+        rounds = _ROUNDS if of.problem.micro_batches == 1 else _ROUNDS_AGAIN
+        self.most = rounds if has_tree else _ROUNDS_BY_PRICE
+        self.prices = np.zeros(0)
+        """Those of the best bound."""
+        self._windows = windows
+        self._is_lost = units.is_impossible
+        self._count = of.layer_count
+        self._stages = min(_COUNTED_MAX, units.coarse_least if units.coarse else units.least)
+        self._tree = _tree(self.of, units) if has_tree else None
+        self._entries = entry_costs(self.of)
+        self._kept: dict[int, tuple[Floats, Floats, Floats]] = {}
+        self._least: tuple[int, Floats] | None = None
+
+    def _held(self, device: int) -> tuple[Floats, Floats, Floats]:
+        found = self._kept.get(device)
+        if found is None:
+            ways = self._windows
+            found = (
+                ways.held(self.of, device, PLAIN),
+                ways.held(self.of, device, FIRST),
+                ways.held(self.of, device, LAST),
+            )
+            if self.of.size <= _TREE_UP_TO:
+                self._kept[device] = found
+        return found
+
+    def survivors(self, upper_ns: int) -> Integers:
+        """Return the devices that the last prices leave for a plan that costs less."""
+        if self._least is None:
+            return np.arange(self.of.size)
+        bound, least = self._least
+        return np.flatnonzero((bound + np.maximum(0.0, least) < upper_ns) | self.of.is_required)
+
+    def solve(self, prices: Floats, should_stop: Callable[[], bool]) -> tuple[int, Floats, list[int]]:
+        """Bound with given prices, say of each layer what is missing of it, and who is wanted at those."""
+        if self._is_lost:
+            return INFINITE, np.zeros(self._count), []
+        paid = self._windows.paid(prices)
+        tables: list[Integers] = []
+        for device in range(self.of.size):
+            if should_stop():
+                raise StoppedError
+            tables.append(self._table(device, paid))
+        lacking = np.ones(self._count)
+        if self._tree is None:
+            return self._by_price(prices, paid, tables)
+        sums = run(self.of, self._tree, tables.__getitem__, min_stages=self._stages, should_stop=should_stop)
+        draft = draft_of(self.of, sums, min_stages=self._stages)
         if draft is None:
-            return _Round(INFINITE, np.zeros(2))
-        used = np.zeros(2)
+            return INFINITE, lacking, []
         for device, length in draft.layers.items():
             part = FIRST if device == draft.first else LAST if device == draft.last else PLAIN
-            used += self._run_of(device, part, length, prices)
-        return _Round(self._total(sums.best_ns, prices), 1.0 - used)
+            start, end = self._run_of(device, part, length, paid)
+            lacking[start:end] -= 1
+        return self._total(sums.best_ns, prices), lacking, list(draft.layers)
 
     def _total(self, paid_ns: float, prices: Floats) -> int:
         off = _OFF * (abs(float(paid_ns)) + float(np.abs(prices).sum())) + 1
         return int(paid_ns + float(prices.sum()) - off)
 
-    def _costs(self, device: int, prices: Floats, weights: Floats, sizes: Floats) -> Floats:
-        per_weight = self._of.devices[device].layer_ns - prices[0] / max(self._weight[-1], 1e-30)
-        return per_weight * weights - prices[1] / self._size[-1] * sizes
-
-    def _is_held(
-        self, device: int, part: int, weights: Floats, sizes: Floats, length: int | None = None
-    ) -> npt.NDArray[np.bool_]:
-        """Say which runs a device can hold in a part; their lengths are the last axis, or all `length`."""
-        model = self._of.problem.model
-        held = (model.stage_bytes, model.first_bytes, model.last_bytes)[part]
-        allowed = sizes <= float(self._of.room_bytes[self._of.pool[device]] - held)
-        if self._of.limit_ns is not None:
-            fixed = int(self._of.overhead_ns[device]) + (int(self._of.head_ns[device]) if part == LAST else 0)
-            time = self._of.devices[device].layer_ns * weights - (self._rounded if length is None else length)
-            allowed &= time * (1 - _OFF) + fixed <= self._of.limit_ns
-        return allowed
-
-    def _table(self, device: int, prices: Floats) -> Integers:
-        of, count = self._of, self._count
-        made = np.full((4, count + 1), np.inf)
-        plain = self._costs(device, prices, self._weights, self._sizes)
-        is_held = self._is_plain & self._is_held(device, PLAIN, self._weights, self._sizes)
-        made[PLAIN] = np.where(is_held, plain, np.inf).min(axis=0)
-        for part, weights, sizes in (
-            (FIRST, self._weight, self._size),
-            (LAST, self._weight[-1] - self._weight[::-1], self._size[-1] - self._size[::-1]),
-        ):
-            costs = self._costs(device, prices, weights, sizes)
-            made[part] = np.where(self._is_held(device, part, weights, sizes), costs, np.inf)
-        made[LAST] += int(of.head_ns[device])
-        made += int(of.overhead_ns[device]) - self._rounded
+    def _table(self, device: int, paid: tuple[Floats, Floats, Floats]) -> Integers:
+        plain, first, last = self._held(device)
+        made = np.full((4, self._count + 1), np.inf)
+        made[PLAIN] = (plain - paid[0]).min(axis=0)
+        made[FIRST] = first - paid[1]
+        made[LAST] = last - paid[2]
         made[:, 0] = np.inf
         return np.where(np.isfinite(made), np.floor(np.nan_to_num(made, posinf=0.0)), float(INFINITE)).astype(
             np.int64
         )
 
-    def _run_of(self, device: int, part: int, length: int, prices: Floats) -> Floats:
-        """Return the shares of all time and of all size of the run that a table's entry stands for."""
+    def _run_of(
+        self, device: int, part: int, length: int, paid: tuple[Floats, Floats, Floats]
+    ) -> tuple[int, int]:
+        """Return the run that a table's entry stands for."""
         if part == FIRST:
-            weight, size = self._weight[length], self._size[length]
-        elif part == LAST:
-            weight, size = (
-                self._weight[-1] - self._weight[-1 - length],
-                self._size[-1] - self._size[-1 - length],
-            )
-        else:
-            weights, sizes = self._weights[:, length], self._sizes[:, length]
-            costs = self._costs(device, prices, weights, sizes)
-            held = self._is_plain[:, length] & self._is_held(device, PLAIN, weights, sizes, length)
-            start = int(np.argmin(np.where(held, costs, np.inf)))
-            weight, size = weights[start], sizes[start]
-        return np.array([weight / max(self._weight[-1], 1e-30), size / self._size[-1]])
+            return 0, length
+        if part == LAST:
+            return self._count - length, self._count
+        start = int(np.argmin(self._held(device)[PLAIN][:, length] - paid[0][:, length]))
+        return start, start + length
 
-    def _by_price(self, relaxed: Field, prices: Floats, should_stop: Callable[[], bool]) -> "_Round":
-        """As a round, with a price on each layer in the place of the tree."""
-        forward, back = entry_costs(relaxed)
-        tables: list[Integers] = []
-        for device in range(relaxed.size):
-            if should_stop():
-                raise StoppedError
-            tables.append(self._table(device, prices).min(axis=0) + int(forward[device]))
-        rows = np.array(tables)
+    def _by_price(
+        self, prices: Floats, paid: tuple[Floats, Floats, Floats], tables: Sequence[Integers]
+    ) -> tuple[int, Floats, list[int]]:
+        """As a round, with one more price on the number of layers in the place of the tree."""
+        forward, back = self._entries
+        rows = np.array([table.min(axis=0) for table in tables]) + forward[:, np.newaxis]
         ends = int((back - forward).min(initial=0))
         lengths = np.arange(self._count + 1)
-        low, high = (
-            -2.0 * float(np.abs(rows[rows < INFINITE // 2]).max(initial=1)),
-            2.0 * float(np.abs(rows[rows < INFINITE // 2]).max(initial=1)),
-        )
+        widest = 2.0 * float(np.abs(rows[rows < INFINITE // 2]).max(initial=1))
+        low, high = -widest, widest
+
+        def leasts(price: float) -> Floats:
+            return (rows - price * lengths).min(axis=1)
 
         def value(price: float) -> float:
-            least: Floats = (rows - price * lengths).min(axis=1)
-            chosen: Floats = np.where(relaxed.is_required, least, np.minimum(0.0, least))
+            least = leasts(price)
+            chosen: Floats = np.where(self.of.is_required, least, np.minimum(0.0, least))
             return price * self._count + float(chosen.sum()) + ends
 
         for _ in range(60):
@@ -192,18 +280,22 @@ class WindowBound:
             low, high = (one, high) if value(one) < value(other) else (low, other)
         layer_price = (low + high) / 2
         costs = rows - layer_price * lengths
-        slope = np.ones(2)
-        for device in np.flatnonzero((costs.min(axis=1) < 0) | relaxed.is_required).tolist():
+        lacking = np.ones(self._count)
+        wanted: list[int] = np.flatnonzero((costs.min(axis=1) < 0) | self.of.is_required).tolist()
+        for device in wanted:
             length = int(np.argmin(costs[device]))
-            slope -= self._run_of(device, PLAIN, length, prices)
-        return _Round(self._total(value(layer_price), prices), slope)
+            start, end = self._run_of(device, int(np.argmin(tables[device][:3, length])), length, paid)
+            lacking[start:end] -= 1
+        bound = self._total(value(layer_price), prices)
+        if self._least is None or bound > self._least[0]:
+            self._least = (bound, leasts(layer_price))
+        return bound, lacking, wanted
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
-    bound_ns: int
-    slope: Floats
-    """What is missing of all time and all size: the direction in which prices should rise."""
+def _tree(of: Field, units: Units) -> Tree:
+    if of.problem.links.is_hierarchical:
+        return hierarchy(of, units=units)
+    return single_linkage(of, *link_matrices(of), units=units)
 
 
 def start_price_ns(of: Field, ring: Sequence[int]) -> float:
