@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from loguru import logger
 
+from exo.cluster.attendance import NOT_BACK
 from exo.cluster.board import Board
 from exo.cluster.coordinator import Leadership
 from exo.cluster.errors import UnsendableError
@@ -353,7 +354,7 @@ class Member:
         """As master: the members had time enough to come back."""
         seat = self.seat
         if seat is not None:
-            self._declare_lost(seat.missing(), "not back since another node began to lead", is_silent=True)
+            self._declare_lost(seat.missing(), NOT_BACK, is_silent=True)
             seat.is_sure = self._has_resigned = self.seat is not seat
 
     def _declare_lost(self, node_ids: Sequence[NodeId], reason: str, *, is_silent: bool) -> None:
