@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from exo.master.placement.filters import why_not_wanted, zone_words
 from exo.master.placement.problem import Problem, context_length_of
+from exo.master.placement.tensor_groups import tensor_groups
 from exo.master.placement.wishes import in_turn
 from exo.master.placement.words import gibibytes
 from exo.shared.types.commands import Refusal
@@ -52,6 +53,8 @@ def _check_counts(request: PlacementRequest) -> Refusal | None:
         return _contradiction(f"min_nodes asks for {request.min_nodes} nodes, and device_ids names {devices}")
     if zones and request.min_zones > zones:
         return _contradiction(f"min_zones asks for {request.min_zones} zones, and zones names {zones}")
+    if split and request.sharding in {"tensor", "hybrid"}:
+        return _contradiction(f"layer_split is for pipelines, and {request.sharding} sharding was asked for")
     for name, least in (("min_nodes", request.min_nodes), ("min_zones", request.min_zones)):
         if split and least > split:
             return _contradiction(f"{name} asks for {least}, and layer_split has {split} stages")
@@ -113,6 +116,25 @@ def check_candidates(state: State, problem: Problem) -> Refusal | None:
     if split and must > split:
         return _contradiction(f"must_use asks for {must} stages, and layer_split has {split}")
     return None
+
+
+def check_groups(state: State, problem: Problem) -> Refusal | None:
+    """Refuse to split layers where no GPUs of one node can share them."""
+    request, model = problem.request, problem.model
+    if request.sharding not in {"tensor", "hybrid"} or tensor_groups(state, problem):
+        return None
+    if model.attention_heads < 1:
+        return _never(
+            "no_tensor_group",
+            f"nobody told how many attention heads {model.model_id} has, so its layers cannot be split over GPUs; "
+            "ask for pipeline or auto",
+        )
+    return Refusal(
+        status=409,
+        code="no_tensor_group",
+        message=f"No node has two or more GPUs with memory of their own that can take part and share the "
+        f"{model.kv_heads} key heads of {model.model_id} evenly; ask for pipeline or auto.",
+    )
 
 
 def _about(state: State, problem: Problem, name: str) -> Refusal | None:

@@ -5,7 +5,7 @@ changes from one second to the next (load, heat) counts in coarse steps, so that
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -24,12 +24,14 @@ from exo.master.placement.ladder.cost_model import (
 from exo.master.placement.ladder.cost_model import build_problem as build_costs
 from exo.master.placement.ladder.problem import CostProblem
 from exo.master.placement.ladder.solve import micro_batch_choices
+from exo.master.placement.ladder.tensor import TensorGroup
 from exo.master.placement.problem import Candidate, Problem
+from exo.master.placement.tensor_groups import GROUPED, tensor_groups, with_groups
 from exo.master.placement.variety import heterogeneity
 from exo.master.placement.wishes import wishes_of
 from exo.shared.topology import links
 from exo.shared.types.ids import DeviceId, NodeId
-from exo.shared.types.models import ModelCard
+from exo.shared.types.models import TENSOR_ENGINES, ModelCard
 from exo.shared.types.nodes import Link
 from exo.shared.types.state import State
 
@@ -47,14 +49,22 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Devices that cannot be weighed, and measurements that were no use, each with the reason."""
     speeds: Mapping[str, Speed] = {}
     """What each candidate does, and what keeps it from more."""
+    groups: Mapping[str, TensorGroup] = {}
+    """Tensor groups that are devices of the cost problems, by their ids there."""
     calibration: Calibration | None = None
     """What was measured of the candidates."""
     heterogeneity: tuple[str, ...] = ()
     """How the candidates differ, in words; empty: they are alike."""
 
 
-def cost_rounds(state: State, problem: Problem) -> Costs:
-    """Return what the candidates of a problem cost on this state. Pure."""
+def cost_rounds(state: State, problem: Problem, tensor_engines: Collection[str] = TENSOR_ENGINES) -> Costs:
+    """Return what the candidates of a problem cost on this state. Pure.
+
+    Args:
+        state: The cluster.
+        problem: What may take part.
+        tensor_engines: Those that can run a stage on several GPUs.
+    """
     told = figures_of(state, problem)
     request = problem.request
     assumed = replace(
@@ -77,8 +87,22 @@ def cost_rounds(state: State, problem: Problem) -> Costs:
     ]
     built = [one for one, _ in rounds]
     left_out = (f"{device_id} takes no part: {reason}" for device_id, reason in built[0].left_out)
+    problems = [one.problem for one in built]
+    groups: dict[str, TensorGroup] = {}
+    if problem.engine in tensor_engines and request.sharding in GROUPED:
+        found = tensor_groups(state, problem)
+        for place, one in enumerate(problems):
+            problems[place], members = with_groups(
+                one,
+                found,
+                request.sharding,
+                batch=-(-request.concurrency // one.micro_batches),
+                hidden_size=problem.model.hidden_size,
+            )
+            groups = {group.group_id: group for group in found if group.group_id in members}
     return Costs(
-        rounds=tuple(one.problem for one in built),
+        rounds=tuple(problems),
+        groups=groups,
         notes=(*left_out, *built[0].notes),
         speeds=rounds[0][1],
         calibration=calibration,

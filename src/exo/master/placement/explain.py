@@ -9,6 +9,7 @@ from exo.master.placement.weigh import Weighed
 from exo.master.placement.words import gibibytes, milliseconds
 from exo.shared.types.commands import NodeMemory, Refusal
 from exo.shared.types.ids import NodeId
+from exo.shared.types.instances import PlacementRequest, Plan
 
 _PROVEN_PERCENT = 0.005
 """A gap below what is shown."""
@@ -25,12 +26,13 @@ def explain(problem: Problem, weighed: Weighed, reasons: Reasons) -> str:
     for stage in stages:
         candidate = by_device[stage.device_ids[0]]
         aliases = "+".join(by_device[one].device.local_alias for one in stage.device_ids)
+        free = sum(by_device[one].memory_free_bytes for one in stage.device_ids)
         kind = ", from host memory" if stage.is_offloaded else ""
         time = "" if stage.time_ms is None else f", {milliseconds(stage.time_ms)}"
         lines.append(
             f"stage {stage.rank}: layers {stage.start_layer} to {stage.end_layer - 1} on {candidate.node_name} "
             f"({aliases}{kind}), {gibibytes(stage.memory_bytes)} of "
-            f"{gibibytes(candidate.memory_free_bytes)} free{time}"
+            f"{gibibytes(free)} free{time}"
         )
     lines.extend(_figures(weighed))
     lines.extend(_different(weighed))
@@ -136,13 +138,32 @@ def _relaxed(problem: Problem, relaxations: Sequence[Relaxation]) -> Iterator[st
     """Say what would help, each way for itself."""
     for one in relaxations:
         if one.missing_bytes is not None and one.pool_id is not None:
-            sharers = [candidate for candidate in problem.candidates if candidate.pool == one.pool_id]
+            # A tensor group's pool is called as its members are.
+            pools = one.pool_id.split("+")
+            sharers = [candidate for candidate in problem.candidates if candidate.pool in pools]
             yield (
                 f"It would fit with {gibibytes(one.missing_bytes)} more {_memory_words(sharers)} "
                 f"on {_names_of(sharers)} alone."
             )
         else:
             yield one.message
+
+
+def refuse_sharding(engine: str, request: PlacementRequest, would: Plan | Refusal) -> Refusal:
+    """Say that an engine cannot split layers over GPUs, and what such a plan would do."""
+    told = f"The {engine} engine cannot run {request.sharding} sharding yet"
+    if isinstance(would, Refusal):
+        told += f", and here no engine could: {would.message}"
+    else:
+        where = ", ".join("+".join(stage.device_ids) for stage in would.stages)
+        what = ""
+        if would.prediction is not None and would.prediction.tokens_per_s is not None:
+            what = (
+                f" and do {would.prediction.tokens_per_s:.3g} tokens/s, "
+                f"{milliseconds(would.prediction.ms_per_token or 0.0)} per token, by estimate"
+            )
+        told += f". One that can would use {where}{what}. Ask for pipeline or auto."
+    return Refusal(status=422, code="sharding_unsupported", message=told)
 
 
 def refuse_for_memory(

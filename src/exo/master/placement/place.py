@@ -1,20 +1,20 @@
 """`place_instance`: a request and a state become a plan or a refusal. Greedy first, then the ladder of solvers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from exo.master.placement.asked import check_candidates, check_names, check_request
+from exo.master.placement.asked import check_candidates, check_groups, check_names, check_request
 from exo.master.placement.evaluate import broken_wishes, violations
-from exo.master.placement.explain import explain, refuse_for_memory
+from exo.master.placement.explain import explain, refuse_for_memory, refuse_sharding
 from exo.master.placement.ladder.answer import Infeasible, Options
 from exo.master.placement.problem import Problem, build_problem
 from exo.master.placement.reasons import reasons_of
-from exo.master.placement.solving import solve_placement, would_fit_empty
+from exo.master.placement.solving import Means, solve_placement, would_fit_empty
 from exo.master.placement.soundness import refuse_unsound
 from exo.shared.near_matches import near_matches, unknown_model_sentence
 from exo.shared.types.commands import Refusal
 from exo.shared.types.ids import ModelId
-from exo.shared.types.instances import PlacementRequest, Plan
-from exo.shared.types.models import ENGINES_BY_FORMAT, ModelCard
+from exo.shared.types.instances import PlacementRequest, Plan, Sharding, StagePlan
+from exo.shared.types.models import ENGINES_BY_FORMAT, TENSOR_ENGINES, ModelCard
 from exo.shared.types.state import State
 
 ShouldStop = Callable[[], bool]
@@ -26,11 +26,13 @@ def place_instance(
     *,
     should_stop: ShouldStop,
     has_constraint_layer: bool = True,
+    tensor_engines: frozenset[str] = TENSOR_ENGINES,
 ) -> Plan | Refusal:
     """Decide which devices run which layers of the model that is asked for.
 
     Pure: equal state and request give an equal plan. `should_stop` is asked between steps of a long search; the
     best plan so far is then the answer. Without `has_constraint_layer`, side constraints are not searched for long.
+    `tensor_engines` are those that can run a stage on several GPUs.
     """
     model = find_model(state, request.model_id)
     if isinstance(model, Refusal):
@@ -38,29 +40,34 @@ def place_instance(
     engine = choose_engine(model, request)
     if isinstance(engine, Refusal):
         return engine
-    refusal = (
-        refuse_unsound(model, request)
-        or check_request(model, request)
-        or _check_sharding(request)
-        or check_names(state, request)
-    )
+    refusal = refuse_unsound(model, request) or check_request(model, request) or check_names(state, request)
     if refusal is not None:
         return refusal
+    if request.sharding in {"tensor", "hybrid"} and engine not in tensor_engines:
+        able = tensor_engines | {engine}
+        would = place_instance(
+            state,
+            request,
+            should_stop=should_stop,
+            has_constraint_layer=has_constraint_layer,
+            tensor_engines=able,
+        )
+        return refuse_sharding(engine, request, would)
     problem = build_problem(state, model, request, engine)
-    refusal = check_candidates(state, problem)
+    refusal = check_candidates(state, problem) or check_groups(state, problem)
     if refusal is not None:
         return refusal
-    options = Options(has_constraint_layer=has_constraint_layer)
-    solved = solve_placement(state, problem, should_stop=should_stop, options=options)
+    means = Means(options=Options(has_constraint_layer=has_constraint_layer), tensor_engines=tensor_engines)
+    solved = solve_placement(state, problem, should_stop=should_stop, means=means)
     problem, weighed = solved.problem, solved.answer
     if isinstance(weighed, Infeasible):
-        fits = would_fit_empty(state, problem, should_stop, options)
+        fits = would_fit_empty(state, problem, should_stop, means)
         return refuse_for_memory(problem, would_fit_empty=fits, relaxations=weighed.relaxations)
     reasons = reasons_of(problem, solved.costs, weighed, should_stop=should_stop)
     excluded = sorted((*reasons.unused, *problem.excluded), key=lambda one: one.device_id)
     plan = Plan(
         stages=reasons.stages,
-        sharding="pipeline",
+        sharding=sharding_of(reasons.stages),
         engine=engine,
         context_length=problem.context_length,
         concurrency=request.concurrency,
@@ -76,6 +83,13 @@ def place_instance(
         heterogeneity=solved.costs.heterogeneity,
     )
     return _checked(state, problem, plan)
+
+
+def sharding_of(stages: Sequence[StagePlan]) -> Sharding:
+    """Return how a plan splits the model: by layers, within layers, or both."""
+    if all(len(stage.device_ids) == 1 for stage in stages):
+        return "pipeline"
+    return "tensor" if len(stages) == 1 else "hybrid"
 
 
 def _checked(state: State, problem: Problem, plan: Plan) -> Plan | Refusal:
@@ -95,17 +109,6 @@ def _checked(state: State, problem: Problem, plan: Plan) -> Plan | Refusal:
             status=500, code="plan_rejected", message=f"The plan failed its own check: {wrong[0]}."
         )
     return plan
-
-
-def _check_sharding(request: PlacementRequest) -> Refusal | None:
-    if request.sharding in {"tensor", "hybrid"}:
-        return Refusal(
-            status=422,
-            code="sharding_unsupported",
-            message=f"The {request.sharding} sharding is not supported by the MLX engine yet; "
-            "ask for pipeline or auto.",
-        )
-    return None
 
 
 def find_model(state: State, model_id: ModelId) -> ModelCard | Refusal:

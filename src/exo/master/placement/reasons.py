@@ -8,10 +8,11 @@ from msgspec.structs import replace
 from exo.master.placement.costs import Costs
 from exo.master.placement.figures import Speed
 from exo.master.placement.ladder.evaluate import Assessment
+from exo.master.placement.ladder.tensor import waits_ns
 from exo.master.placement.ladder.why import LeftOut, binding, left_out
 from exo.master.placement.problem import Problem
 from exo.master.placement.score import device_scores
-from exo.master.placement.weigh import Weighed
+from exo.master.placement.weigh import Weighed, stage_device_id
 from exo.shared.types.instances import Binding, ExcludedDevice, StagePlan, StageShares
 
 ShouldStop = Callable[[], bool]
@@ -36,37 +37,49 @@ def reasons_of(problem: Problem, costs: Costs, weighed: Weighed, *, should_stop:
     scores = {name: one.total for name, one in device_scores(problem, costs.speeds, costs.rounds[0]).items()}
     stages = tuple(
         replace(one, score=scores.get(one.device_ids[0]), shares=shares)
-        for one, shares in zip(weighed.stages, _shares(costs.speeds, weighed), strict=True)
+        for one, shares in zip(weighed.stages, _shares(problem, costs, weighed), strict=True)
     )
     return Reasons(
         stages=stages,
         unused=_unused(problem, weighed, scores, should_stop),
-        binding=_binding(problem, weighed, should_stop),
+        binding=_binding(problem, costs, weighed, should_stop),
     )
 
 
-def _shares(speeds: Mapping[str, Speed], weighed: Weighed) -> Sequence[StageShares | None]:
-    if weighed.problem is None or weighed.assessment is None:
+def _shares(problem: Problem, costs: Costs, weighed: Weighed) -> Sequence[StageShares | None]:
+    on = weighed.problem
+    if on is None or weighed.assessment is None:
         return [None] * len(weighed.stages)
-    overheads = {one.device_id: one.overhead_ns for one in weighed.problem.devices}
-    return [
-        shares_of(
-            weighed.assessment,
-            rank,
-            overhead_ns=overheads[stage.device_ids[0]],
-            speed=speeds[stage.device_ids[0]],
+    overheads_ns = {one.device_id: one.overhead_ns for one in on.devices}
+    batch = -(-on.concurrency // on.micro_batches)
+    found: list[StageShares | None] = []
+    for rank, stage in enumerate(weighed.stages):
+        name = stage_device_id(stage)
+        # A tensor group is as slow as its slowest member, and its members wait for each other.
+        speed = min(
+            (costs.speeds[one] for one in stage.device_ids),
+            key=lambda one: one.bandwidth_bytes_per_s * one.load_share * one.heat_share,
         )
-        for rank, stage in enumerate(weighed.stages)
-    ]
+        group = costs.groups.get(name)
+        wait_ns = 0
+        if group is not None:
+            layers = stage.end_layer - stage.start_layer
+            wait_ns = layers * waits_ns(group, batch=batch, hidden_size=problem.model.hidden_size)
+        found.append(
+            shares_of(weighed.assessment, rank, overhead_ns=overheads_ns[name], wait_ns=wait_ns, speed=speed)
+        )
+    return found
 
 
-def shares_of(told: Assessment, rank: int, *, overhead_ns: int, speed: Speed) -> StageShares:
+def shares_of(
+    told: Assessment, rank: int, *, overhead_ns: int, speed: Speed, wait_ns: int = 0
+) -> StageShares:
     """Return where a stage's time comes from.
 
     Load and heat take a share of speed each, whether memory or arithmetic binds, so what they cost follows from the
-    time that is left without the overhead.
+    time that is left without the overhead. For `wait_ns` of it the members of a tensor group wait for each other.
     """
-    work_ns = told.stage_ns[rank] - overhead_ns
+    work_ns = max(0, told.stage_ns[rank] - overhead_ns - wait_ns)
     loaded_ns = work_ns * speed.heat_share
     idle_ns = loaded_ns * speed.load_share
     return StageShares(
@@ -74,7 +87,7 @@ def shares_of(told: Assessment, rank: int, *, overhead_ns: int, speed: Speed) ->
         utilization_ms=(loaded_ns - idle_ns) / _NS_PER_MS,
         thermal_ms=(work_ns - loaded_ns) / _NS_PER_MS,
         overhead_ms=overhead_ns / _NS_PER_MS,
-        network_ms=told.link_ns[rank] / _NS_PER_MS,
+        network_ms=(told.link_ns[rank] + wait_ns) / _NS_PER_MS,
     )
 
 
@@ -98,14 +111,16 @@ def _unused(
     )
 
 
-def _binding(problem: Problem, weighed: Weighed, should_stop: ShouldStop) -> Binding | None:
+def _binding(problem: Problem, costs: Costs, weighed: Weighed, should_stop: ShouldStop) -> Binding | None:
     if not _has_time_to_ask_why(weighed) or weighed.problem is None or weighed.solution is None:
         return None
     found = binding(weighed.problem, weighed.solution, should_stop=should_stop)
     if found is None:
         return None
+    group = costs.groups.get(found.pool_id)
+    pools = group.device_ids if group is not None else (found.pool_id,)
     return Binding(
-        device_ids=tuple(one.device.device_id for one in problem.candidates if one.pool == found.pool_id),
+        device_ids=tuple(one.device.device_id for one in problem.candidates if one.pool in pools),
         more_bytes=found.more_bytes,
         saved_ms=found.saved_ns / _NS_PER_MS,
     )

@@ -10,6 +10,7 @@ from exo.master.placement.greedy import solve_greedy
 from exo.master.placement.ladder.answer import Infeasible, Options
 from exo.master.placement.problem import Problem
 from exo.master.placement.weigh import Offload, Weighed, weigh, weigh_given
+from exo.shared.types.models import TENSOR_ENGINES
 from exo.shared.types.state import State
 
 ShouldStop = Callable[[], bool]
@@ -23,19 +24,27 @@ class Solved(msgspec.Struct, frozen=True, kw_only=True):
     answer: Weighed | Infeasible
 
 
-def solve_placement(state: State, problem: Problem, *, should_stop: ShouldStop, options: Options) -> Solved:
+class Means(msgspec.Struct, frozen=True, kw_only=True):
+    """What a solve may use."""
+
+    options: Options
+    tensor_engines: frozenset[str] = TENSOR_ENGINES
+    """Those that can run a stage on several GPUs."""
+
+
+def solve_placement(state: State, problem: Problem, *, should_stop: ShouldStop, means: Means) -> Solved:
     """Solve; where VRAM does not hold the model, once more with the processors beside the GPUs."""
-    found = _solve(state, problem, should_stop, options)
+    found = _solve(state, problem, should_stop, means)
     if isinstance(found.answer, Weighed) or not problem.spare:
         return found
-    again = _solve(state, problem.with_offload(), should_stop, options)
-    if isinstance(again.answer, Weighed) and not options.wants_any:
-        price = _price_offload(state, problem, again.answer, should_stop, options)
+    again = _solve(state, problem.with_offload(), should_stop, means)
+    if isinstance(again.answer, Weighed) and not means.options.wants_any:
+        price = _price_offload(state, problem, again.answer, should_stop, means)
         again = replace(again, answer=replace(again.answer, offload=price))
     return again
 
 
-def would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, options: Options) -> bool:
+def would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, means: Means) -> bool:
     """Would it fit if everything were free? Then it may fit later: a conflict with the present, not more."""
     emptied = replace(
         problem,
@@ -43,16 +52,18 @@ def would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, opt
             replace(one, memory_free_bytes=one.memory_total_bytes) for one in problem.candidates
         ),
     )
-    found = _solve(state, emptied, should_stop, replace(options, wants_any=True))
+    any_will_do = replace(means, options=replace(means.options, wants_any=True))
+    found = _solve(state, emptied, should_stop, any_will_do)
     return isinstance(found.answer, Weighed)
 
 
-def _solve(state: State, problem: Problem, should_stop: ShouldStop, options: Options) -> Solved:
+def _solve(state: State, problem: Problem, should_stop: ShouldStop, means: Means) -> Solved:
     """Take the greedy's plan, which is there at once, and the ladder's instead where it is faster."""
-    stages = solve_greedy(problem)
-    costs = cost_rounds(state, problem)
+    # By memory alone there are only pipelines of single devices.
+    stages = solve_greedy(problem) if problem.request.sharding in {"auto", "pipeline"} else None
+    costs = cost_rounds(state, problem, means.tensor_engines)
     if not problem.request.layer_split:
-        answer = weigh(problem, costs, stages, should_stop=should_stop, options=options)
+        answer = weigh(problem, costs, stages, should_stop=should_stop, options=means.options)
     elif stages is None:
         answer = Infeasible(code="infeasible", reasons=("The split that was given does not fit.",))
     else:
@@ -69,7 +80,7 @@ def _confirmed(answer: Weighed | Infeasible, costs: Costs) -> Weighed | Infeasib
 
 
 def _price_offload(
-    state: State, problem: Problem, weighed: Weighed, should_stop: ShouldStop, options: Options
+    state: State, problem: Problem, weighed: Weighed, should_stop: ShouldStop, means: Means
 ) -> Offload | None:
     """Ask what each token would take if the roomiest GPU also had the memory that is taken beside processors."""
     moved = [stage for stage in weighed.stages if stage.is_offloaded]
@@ -85,7 +96,7 @@ def _price_offload(
             for one in problem.candidates
         ),
     )
-    found = None if should_stop() else _solve(state, grown, should_stop, options).answer
+    found = None if should_stop() else _solve(state, grown, should_stop, means).answer
     told = found.prediction if isinstance(found, Weighed) else None
     return Offload(
         layer_count=sum(stage.end_layer - stage.start_layer for stage in moved),

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from exo.master.placement.confirm import DEVICES_MAX, Confirmed, confirm
 from exo.master.placement.costs import Costs
 from exo.master.placement.evaluate import violations
+from exo.master.placement.held import process_bytes
 from exo.master.placement.ladder.answer import Infeasible, Options, Solution
 from exo.master.placement.ladder.evaluate import Assessment, Stage, assess
 from exo.master.placement.ladder.problem import CostProblem
@@ -100,7 +101,7 @@ def weigh(
     confirmed = _confirm(costs, solution, options, should_stop)
     if confirmed is not None:
         solution = confirmed.solution
-    stages = _stage_plans(problem, solution)
+    stages = _stage_plans(problem, costs, solution)
     wrong = _check(problem, stages)
     if wrong is not None:
         if incumbent is None:
@@ -179,7 +180,7 @@ def weigh_given(costs: Costs, stages: Sequence[StagePlan], method: str) -> Weigh
 
 def _rate(costs: Costs, stages: Sequence[StagePlan]) -> _Rated | None:
     as_seen = tuple(
-        Stage(device_id=one.device_ids[0], start_layer=one.start_layer, end_layer=one.end_layer)
+        Stage(device_id=stage_device_id(one), start_layer=one.start_layer, end_layer=one.end_layer)
         for one in stages
     )
     rated = [
@@ -208,20 +209,32 @@ def _standing(
     )
 
 
-def _stage_plans(problem: Problem, solution: Solution) -> tuple[StagePlan, ...]:
+def stage_device_id(stage: StagePlan) -> str:
+    """Return what the cost problems call the device or the tensor group that a stage runs on."""
+    return "+".join(stage.device_ids)
+
+
+def _stage_plans(problem: Problem, costs: Costs, solution: Solution) -> tuple[StagePlan, ...]:
     by_device = {one.device.device_id: one for one in problem.candidates}
-    return tuple(
-        StagePlan(
-            rank=rank,
-            node_id=by_device[DeviceId(one.device_id)].node_id,
-            device_ids=(DeviceId(one.device_id),),
-            start_layer=one.start_layer,
-            end_layer=one.end_layer,
-            memory_bytes=problem.stage_memory_bytes(one.start_layer, one.end_layer),
-            is_offloaded=by_device[DeviceId(one.device_id)].is_offload,
+    stages: list[StagePlan] = []
+    for rank, one in enumerate(solution.stages):
+        group = costs.groups.get(one.device_id)
+        names = group.device_ids if group is not None else (one.device_id,)
+        device_ids = tuple(DeviceId(name) for name in names)
+        first = by_device[device_ids[0]]
+        own_bytes = problem.stage_memory_bytes(one.start_layer, one.end_layer)
+        stages.append(
+            StagePlan(
+                rank=rank,
+                node_id=first.node_id,
+                device_ids=device_ids,
+                start_layer=one.start_layer,
+                end_layer=one.end_layer,
+                memory_bytes=own_bytes + (len(device_ids) - 1) * process_bytes(problem.model),
+                is_offloaded=first.is_offload,
+            )
         )
-        for rank, one in enumerate(solution.stages)
-    )
+    return tuple(stages)
 
 
 def _check(problem: Problem, stages: Sequence[StagePlan]) -> str | None:

@@ -6,6 +6,8 @@ from exo.shared.types.ids import ModelId
 
 ENGINES_BY_FORMAT = {"safetensors": ("mlx",)}
 """Engines that can run a format, preferred first. Models of other formats are listed, but not placed."""
+TENSOR_ENGINES: frozenset[str] = frozenset()
+"""Engines that can run one stage on several GPUs of a node."""
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +48,10 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """What each layer keeps of a sequence whatever its length (linear attention, convolutions); empty: nothing."""
     kv_step_tokens: int = 1
     """By how many tokens the engine lets a cache grow at a time."""
+    attention_heads: int = 0
+    """0: not known, so that no layer is split over GPUs."""
+    kv_heads: int = 0
+    """As many as there are keys and values for; 0: not known."""
 
     @property
     def hindrance(self) -> str | None:

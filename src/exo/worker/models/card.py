@@ -86,6 +86,8 @@ def read_card(model_id: ModelId, directory: Path) -> ModelCard:
         layer_kv_tokens_max=_unless_none(one.tokens_max for one in caches),
         layer_state_bytes=_unless_none(one.state_bytes for one in caches),
         kv_step_tokens=KV_STEP_TOKENS,
+        attention_heads=(heads := config.number("num_attention_heads") or 0),
+        kv_heads=config.number("num_key_value_heads") or heads,
     )
 
 
