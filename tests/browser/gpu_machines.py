@@ -26,6 +26,7 @@ FACTS: Json = {
     "support_level": "full",
     "measured_memory_bandwidth_bytes_per_s": None,
     "measured_flops_per_s": None,
+    "number": None,
 }
 UNTOLD: Json = {
     "memory_used_bytes": None,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from exo.gpu.numbering import numbered
+from exo.gpu.numbering import with_numbers
 from exo.shared.types.devices import DeviceGPUState, GPUDevice, Health
 from exo.shared.types.ids import DeviceId
 
@@ -36,6 +36,18 @@ class Parallelism(msgspec.Struct, frozen=True, order=True):
             return f"{self.pipeline} GPU{'' if self.pipeline == 1 else 's'} in a pipeline"
         tensor = f"{self.tensor} GPUs in tensor parallel"
         return tensor if self.pipeline == 1 else f"{self.pipeline} stages of {tensor}"
+
+
+class Needs(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model takes.
+
+    Attributes:
+        memory_bytes: Of all its devices together; 0: not known.
+        is_mixed_allowed: Its engine runs stages on different kinds of devices.
+    """
+
+    memory_bytes: int = 0
+    is_mixed_allowed: bool = True
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +116,7 @@ def candidates_of(
     """
     return [
         _candidate(index, device, states.get(device.device_id), (obstacles or {}).get(index))
-        for index, device in enumerate(numbered(device for device in devices if device.backend != "cpu"))
+        for index, device in with_numbers(device for device in devices if device.backend != "cpu")
     ]
 
 

@@ -23,6 +23,7 @@ from exo.gpu.inventory import (
     settle_claims,
     signature,
 )
+from exo.gpu.numbering import assigned
 from exo.gpu.registry import DeviceRegistry, Measurement
 from exo.gpu.verification import Verdict, verify
 from exo.shared.errors import ExoError
@@ -84,6 +85,8 @@ class GPUDiscoveryService:
         self._verdicts: dict[DeviceId, tuple[GPUDevice, Verdict, float]] = {}
         self._checks: dict[DeviceId, asyncio.Task[None]] = {}
         self._measured: dict[DeviceId, tuple[GPUDevice, Measurement]] = {}
+        self._numbers: dict[DeviceId, int] = {}
+        """Of GPUs, also of those that are away or were refused: they may come."""
         self._looking = anyio.Lock()
         self.inventory = Inventory()
         """What was found at the last look."""
@@ -209,6 +212,7 @@ class GPUDiscoveryService:
         return before[1].outcome == "wrong" and self._clock() - before[2] >= REFUSED_AGAIN_S
 
     def _judged(self, candidates: Sequence[UsedDevice], claimed: Sequence[RefusedDevice]) -> Inventory:
+        self._numbers = assigned([one.device for one in candidates], self._numbers)
         used: list[UsedDevice] = []
         refused = list(claimed)
         for one in candidates:
@@ -219,7 +223,8 @@ class GPUDiscoveryService:
             elif verdict is not None and verdict.outcome == "wrong":
                 refused.append(RefusedDevice(one.device, "wrong", f"its check failed: {verdict.reason}"))
             else:
-                used.append(UsedDevice(one.backend, self._with_measurement(one.device)))
+                numbered = replace(one.device, number=self._numbers.get(one.device.device_id))
+                used.append(UsedDevice(one.backend, self._with_measurement(numbered)))
         for one in refused:
             if self.inventory.why_not(one.device.device_id) != one.reason:
                 level = "DEBUG" if one.kind == "duplicate" else "WARNING"

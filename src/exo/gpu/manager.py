@@ -1,7 +1,8 @@
 """Who holds which of this node's GPUs: a guard, so that no two owners ever get the same one.
 
-Which devices a model is placed on is the cluster's decision; this guard sees to it that the node keeps to it, and finds
-others when some fail. Its methods do not wait for anything and may be called from any thread.
+Which devices a model is placed on is the cluster's decision, and so is where it goes on when some fail
+(`master.recovery_ladder`); this guard sees to it that the node keeps to it, and serves engines that choose GPUs
+themselves. Its methods do not wait for anything and may be called from any thread.
 """
 
 import itertools
@@ -12,18 +13,14 @@ from contextlib import contextmanager
 import msgspec
 from msgspec.structs import replace
 
-from exo.gpu.allocation import Allocation, Candidate, Parallelism, choose, obstacle_of
+from exo.gpu.allocation import Allocation, Candidate, Needs, Parallelism, choose, obstacle_of
 from exo.gpu.errors import GPUTakenError, NotEnoughGPUsError
-from exo.gpu.recovery import Needs, RecoveryStep, recover
 
 _GIB = 1024**3
 
 
 class _Holding(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[tuple[int, ...], ...]
-    needs: Needs
-    free_bytes: dict[int, int | None]
-    """What was free on each when it was taken: what there will be again once the owner's memory is given back."""
     part_bytes: int | None = None
     """The owner was promised so much of each, and others may take the rest; None: it has them for itself."""
 
@@ -74,7 +71,7 @@ class GPUManager:
             found = choose(candidates, wanted, memory_bytes=share, is_mixed_allowed=needs.is_mixed_allowed)
             if not isinstance(found, Allocation):
                 raise NotEnoughGPUsError(found.message)
-            self._hold(owner, found.groups, needs, candidates)
+            self._holdings[owner] = _Holding(groups=found.groups)
             return _lists(found.groups)
 
     def take(self, gpus: Sequence[int], *, owner: str, memory_bytes: int) -> None:
@@ -99,8 +96,7 @@ class GPUManager:
                 obstacle = self._obstacle(gpu, candidates.get(gpu), memory_bytes)
                 if obstacle is not None:
                     raise GPUTakenError(f"{owner} cannot use {obstacle}; place it again, or on other devices")
-            needs = Needs(memory_bytes=memory_bytes * len(gpus))
-            self._hold(owner, (tuple(gpus),), needs, list(candidates.values()), part_bytes=memory_bytes)
+            self._holdings[owner] = _Holding(groups=(tuple(gpus),), part_bytes=memory_bytes)
 
     def _obstacle(self, gpu: int, one: Candidate | None, memory_bytes: int) -> str | None:
         """Return why no part of a GPU can be taken; None: it can."""
@@ -189,72 +185,12 @@ class GPUManager:
             gone = [owner for owner in self._holdings if owner not in alive]
         return sorted(index for owner in gone for index in self.release(owner=owner))
 
-    def recover(
-        self, owner: str, failed: Collection[int], cause: str, *, host_free_bytes: int | None = None
-    ) -> RecoveryStep:
-        """Find other GPUs for an owner whose own failed, and let it hold those instead.
-
-        Args:
-            owner: Who holds GPUs.
-            failed: Those that failed.
-            cause: What failed, for people.
-            host_free_bytes: The memory that is free for the processor; None: not known.
-
-        Returns:
-            What to do, to be told as an event. On the last two rungs the owner holds nothing any more.
-
-        Raises:
-            ValueError: The owner holds no GPUs.
-        """
-        with self._lock:
-            holding = self._holdings.get(owner)
-            if holding is None:
-                raise ValueError(f"{owner} holds no GPUs")
-            candidates = [
-                replace(one, memory_free_bytes=_more(one.memory_free_bytes, holding.free_bytes[one.index]))
-                if one.index in holding.indices
-                else one
-                for one in self._free(self._candidates(), but=owner)
-            ]
-            step = recover(
-                holding.groups,
-                candidates,
-                failed=failed,
-                cause=cause,
-                needs=holding.needs,
-                host_free_bytes=host_free_bytes,
-            )
-            if step.groups:
-                self._hold(owner, step.groups, holding.needs, candidates)
-            else:
-                del self._holdings[owner]
-            return step
-
-    def _free(self, candidates: Sequence[Candidate], but: str | None = None) -> list[Candidate]:
-        held = {
-            index: owner
-            for owner, holding in self._holdings.items()
-            if owner != but
-            for index in holding.indices
-        }
+    def _free(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        held = {index: owner for owner, holding in self._holdings.items() for index in holding.indices}
         return [
             replace(one, obstacle=f"{held[one.index]} uses it") if one.index in held else one
             for one in candidates
         ]
-
-    def _hold(
-        self,
-        owner: str,
-        groups: tuple[tuple[int, ...], ...],
-        needs: Needs,
-        candidates: Sequence[Candidate],
-        part_bytes: int | None = None,
-    ) -> None:
-        taken = {index for group in groups for index in group}
-        free_bytes = {one.index: one.memory_free_bytes for one in candidates if one.index in taken}
-        self._holdings[owner] = _Holding(
-            groups=groups, needs=needs, free_bytes=free_bytes, part_bytes=part_bytes
-        )
 
 
 def _lists(groups: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -263,8 +199,3 @@ def _lists(groups: Sequence[Sequence[int]]) -> list[list[int]]:
 
 def _gib(size_bytes: int) -> str:
     return f"{size_bytes / _GIB:.1f} GiB"
-
-
-def _more(now_bytes: int | None, before_bytes: int | None) -> int | None:
-    known = [value for value in (now_bytes, before_bytes) if value is not None]
-    return max(known) if known else None

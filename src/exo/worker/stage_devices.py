@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from msgspec.structs import replace
-
 from exo.gpu import failures
 from exo.gpu.allocation import Candidate, candidates_of
 from exo.gpu.errors import GPUTakenError
 from exo.gpu.failures import Failure
 from exo.gpu.manager import GPUManager
-from exo.gpu.numbering import numbered
+from exo.gpu.numbering import with_numbers
 from exo.shared.types.devices import DeviceGPUState, GPUDevice
 from exo.shared.types.ids import DeviceId
 from exo.shared.types.instances import StagePlan
@@ -74,13 +72,9 @@ class StageDevices:
                 self._observe_failure(device_id, failure)
 
     def _candidates(self) -> list[Candidate]:
-        gpus = numbered(one for one in self._devices() if one.backend != "cpu")
-        for one in gpus:
-            self._numbers.setdefault(one.device_id, len(self._numbers))
-        return [
-            replace(candidate, index=self._numbers[device.device_id])
-            for candidate, device in zip(candidates_of(gpus, self._states()), gpus, strict=True)
-        ]
+        gpus = [(number, one) for number, one in with_numbers(self._devices()) if one.backend != "cpu"]
+        self._numbers = {one.device_id: number for number, one in gpus}
+        return candidates_of([one for _, one in gpus], self._states())
 
 
 def failure_of(message: RunnerFailed) -> Failure | None:

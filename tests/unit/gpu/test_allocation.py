@@ -14,6 +14,7 @@ from exo.gpu.allocation import (
     ROOM_STEP_BYTES,
     Allocation,
     Candidate,
+    Needs,
     Parallelism,
     Shortage,
     candidates_of,
@@ -21,10 +22,10 @@ from exo.gpu.allocation import (
 )
 from exo.gpu.errors import GPUTakenError, NotEnoughGPUsError
 from exo.gpu.manager import GPUManager
-from exo.gpu.numbering import numbered, with_numbers
-from exo.gpu.recovery import Needs
+from exo.gpu.numbering import assigned, numbered, with_numbers
 from exo.shared.types.devices import Backend, DeviceGPUState, GPUDevice, Health
 from exo.shared.types.ids import DeviceId, NodeId
+from support.states import cpu
 from support.states import gpu as a_gpu
 
 GIB = 1024**3
@@ -200,11 +201,56 @@ def test_numbers_follow_the_drivers_not_the_ids() -> None:
 )
 def test_a_gpu_keeps_its_number_while_another_is_gone(aliases: list[str], numbers: list[int]) -> None:
     devices = [
-        replace(a_gpu("n", 1, alias), backend="cpu" if alias == "cpu:0" else "cuda") for alias in aliases
+        replace(
+            a_gpu("n", 1, alias),
+            device_id=DeviceId(f"n/{place}"),
+            backend="cpu" if alias == "cpu:0" else "cuda",
+        )
+        for place, alias in enumerate(aliases)
     ]
     found = with_numbers(devices)
     assert [number for number, _ in found] == numbers
     assert [device.local_alias for _, device in found] == aliases
+
+
+def test_numbers_that_a_node_gave_stand_though_devices_of_another_driver_are_gone() -> None:
+    devices = [replace(a_gpu("n", 1, alias), backend="cuda") for alias in ("cuda:0", "cuda:1", "rocm:0")]
+    given = assigned(devices, {})
+    assert list(given.values()) == [0, 1, 2]
+    told = [replace(one, number=given[one.device_id]) for one in devices]
+    assert [number for number, _ in with_numbers([told[2], told[0], cpu("n", 1)])] == [0, 2, 3]
+    assert [number for number, _ in with_numbers(told[2:])] == [2]
+
+
+def test_a_driver_that_comes_late_takes_no_number_of_the_others() -> None:
+    radeon, first, second = (a_gpu("n", 1, alias) for alias in ("rocm:0", "cuda:0", "cuda:1"))
+    numbers = assigned([radeon], {})
+    numbers = assigned([first, radeon], numbers)
+    assert numbers == {radeon.device_id: 0, first.device_id: 1}
+    # It is away when the next one comes.
+    later = assigned([second, radeon], numbers)
+    assert numbers.items() <= later.items() and later[second.device_id] not in numbers.values()
+    assert assigned([cpu("n", 1)], {}) == {}
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from(["cuda", "rocm", "intel"]), st.integers(0, 5)), max_size=6),
+        max_size=6,
+    )
+)
+@settings(max_examples=200)
+def test_whoever_comes_and_goes_every_gpu_keeps_a_number_of_its_own(
+    looks: list[list[tuple[str, int]]],
+) -> None:
+    known: dict[DeviceId, int] = {}
+    for look in looks:
+        there = [a_gpu("n", 1, f"{driver}:{index}") for driver, index in set(look)]
+        numbers = assigned(there, known)
+        assert known.items() <= numbers.items()
+        assert {one.device_id for one in there} <= numbers.keys()
+        assert len(set(numbers.values())) == len(numbers)
+        known = numbers
 
 
 # --- against all ways ------------------------------------------------------------------------------------------------

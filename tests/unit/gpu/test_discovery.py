@@ -235,6 +235,23 @@ async def test_a_device_that_computes_wrongly_is_not_used_and_tried_again_later(
         assert devices.inventory.why_not(FIRST) is None
 
 
+async def test_a_gpu_keeps_its_number_while_others_come_and_go() -> None:
+    driver = Calculating(found(0, uuid="GPU-a"), found(1, uuid="GPU-b"), found(2, uuid="GPU-c"))
+    async with service(driver, CPUDriver()) as devices:
+
+        def numbers(inventory: Inventory) -> dict[str | None, int | None]:
+            return {one.uuid: one.number for one in inventory.devices}
+
+        assert numbers(devices.inventory) == {"GPU-a": 0, "GPU-b": 1, "GPU-c": 2, None: None}
+        driver.devices = [found(0, uuid="GPU-a"), found(2, uuid="GPU-c")]
+        assert numbers(await devices.look_again()) == {"GPU-a": 0, "GPU-c": 2, None: None}
+        # The driver counts anew, as some do when a card is gone.
+        driver.devices = [found(0, uuid="GPU-c"), found(1, uuid="GPU-b"), found(2, uuid="GPU-d")]
+        later = numbers(await devices.look_again())
+        assert (later["GPU-b"], later["GPU-c"]) == (1, 2)
+        assert later["GPU-d"] not in (None, 0, 1, 2), "that of the one that is away is kept for it"
+
+
 async def test_a_device_whose_memory_is_full_is_used_and_not_remembered(tmp_path: Path) -> None:
     driver = Calculating(found(0))
     driver.is_full = True

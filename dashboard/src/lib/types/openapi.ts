@@ -1511,6 +1511,11 @@ export interface components {
             memory_total_bytes: number;
             /** Name */
             name: string;
+            /**
+             * Number
+             * @description Of a GPU within its node, as `gpu_id`; null where its node does not say.
+             */
+            number: number | null;
             /** Pci Address */
             pci_address: string | null;
             /**

@@ -49,6 +49,8 @@ class DeviceView(Shape):
     """Measured on it, where nobody tells."""
     measured_flops_per_s: float | None
     """The same: in float32 on a processor, in float16 on a GPU."""
+    number: int | None
+    """Of a GPU within its node, as `gpu_id`; null where its node does not say."""
 
 
 class ProcessMemoryView(Shape):

@@ -67,6 +67,9 @@ class GPUDevice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What it really reads, measured on it; only where nobody tells what it can do."""
     measured_flops_per_s: float | None = None
     """The same of its arithmetic: in float32 on a processor, in float16 on a GPU."""
+    number: int | None = None
+    """Of a GPU within its node, as `gpu_id` of metrics: the same from the node's start to its end, whatever others come
+    or go."""
 
 
 class ThermalStatus(msgspec.Struct, frozen=True, kw_only=True, gc=False):
