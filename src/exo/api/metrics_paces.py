@@ -32,13 +32,13 @@ def families(state: State) -> Sequence[Family]:
             errors.append((where, pace.error_percent))
     return [
         Family(
-            "exo_instance_predicted_tokens_per_s",
+            "exo_instance_predicted_tokens_per_second",
             "gauge",
             "Tokens per second of an instance as predicted when it was placed, and what that rests on.",
             predicted,
         ),
         Family(
-            "exo_instance_measured_tokens_per_s",
+            "exo_instance_measured_tokens_per_second",
             "gauge",
             "Tokens per second that one request of an instance gets while it is the only one, as its first stage sees.",
             measured,

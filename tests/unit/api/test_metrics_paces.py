@@ -63,8 +63,8 @@ def test_predicted_and_measured_stand_side_by_side() -> None:
     where = 'instance="i",model="toy"'
     of_device = '{node="a",device="a/cpu:0",engine="mlx",dtype="4-bit"}'
     assert lines(state) == [
-        f'exo_instance_predicted_tokens_per_s{{{where},basis="measured"}} 40.0',
-        f"exo_instance_measured_tokens_per_s{{{where}}} 50.0",
+        f'exo_instance_predicted_tokens_per_second{{{where},basis="measured"}} 40.0',
+        f"exo_instance_measured_tokens_per_second{{{where}}} 50.0",
         f"exo_device_pace_bytes_per_second{of_device} 5000000000.0",
         f"exo_device_pace_error_percent{of_device} 1.5",
     ]
@@ -73,6 +73,6 @@ def test_predicted_and_measured_stand_side_by_side() -> None:
 def test_what_an_earlier_generation_did_says_nothing_of_this_one() -> None:
     state = predicted(placed(two_nodes()), Prediction(tokens_per_s=40.0))
     named = [one.split("{")[0] for one in lines(with_paces(state, generation=7))]
-    assert "exo_instance_measured_tokens_per_s" not in named
+    assert "exo_instance_measured_tokens_per_second" not in named
     assert 'basis="assumed"' in lines(state)[0]
-    assert "exo_instance_measured_tokens_per_s" not in "".join(lines(with_paces(state, ms_per_token=0.0)))
+    assert "exo_instance_measured_tokens_per_second" not in "".join(lines(with_paces(state, ms_per_token=0.0)))
