@@ -33,6 +33,7 @@ class ScriptedNode:
         self.nodes = fixture("nodes")
         self.models = fixture("models")
         self.previews = fixture("previews")
+        self.why = fixture("why")
         self.requests: list[tuple[str, str, Json | None]] = []
         """Method, path with query, and body of each request that changes or asks something."""
         self.state_request_count = 0
@@ -233,6 +234,9 @@ class _Handler(SimpleHTTPRequestHandler):
                 self.node.requests.append(("GET", self.path, None))
                 wanted = parse_qs(parts.query)["model_id"][0]
                 self._json(200, self.node.previews) if wanted == "exo-tiny" else self._unknown(wanted)
+            case path if path.startswith("/instance/") and path.endswith("/why"):
+                self.node.requests.append(("GET", self.path, None))
+                self._json(200, self.node.why)
             case "/events" if self.node.refuses_events:
                 self._json(
                     503, {"type": "about:blank", "title": "", "status": 503, "detail": "no", "code": "no"}

@@ -85,6 +85,47 @@ def test_nodes_of_one_machine_are_told_apart(node: ScriptedNode, open_page) -> N
     expect(card).to_contain_text("same machine as oak 1f0c, oak c4d8")
 
 
+def test_a_way_says_how_sure_it_is_and_who_is_left_out(node: ScriptedNode, open_page, screenshot) -> None:
+    page = open_page(node.url)
+    page.get_by_role("button", name="Place exo-tiny").click()
+    dialog = page.get_by_role("dialog", name="Place exo-tiny")
+    way = dialog.locator(".option").filter(has_text="Pipeline over 3 nodes")
+    for words in ("about 667 tokens/s", "estimate", "a faster plan would save 2.0 % at most"):
+        expect(way).to_contain_text(words)
+    expect(dialog.locator(".option").first).to_contain_text("proven: no plan is faster")
+    way.get_by_text("Why this way").click()
+    expect(way).to_contain_text("2 GiB more memory on cuda:0 of oak would save 0.2 ms per token")
+    expect(way).to_contain_text("Not used: 1 device")
+    expect(way).to_contain_text("+1.23 ms per token with it")
+    screenshot(page, "place-why")
+
+
+def test_why_an_instance_is_where_it_is(node: ScriptedNode, open_page, screenshot) -> None:
+    node.place(node.previews["previews"][2]["request"])
+    page = open_page(node.url)
+    page.get_by_role("button", name="Why exo-tiny is here").click()
+    dialog = page.get_by_role("dialog", name="Why exo-tiny is here")
+    for words in (
+        "decision 29, on state 41",
+        "cuda:0 of oak has failed",
+        "the same answer, to the last figure",
+        "Fastest, fewest nodes",
+        "not possible",
+        "reed is not connected (no heartbeat for 2 s)",
+        "Placed now: 1,667 tokens/s",
+    ):
+        expect(dialog).to_contain_text(words)
+    screenshot(page, "why")
+    assert scroll_overflow_px(page) == 0
+    dialog.get_by_role("button", name="placed Jan 1, 2026").click()
+    wait_until(
+        lambda: any(path.endswith("/why?decision=17") for _, path, _ in node.requests), "that decision"
+    )
+    expect(dialog).to_contain_text("decision 29")
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_have_count(0)
+
+
 def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_page, screenshot) -> None:
     page = open_page(node.url)
     page.get_by_role("button", name="Place exo-tiny").click()
@@ -96,10 +137,10 @@ def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_
     expect(dialog).to_contain_text("2097152 more than are free there")
     # The whole box chooses, and its explanation opens without choosing.
     dialog.get_by_role("img", name="layers 1–3 on oak").click(force=True)
-    expect(dialog.get_by_role("radio", name="Across 3 nodes")).to_be_checked()
+    expect(dialog.get_by_role("radio", name="Pipeline over 3 nodes")).to_be_checked()
     dialog.get_by_text("Why this way").first.click()
     expect(dialog.get_by_text("all 6 layers fit on oak")).to_be_visible()
-    expect(dialog.get_by_role("radio", name="Across 3 nodes")).to_be_checked()
+    expect(dialog.get_by_role("radio", name="Pipeline over 3 nodes")).to_be_checked()
     screenshot(page, "place")
     dialog.get_by_role("button", name="Place", exact=True).click()
     expect(dialog).to_have_count(0)
@@ -108,6 +149,9 @@ def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_
 
     card = page.get_by_role("region", name="Instances").locator("[data-instance]")
     expect(card).to_contain_text("pending")
+    for words in ("about 667 tokens/s", "estimate", "2.2 times as fast as a split by memory alone"):
+        expect(card).to_contain_text(words)
+    expect(card.get_by_role("img", name="oak: 0.75 ms of each token, reading memory 0.35 ms")).to_be_visible()
     ribbon = card.get_by_role("img", name="layers 1–3 on oak, layers 4–5 on reed, layer 6 on pine")
     expect(ribbon).to_be_visible()
 
@@ -323,7 +367,8 @@ def test_everything_is_reached_with_the_keyboard(node: ScriptedNode, open_page) 
     assert reached[0].startswith("Theme")
     assert reached[1:5] == ["Approve birch", "Decline birch", "Approve e21b7c90", "Decline e21b7c90"]
     assert reached[5:8] == ["Details of oak", "Details of pine", "Details of reed"]
-    assert reached[8:12] == ["Delete exo-tiny", "Why this way", "Place exo-tiny", "Place org/large-8b-4bit"]
+    assert reached[8:11] == ["Why exo-tiny is here", "Delete exo-tiny", "Why this way"]
+    assert reached[11:13] == ["Place exo-tiny", "Place org/large-8b-4bit"]
     assert reached[-1] == "question"
     page.keyboard.type("What is 12 + 30?")
     page.keyboard.press("Enter")

@@ -12,11 +12,13 @@ from exo.api.schemas.cluster import ClusterStateView
 from exo.api.schemas.instances import InstancePlaced, InstanceView, PreviewList, StageView
 from exo.api.schemas.models import ModelList
 from exo.api.schemas.openai import ChatCompletionChunk
+from exo.api.schemas.planning import WhyView
 
 SHAPES: dict[str, type[BaseModel]] = {
     "state": ClusterStateView,
     "nodes": NodeList,
     "previews": PreviewList,
+    "why": WhyView,
     "models": ModelList,
     "instance": InstanceView,
 }

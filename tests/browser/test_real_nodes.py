@@ -73,7 +73,7 @@ def test_a_model_is_placed_over_three_nodes_asked_and_deleted(
     live(page, 3)
     page.get_by_role("button", name=f"Place {MODEL}").click()
     dialog = page.get_by_role("dialog")
-    dialog.get_by_role("radio", name="Across 3 nodes").check()
+    dialog.get_by_role("radio", name="Pipeline over 3 nodes").check()
     screenshot(page, "real-place")
     dialog.get_by_role("button", name="Place", exact=True).click()
     card = page.get_by_role("region", name="Instances").locator("[data-instance]")

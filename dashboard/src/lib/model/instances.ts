@@ -31,6 +31,7 @@ export interface InstanceCard {
   /** What the placement looks like in a line, such as `pipeline over 3 nodes, mlx, 4,096 tokens of context`. */
   summary: string;
   explanation: string;
+  plan: Plan;
   bands: StageBand[];
   layerCount: number;
 }
@@ -51,6 +52,7 @@ export function instanceCards(state: ClusterState): InstanceCard[] {
         instance.moved_reason === null ? null : { tone: 'plain', words: `moved: ${instance.moved_reason}` },
       summary: planSummary(instance.plan),
       explanation: instance.plan.explanation,
+      plan: instance.plan,
       bands: stageBands(instance.plan, state.topology.nodes, instance.stages),
       layerCount: instance.layer_count,
     }));

@@ -12,6 +12,7 @@ import type {
   NodeList,
   Preview,
   PreviewList,
+  Why,
 } from '../types';
 import { requestJson } from './http';
 
@@ -47,6 +48,13 @@ export function placeInstance(wish: InstanceWish): Promise<InstancePlaced> {
     body: wish,
     timeoutS: PLACEMENT_TIMEOUT_S,
   });
+}
+
+/** Why an instance is where it is; with `decision`, by an earlier decision about it. */
+export function getWhy(instanceId: string, decision: number | null, signal: AbortSignal): Promise<Why> {
+  const query = decision === null ? '' : `?decision=${decision}`;
+  const path = `instance/${encodeURIComponent(instanceId)}/why${query}`;
+  return requestJson<Why>(path, { signal, timeoutS: PLACEMENT_TIMEOUT_S });
 }
 
 /**

@@ -22,6 +22,7 @@ export type Model = Schemas['ModelView'];
 export type ModelList = Schemas['ModelList'];
 export type Preview = Schemas['PreviewView'];
 export type PreviewList = Schemas['PreviewList'];
+export type Why = Schemas['WhyView'];
 export type Refusal = Schemas['RefusalView'];
 export type Problem = Schemas['Problem'];
 export type OpenAIError = Schemas['OpenAIError'];

@@ -24,10 +24,19 @@ _SINGLE_NODES_MAX = 12
 class _Way:
     """One question, and under which title its answer is shown."""
 
-    def __init__(self, title: str, request: PlacementRequest, *, is_shown_refused: bool = True) -> None:
+    def __init__(
+        self,
+        title: str,
+        request: PlacementRequest,
+        *,
+        is_shown_refused: bool = True,
+        nodes_max: int | None = None,
+    ) -> None:
         self.title = title
         self.request = request
         self.is_shown_refused = is_shown_refused
+        self.nodes_max = nodes_max
+        """A plan on more nodes is not what the title says: the fastest plan takes more anyway."""
 
 
 def preview_placements(
@@ -48,6 +57,8 @@ def preview_placements(
             state, way.request, should_stop=stop, has_constraint_layer=has_constraint_layer
         )
         if isinstance(answer, Plan):
+            if way.nodes_max is not None and _node_count(answer) > way.nodes_max:
+                continue
             found.append((Preview(title=way.title, request=way.request, plan=answer), True))
         elif place == 0 or way.is_shown_refused:
             found.append((Preview(title=way.title, request=way.request, refusal=answer), place == 0))
@@ -97,7 +108,7 @@ def _ways(state: State, request: PlacementRequest) -> Iterator[_Way]:
     for count in dict.fromkeys((2, 3, len(nodes))):
         if least < count <= len(nodes):
             title = f"Pipeline over {'all ' if count == len(nodes) and count > 3 else ''}{count} nodes"
-            yield _Way(title, replace(free, min_nodes=count, sharding="pipeline"))
+            yield _Way(title, replace(free, min_nodes=count, sharding="pipeline"), nodes_max=count)
     if request.sharding == "auto" and devices:
         yield _Way("Tensor parallel", replace(free, sharding="tensor"))
     yield _Way("Least latency", replace(request, objective="latency"), is_shown_refused=False)
