@@ -29,14 +29,18 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prior(msgspec.Struct, frozen=True, kw_only=True):
-    """What is assumed of a device before anything is measured, and how far off that may well be."""
+    """What is assumed of a device before anything is measured, and how far off that may well be.
+
+    The spreads are wide, so that what is measured counts; their proportions say what a time is put down to that one
+    size of stages leaves open.
+    """
 
     bandwidth_bytes_per_s: float
     step_overhead_s: float = 0.0003
-    step_overhead_spread_s: float = 0.0005
+    step_overhead_spread_s: float = 0.003
     layer_overhead_s: float = 0.00005
-    layer_overhead_spread_s: float = 0.0001
-    bandwidth_spread: float = 1.0
+    layer_overhead_spread_s: float = 0.0005
+    bandwidth_spread: float = 3.0
     """Of the time for a byte, in parts of itself."""
 
 
