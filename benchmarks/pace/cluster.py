@@ -1,5 +1,6 @@
 """Three nodes of this machine whose stages can be slowed down, asked for predictions and held to them."""
 
+import os
 import sys
 import tempfile
 import time
@@ -143,18 +144,24 @@ class Bench:
 
 @contextmanager
 def three_nodes(
-    groups: Sequence[Throttle] = (), *, write_models: Callable[[Path], None] = lambda models: None
+    groups: Sequence[Throttle] = (),
+    *,
+    own: Throttle | None = None,
+    write_models: Callable[[Path], None] = lambda models: None,
 ) -> Iterator[Bench]:
     """Run three nodes that are one cluster.
 
     Args:
         groups: One for each of them, to slow stages down; none: nothing is slowed down.
+        own: For this process and the nodes themselves.
         write_models: Writes models into a directory that all three have.
     """
     with tempfile.TemporaryDirectory(prefix="exo-benchmark-") as folder, ExitStack() as stack:
         models = Path(folder) / "models"
         models.mkdir()
         write_models(models)
+        if own is not None:
+            own.add([os.getpid()])
         namespace = f"pace-{time.time_ns()}"
         nodes = [
             NodeProcess(Path(folder) / name, "--quiet", f"--models-dir={models}", namespace=namespace)
