@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -47,11 +47,12 @@ from exo.gpu.thermal.settings import ThermalSettings
 from exo.master.loop import Master
 from exo.master.migration import Habits, is_migration_wanted
 from exo.master.solver import Solver, is_constraint_layer_wanted
+from exo.node_announcing import DeviceAnnouncer
 from exo.node_store import Opened, note_members, open_node_store, regain_vote
 from exo.node_trust import NodeAuthority, NodeTrust
 from exo.settings import Settings, prepare_home, secret_file
 from exo.shared.errors import ConfigurationError, ExoError, NoMasterError
-from exo.shared.types.devices import Backend, GPUDevice
+from exo.shared.types.devices import DeviceGPUState, GPUDevice
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.nodes import HostPort, NodeIdentity
 from exo.shared.types.state import NodeTelemetry, State
@@ -167,7 +168,8 @@ async def _run_with(
     ):
         devices = discovery.inventory.devices
         backends = engine_backends() if settings.is_worker else {}
-        _announce_devices(devices, backends)
+        announcer = DeviceAnnouncer(backends, missing_build)
+        announcer.started(devices)
         api_address = HostPort(settings.host, api_socket.getsockname()[1])
         identity = NodeIdentity(
             node_id=node_id,
@@ -197,7 +199,10 @@ async def _run_with(
         tasks.start_soon(master.run)
         tasks.start_soon(_warm_up_when_leading, coordinator, solver)
         tasks.start_soon(note_members, settings.home, coordinator)
-        health = HealthWatch(is_busy=lambda device_id: _is_placed_on(coordinator.state, device_id))
+        health = HealthWatch(
+            is_busy=lambda device_id: _is_placed_on(coordinator.state, device_id),
+            on_change=lambda change: collector.collect_soon(),
+        )
         heat = HeatWatch(thermal, clock=time.monotonic)
         busy = Busy()
         meter = BandwidthMeter(
@@ -212,6 +217,7 @@ async def _run_with(
         def on_devices(found: Sequence[tuple[GPUBackend, GPUDevice]]) -> None:
             health.set_devices(found)
             meter.set_devices(found)
+            announcer.now_there([device for _, device in found])
 
         watch = DeviceWatch(source=discovery, coordinator=coordinator, boot_id=boot_id, on_devices=on_devices)
         voice = ProfileVoice(coordinator.publish)
@@ -234,9 +240,13 @@ async def _run_with(
         tasks.start_soon(DeviceMeasurer(source=discovery, is_busy=lambda: busy.is_busy).run)
         worker: Worker | None = None
         if settings.is_worker:
+
+            def reading_of(device_id: DeviceId) -> DeviceGPUState | None:
+                return _live(coordinator, node_id).devices.get(device_id)
+
             paces = PaceWatch(
                 devices=lambda: discovery.inventory.devices,
-                reading=lambda device_id: _live(coordinator, node_id).devices.get(device_id),
+                reading=reading_of,
                 publish=coordinator.publish,
                 store=PaceStore(settings.home / PACES_FILE),
                 exo_version=version("exo"),
@@ -381,29 +391,6 @@ def _bind(host: str, port: int) -> socket.socket:
             "stop what uses the port, or choose another with --port (0 takes any free one)"
         ) from error
     return bound
-
-
-def _announce_devices(
-    devices: Sequence[GPUDevice], engine_backends: Mapping[str, Collection[Backend]]
-) -> None:
-    for device in devices:
-        kind = "Processor" if device.backend == "cpu" else "GPU detected"
-        logger.info("{}: {} ({:.1f} GiB)", kind, device.name, device.memory_total_bytes / 2**30)
-    found: set[Backend] = {
-        device.backend for device in devices if device.backend != "cpu" and not device.is_simulated
-    }
-    for engine, usable in engine_backends.items():
-        for backend in sorted(found.intersection(usable)):
-            logger.info("Using {} {} backend", engine.upper(), backend.upper())
-        for backend in sorted(found.difference(usable)):
-            command = missing_build(engine, backend)
-            hint = f". Install with {command}" if command else ""
-            logger.warning(
-                "GPU detected but {} has no {} build: running on CPU{}",
-                engine.upper(),
-                backend.upper(),
-                hint,
-            )
 
 
 def _live(coordinator: Coordinator, node_id: NodeId) -> NodeTelemetry:

@@ -146,6 +146,8 @@ def _plain_part(state: DeviceGPUState) -> tuple[object, ...]:
         state.is_thermal_throttling,
         state.throttle_reasons,
         state.power_limit_watts,
+        state.thermal_throttle_threshold_c,
+        state.clock_max_mhz,
         state.is_plugged_in,
         state.health,
         state.health_reason,
@@ -240,14 +242,25 @@ def profile_changed(
     before: NodePerformanceProfile, after: NodePerformanceProfile, thresholds: Thresholds
 ) -> bool:
     """Say whether a host's sum differs enough from the one told last."""
-    return (
-        before.refused_devices != after.refused_devices
-        or before.system.gpu_names != after.system.gpu_names
-        or before.memory.gpu_vram_total != after.memory.gpu_vram_total
-        or _differs(before.memory.ram_available, after.memory.ram_available, thresholds.memory_change_bytes)
-        or _differs(before.memory.gpu_vram_used, after.memory.gpu_vram_used, thresholds.memory_change_bytes)
-        or _differs(before.system.pcpu_usage, after.system.pcpu_usage, thresholds.utilization_change_percent)
+    if (before.refused_devices, before.system.gpu_names) != (after.refused_devices, after.system.gpu_names):
+        return True
+    had, has, was, now = before.memory, after.memory, before.system, after.system
+    steps = (
+        (had.ram_total, has.ram_total, 1),
+        (had.ram_available, has.ram_available, thresholds.memory_change_bytes),
+        (had.swap_total, has.swap_total, 1),
+        (had.swap_available, has.swap_available, thresholds.memory_change_bytes),
+        (had.gpu_vram_total, has.gpu_vram_total, 1),
+        (had.gpu_vram_available, has.gpu_vram_available, thresholds.memory_change_bytes),
+        (had.gpu_vram_used, has.gpu_vram_used, thresholds.memory_change_bytes),
+        (was.gpu_usage, now.gpu_usage, thresholds.utilization_change_percent),
+        (was.pcpu_usage, now.pcpu_usage, thresholds.utilization_change_percent),
+        (was.ecpu_usage, now.ecpu_usage, thresholds.utilization_change_percent),
+        (was.temp, now.temp, thresholds.temperature_change_c),
+        (was.sys_power, now.sys_power, thresholds.power_change_watts),
+        (was.gpu_power_watts, now.gpu_power_watts, thresholds.power_change_watts),
     )
+    return any(_differs(old, new, step) for old, new, step in steps)
 
 
 def _differs(old: float | None, new: float | None, step: float) -> bool:

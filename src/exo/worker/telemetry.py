@@ -37,6 +37,8 @@ from exo.worker.device_states import (
 )
 from exo.worker.host_reader import HostReader
 
+SOONEST_S = 0.1
+"""Between two collections."""
 HOST_TIMEOUT_S = 10.0
 """Until the system is said to hang that does not tell the host's memory."""
 
@@ -148,6 +150,8 @@ class GPUTelemetryCollector:
         self._told: dict[DeviceId, tuple[DeviceGPUState, float]] = {}
         self._told_profile: tuple[NodePerformanceProfile, float] | None = None
         self._is_monitoring = False
+        self._is_collecting = False
+        self._is_wanted = anyio.Event()
         self._host_thread = DriverThread("host")
         self._host_call: DriverCall | None = None
         self._host: HostReading | None = None
@@ -238,15 +242,32 @@ class GPUTelemetryCollector:
         self._is_monitoring = True
         try:
             while True:
-                events = await self.collect()
+                self._is_wanted = anyio.Event()
+                self._is_collecting = True
+                try:
+                    events = await self.collect()
+                finally:
+                    self._is_collecting = False
                 if events:
                     self._publish(events)
-                await anyio.sleep(self._config.interval_s)
+                await self._pause()
         finally:
             self._is_monitoring = False
             for waiting in self._late.values():
                 waiting.cancel()
             self._host_thread.stop()
+
+    def collect_soon(self) -> None:
+        """Collect again before its time, as something happened that is to be told; during a collection: it is in it."""
+        if not self._is_collecting:
+            self._is_wanted.set()
+
+    async def _pause(self) -> None:
+        """Wait until it is time, or somebody wants it earlier; never again at once, however often they want it."""
+        interval_s = self._config.interval_s
+        await anyio.sleep(min(SOONEST_S, interval_s))
+        with anyio.move_on_after(max(0.0, interval_s - SOONEST_S)):
+            await self._is_wanted.wait()
 
     async def _wait_for(self, one: UsedDevice, reading: BegunReading) -> None:
         try:

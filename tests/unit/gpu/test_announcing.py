@@ -6,8 +6,7 @@ import pytest
 from loguru import logger
 from msgspec.structs import replace
 
-from exo import node
-from exo.node import _announce_devices  # pyright: ignore[reportPrivateUsage]
+from exo.node_announcing import DeviceAnnouncer
 from exo.shared.types.devices import Backend, GPUDevice
 from support.states import GIB, cpu, gpu
 
@@ -53,12 +52,20 @@ def command_for(engine: str, backend: Backend) -> str | None:
     ],
 )
 def test_each_device_is_told_and_what_runs_on_it(
-    monkeypatch: pytest.MonkeyPatch,
     heard: list[str],
     devices: tuple[GPUDevice, ...],
     usable: tuple[Backend, ...],
     expected: list[str],
 ) -> None:
-    monkeypatch.setattr(node, "missing_build", command_for)
-    _announce_devices(devices, {"mlx": usable})
+    DeviceAnnouncer({"mlx": usable}, command_for).started(devices)
     assert heard == expected
+
+
+def test_a_gpu_that_appears_late_gets_the_same_hint_and_once(heard: list[str]) -> None:
+    announcer = DeviceAnnouncer({"mlx": ()}, command_for)
+    announcer.started((cpu("n", 16 * GIB),))
+    del heard[:]
+    announcer.now_there((cpu("n", 16 * GIB), CARD))
+    assert heard == ["GPU detected but MLX has no CUDA build: running on CPU. Install with uv add it"]
+    announcer.now_there((CARD, replace(CARD, local_alias="cuda:1")))
+    assert len(heard) == 1

@@ -118,6 +118,8 @@ def test_what_does_not_answer_has_no_values_but_its_size_and_its_health() -> Non
         {"thermal": replace(THERMAL, predicted_temperature_c=83.0)},
         {"thermal": replace(THERMAL, prediction_error_c=2.5)},
         {"thermal": replace(THERMAL, is_calibrated=False)},
+        {"thermal_throttle_threshold_c": 70.0},
+        {"clock_max_mhz": 900.0},
     ],
 )
 def test_a_change_is_told(change: dict[str, Any]) -> None:
@@ -208,3 +210,28 @@ def test_a_host_is_told_when_its_sum_changes() -> None:
     )
     for other in others:
         assert profile_changed(before, other, Thresholds())
+
+
+@pytest.mark.parametrize(
+    ("memory", "system"),
+    [
+        ({"ram_total": 90 * GIB}, {}),
+        ({"swap_total": 3 * GIB}, {}),
+        ({"swap_available": 0}, {}),
+        ({"gpu_vram_total": 80 * GIB}, {}),
+        ({"gpu_vram_available": None}, {}),
+        ({"gpu_vram_used": 5 * GIB}, {}),
+        ({}, {"gpu_usage": 90.0}),
+        ({}, {"pcpu_usage": 90.0}),
+        ({}, {"ecpu_usage": 90.0}),
+        ({}, {"temp": 95.0}),
+        ({}, {"sys_power": 900.0}),
+        ({}, {"gpu_power_watts": None}),
+    ],
+)
+def test_whatever_a_host_tells_of_itself_is_told_at_once(
+    memory: dict[str, Any], system: dict[str, Any]
+) -> None:
+    before = node_profile([(DEVICE, state(power_watts=100.0))], HOST)
+    after = replace(before, memory=replace(before.memory, **memory), system=replace(before.system, **system))
+    assert profile_changed(before, after, Thresholds()) and profile_changed(after, before, Thresholds())

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from exo.gpu.condition import ConditionPolicy
+from exo.gpu.errors import DeviceLostError
 from exo.gpu.health import HealthPolicy
 from exo.gpu.health_watch import HealthWatch
 from exo.gpu.inventory import UsedDevice
@@ -301,3 +302,21 @@ async def test_a_host_that_cannot_be_read_is_no_end_of_the_devices_telemetry(ben
         assert {type(one) for one in events} <= {DeviceGPUStateUpdated}
         bench.clock.now_s += 20
         assert states(events).keys() == {FIRST, SECOND}
+
+
+async def test_a_failure_between_two_collections_is_told_at_once_and_not_at_the_next_interval(
+    bench: Bench,
+) -> None:
+    telemetry = bench.collector(GPUTelemetryConfig(patience_s=20, interval_s=3600))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(telemetry.start_monitoring)
+        with anyio.fail_after(20):
+            await bench.heard.wait()
+            bench.heard, bench.told = anyio.Event(), []
+            bench.health.observe_error(FIRST, DeviceLostError("it fell off the bus"))
+            telemetry.collect_soon()
+            while FIRST not in (told := states(bench.told)):
+                await bench.heard.wait()
+                bench.heard = anyio.Event()
+        assert told[FIRST].health != "healthy" and "fell off the bus" in str(told[FIRST].health_reason)
+        tasks.cancel_scope.cancel()
