@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from exo.master.placement.assumed import ASSUMED
 from exo.master.placement.ladder.cost_model import DeviceFigures, free_share, is_usable
 from exo.master.placement.problem import Candidate, Problem, pool_of
+from exo.shared.device_figures import DeviceFigures as LookedUp
 from exo.shared.device_figures import figures_for
 from exo.shared.types.devices import DeviceGPUState, GPUDevice
 from exo.shared.types.ids import DeviceId
@@ -69,6 +70,7 @@ class _Twins(msgspec.Struct, frozen=True, kw_only=True):
 def figures_of(state: State, problem: Problem) -> Candidates:
     """Return what the candidates of a problem can do on this state. Pure."""
     twins = _twins(state, problem)
+    known: dict[GPUDevice, LookedUp] = {}
     figures: list[DeviceFigures] = []
     measured: set[str] = set()
     speeds: dict[str, Speed] = {}
@@ -76,7 +78,7 @@ def figures_of(state: State, problem: Problem) -> Candidates:
     for one in problem.candidates:
         node = state.nodes[one.node_id]
         key = _hardware(node, one.device)
-        made, speed, is_measured = _device(one, node, twins[key])
+        made, speed, is_measured = _device(one, node, twins[key], known)
         figures.append(made)
         speeds[made.device_id] = speed
         if is_measured:
@@ -117,15 +119,25 @@ def heat_of(reading: DeviceGPUState) -> tuple[float, float | None]:
     return 1.0, float((limit_c - now_c) // HEAT_STEP_C * HEAT_STEP_C)
 
 
-def _device(one: Candidate, node: Node, twins: _Twins) -> tuple[DeviceFigures, Speed, bool]:
-    """Return a candidate's figures, its speed, and whether its bandwidth was measured."""
-    known = figures_for(
-        replace(
-            one.device,
-            measured_memory_bandwidth_bytes_per_s=twins.bandwidth_bytes_per_s,
-            measured_flops_per_s=twins.flops_per_s,
-        )
+def _device(
+    one: Candidate, node: Node, twins: _Twins, looked_up: dict[GPUDevice, LookedUp]
+) -> tuple[DeviceFigures, Speed, bool]:
+    """Return a candidate's figures, its speed, and whether its bandwidth was measured.
+
+    `looked_up` keeps what is known of devices, for a thousand of them are mostly of a few kinds.
+    """
+    kind = replace(
+        one.device,
+        device_id=DeviceId(""),
+        local_alias="",
+        uuid=None,
+        pci_address=None,
+        measured_memory_bandwidth_bytes_per_s=twins.bandwidth_bytes_per_s,
+        measured_flops_per_s=twins.flops_per_s,
     )
+    known = looked_up.get(kind)
+    if known is None:
+        known = looked_up[kind] = figures_for(kind)
     bandwidth = known.memory_bandwidth_bytes_per_s
     compute = known.compute_in("float32" if one.device.backend == "cpu" else "float16")
     figures = DeviceFigures(

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from exo.master.placement.costs import Costs
 from exo.master.placement.figures import Speed
 from exo.master.placement.ladder.evaluate import Assessment
+from exo.master.placement.ladder.problem import CostProblem
 from exo.master.placement.ladder.tensor import waits_ns
 from exo.master.placement.ladder.why import LeftOut, binding, left_out
 from exo.master.placement.problem import Problem
@@ -19,6 +20,8 @@ ShouldStop = Callable[[], bool]
 _NS_PER_MS = 1e6
 _UNEVEN_DEVICES_MAX = 4
 """Up to so many devices, plans of unequal layers for one request at a time are proven in milliseconds."""
+_SOLVES_MAX = 16
+_SOLVED_DEVICES_MAX = 1024
 FEWER_HOLD_IT = "fewer devices hold the model"
 
 
@@ -99,7 +102,12 @@ def _unused(
     told: dict[str, LeftOut] = {}
     if absent and weighed.problem is not None and weighed.solution is not None:
         stops = should_stop if _has_time_to_ask_why(weighed) else lambda: True
-        told = {one.device_id: one for one in left_out(weighed.problem, weighed.solution, should_stop=stops)}
+        told = {
+            one.device_id: one
+            for one in left_out(
+                weighed.problem, weighed.solution, should_stop=stops, forced_max=solves_max(weighed.problem)
+            )
+        }
     return tuple(
         ExcludedDevice(
             device_id=name,
@@ -114,7 +122,12 @@ def _unused(
 def _binding(problem: Problem, costs: Costs, weighed: Weighed, should_stop: ShouldStop) -> Binding | None:
     if not _has_time_to_ask_why(weighed) or weighed.problem is None or weighed.solution is None:
         return None
-    found = binding(weighed.problem, weighed.solution, should_stop=should_stop)
+    found = binding(
+        weighed.problem,
+        weighed.solution,
+        should_stop=should_stop,
+        pools_max=solves_max(weighed.problem),
+    )
     if found is None:
         return None
     group = costs.groups.get(found.pool_id)
@@ -124,6 +137,15 @@ def _binding(problem: Problem, costs: Costs, weighed: Weighed, should_stop: Shou
         more_bytes=found.more_bytes,
         saved_ms=found.saved_ns / _NS_PER_MS,
     )
+
+
+def solves_max(problem: CostProblem) -> int:
+    """Return how many further solves reasons may take: fewer of what takes long.
+
+    Rules make a solve some four times as long, halving for throughput eight times.
+    """
+    weight = len(problem.devices) * (4 if problem.rules else 1) * (8 if problem.micro_batches > 1 else 1)
+    return max(1, min(_SOLVES_MAX, _SOLVED_DEVICES_MAX // max(1, weight)))
 
 
 def _has_time_to_ask_why(weighed: Weighed) -> bool:

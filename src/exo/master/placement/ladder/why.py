@@ -31,15 +31,19 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def left_out(
-    problem: CostProblem, solution: Solution, *, should_stop: Callable[[], bool] = lambda: False
+    problem: CostProblem,
+    solution: Solution,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    forced_max: int = _FORCED_MAX,
 ) -> tuple[LeftOut, ...]:
     """Return the devices that the plan leaves out, by id, with what forcing each in would cost.
 
-    Each price is a solve of its own.
+    Each price is a solve of its own; the fastest `forced_max` devices are priced.
     """
     used = {stage.device_id for stage in solution.stages}
     absent = [device for device in problem.devices if device.device_id not in used]
-    tried = sorted(absent, key=lambda device: (device.layer_ns, device.device_id))[:_FORCED_MAX]
+    tried = sorted(absent, key=lambda device: (device.layer_ns, device.device_id))[:forced_max]
     rooms = {pool.pool_id: pool.room_bytes for pool in problem.pools}
     found: list[LeftOut] = []
     for device in sorted(absent, key=lambda one: one.device_id):
@@ -67,11 +71,22 @@ def _forced(
 
 
 def binding(
-    problem: CostProblem, solution: Solution, *, should_stop: Callable[[], bool] = lambda: False
+    problem: CostProblem,
+    solution: Solution,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    pools_max: int = _FORCED_MAX,
 ) -> Binding | None:
-    """Return the pool of which room for one layer more saves most, or None where more memory saves nothing."""
-    pool_of = {device.device_id: device.pool_id for device in problem.devices}
-    used = {pool_of[stage.device_id] for stage in solution.stages}
+    """Return the pool of which room for one layer more saves most, or None where more memory saves nothing.
+
+    Of the plan's pools those of the fastest devices are tried, `pools_max` of them, each by a solve.
+    """
+    used_devices = {stage.device_id for stage in solution.stages}
+    fastest = sorted(
+        (one for one in problem.devices if one.device_id in used_devices),
+        key=lambda device: (device.layer_ns, device.device_id),
+    )
+    used = set(list(dict.fromkeys(one.pool_id for one in fastest))[:pools_max])
     layer_bytes = max(layer.size_bytes for layer in problem.model.layers)
     best: Binding | None = None
     for number, pool in enumerate(problem.pools):
