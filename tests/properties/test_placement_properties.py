@@ -1,4 +1,4 @@
-"""What holds of every placement, on random clusters: `benchmarks.placement.faults` and `front_faults` ask 10,000 each."""
+"""What holds of every placement: `benchmarks.placement.faults` and `front_faults` ask 10,000 each."""
 
 import os
 import random
@@ -24,7 +24,7 @@ BATCHES = 6
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_answers_to_random_requests_are_right_by_a_judge_of_their_own(batch: int) -> None:
-    """No over-commit, every layer once and in order, wishes kept, no false refusal, order and more machines harmless."""
+    """No over-commit, each layer once, wishes kept, no false refusal, order and more machines do no harm."""
     found = front_faults(20, first=100_000 + 20 * batch)
     assert {kind: found[kind] for kind in KINDS if found[kind]} == {}
     assert found["plans"] > 2

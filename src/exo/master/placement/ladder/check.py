@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from exo.master.placement.ladder.problem import AVERAGE_TIME_WEIGHT, AtMost, CostProblem
+from exo.master.placement.ladder.problem import AVERAGE_TIME_WEIGHT, AtMost, CostProblem, LinkCost
 
 TIME_NS_MAX = 10**12
 """Per layer, stage or hop: 1,000 s. Sums over all layers stay far from the end of 64 bits."""
@@ -61,15 +61,16 @@ def _about_links(problem: CostProblem, ids: set[str]) -> Iterator[str]:
     links = problem.links
     costs = [("host", links.host), ("zone", links.zone), ("cluster", links.cluster)]
     for link in links.measured:
+        is_known = link.source_device_id in ids and link.target_device_id in ids
+        if is_known and _is_cost(link.cost):
+            continue
         name = f"{link.source_device_id} to {link.target_device_id}"
         costs.append((name, link.cost))
-        unknown = {link.source_device_id, link.target_device_id} - ids
-        if unknown:
-            yield f"The measured link {name} names {min(unknown)!r}, which is no device of the problem."
+        if not is_known:
+            unknown = min({link.source_device_id, link.target_device_id} - ids)
+            yield f"The measured link {name} names {unknown!r}, which is no device of the problem."
     for name, cost in costs:
-        if not _is_between(cost.forward_ns, 0, TIME_NS_MAX) or not _is_between(
-            cost.return_ns, 0, TIME_NS_MAX
-        ):
+        if not _is_cost(cost):
             yield f"The link {name} costs {cost.forward_ns} and {cost.return_ns} ns; give 0 to {TIME_NS_MAX}."
 
 
@@ -113,6 +114,10 @@ def _about_request(problem: CostProblem, ids: set[str]) -> Iterator[str]:
         unknown = set(named) - ids
         if unknown:
             yield f"{rule.reason} names {min(unknown)!r}, which is no device of the problem."
+
+
+def _is_cost(cost: LinkCost) -> bool:
+    return _is_between(cost.forward_ns, 0, TIME_NS_MAX) and _is_between(cost.return_ns, 0, TIME_NS_MAX)
 
 
 def _is_between(value: int, low: int, high: int) -> bool:

@@ -123,8 +123,11 @@ def _stage_bytes(problem: CostProblem, stage: Stage, *, is_first: bool, is_last:
 def _hops_ns(problem: CostProblem, ring: Sequence[Device]) -> list[int]:
     if len(ring) < 2:
         return [0] * len(ring)
+    inside = {device.device_id for device in ring}
     measured: dict[tuple[str, str], LinkCost] = {
-        (link.source_device_id, link.target_device_id): link.cost for link in problem.links.measured
+        (link.source_device_id, link.target_device_id): link.cost
+        for link in problem.links.measured
+        if link.source_device_id in inside and link.target_device_id in inside
     }
     hops: list[int] = []
     for position, source in enumerate(ring):

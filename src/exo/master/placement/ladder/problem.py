@@ -1,6 +1,7 @@
 """The placement problem as the solvers see it: integer nanoseconds and bytes, nothing of states or events."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -171,12 +172,17 @@ def canonical(problem: CostProblem) -> CostProblem:
         pools=tuple(sorted(problem.pools, key=lambda one: one.pool_id)),
         links=msgspec.structs.replace(
             problem.links,
-            measured=tuple(
-                sorted(problem.links.measured, key=lambda one: (one.source_device_id, one.target_device_id))
-            ),
+            measured=_sorted_links(problem.links.measured),
         ),
         rules=tuple(sorted((_sorted_rule(rule) for rule in problem.rules), key=repr)),
     )
+
+
+def _sorted_links(links: tuple[MeasuredLink, ...]) -> tuple[MeasuredLink, ...]:
+    names = [(one.source_device_id, one.target_device_id) for one in links]
+    if all(one <= other for one, other in pairwise(names)):
+        return links
+    return tuple(links[number] for number in sorted(range(len(links)), key=names.__getitem__))
 
 
 def _sorted_rule(rule: Rule) -> Rule:

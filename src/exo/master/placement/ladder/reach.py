@@ -52,8 +52,8 @@ def rings_that_reach(
         for place in range(size):
             free = held[held >> place & 1 == 0]
             for mask in free[closes[place, reached[free]]].tolist():
-                ring = [order[place]]
-                while mask:
-                    ring.append(order[int(came_by[mask])])
-                    mask &= ~(1 << int(came_by[mask]))
+                ring, left = [order[place]], mask
+                while left:
+                    ring.append(order[int(came_by[left])])
+                    left &= ~(1 << int(came_by[left]))
                 yield tuple(reversed(ring))

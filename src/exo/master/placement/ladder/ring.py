@@ -1,14 +1,33 @@
 """The order of a ring on hierarchical links, and what the hops of any ring cost."""
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
 from exo.master.placement.ladder.field import Field, Integers
+from exo.master.placement.ladder.problem import Device, Links
 
 
 def link_matrices(of: Field) -> tuple[Integers, Integers]:
-    """Return forward and return costs between all devices, [source, target]; the diagonals are zero."""
+    """Return forward and return costs between all devices, [source, target]; the diagonals are zero.
+
+    Nobody writes into them: those of the last fields are kept, for one solve asks again and again.
+    """
+    key = (id(of.problem.links), id(of.devices))
+    for links, devices, found in _last:
+        if (id(links), id(devices)) == key:
+            return found
+    found = _link_matrices(of)
+    _last.appendleft((of.problem.links, of.devices, found))
+    return found
+
+
+_last: deque[tuple[Links, tuple[Device, ...], tuple[Integers, Integers]]] = deque(maxlen=4)
+"""With what they are of, so that their ids stay theirs."""
+
+
+def _link_matrices(of: Field) -> tuple[Integers, Integers]:
     links = of.problem.links
     zones = np.unique([one.zone for one in of.devices], return_inverse=True)[1]
     hosts = np.unique([f"{one.zone}\0{one.host}" for one in of.devices], return_inverse=True)[1]
@@ -28,6 +47,7 @@ def link_matrices(of: Field) -> tuple[Integers, Integers]:
         if source is not None and target is not None and source != target:
             forward[source, target] = link.cost.forward_ns
             back[source, target] = link.cost.return_ns
+    forward.flags.writeable = back.flags.writeable = False
     return forward, back
 
 

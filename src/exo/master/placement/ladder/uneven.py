@@ -182,9 +182,9 @@ class UnevenSearch:
         if self._should_stop():
             self.is_truncated = True
             return False
-        tried, is_open = 0, False
-        for ring in rings_that_reach(self._prefix, order, self.of.layer_count, self.of.problem.min_stages):
-            tried += 1
+        is_open = False
+        rings = rings_that_reach(self._prefix, order, self.of.layer_count, self.of.problem.min_stages)
+        for tried, ring in enumerate(rings, start=1):
             if self.try_ring(ring):
                 return True
             is_open |= self._is_allowed(ring) and self._prefix.is_roomy(ring)
