@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from exo.gpu.backends.intel.watcher import IntelWatcher
+from exo.gpu.backends.rocm.amdgpu import AmdgpuWatcher
 from exo.gpu.backends.sysfs import has_pci_card
+from exo.gpu.errors import BackendUnavailableError
 from exo.gpu.inventory import Inventory, MissingBackend, RefusedDevice
 from exo.gpu.refusals import TOLD_MAX, refusals
 from support.states import GIB, gpu
@@ -74,3 +77,20 @@ def test_a_card_on_the_bus_speaks_for_a_driver_that_is_missing(
     (folder / "vendor").write_text(f"{vendor}\n")
     (folder / "class").write_text(f"{kind}\n")
     assert has_pci_card("10de", tmp_path) is is_one
+
+
+@pytest.mark.parametrize(("kind", "vendor"), [(AmdgpuWatcher, "0x1002"), (IntelWatcher, "0x8086")])
+def test_a_card_without_a_driver_is_there_and_none_is_absent(
+    tmp_path: Path, kind: type[AmdgpuWatcher | IntelWatcher], vendor: str
+) -> None:
+    watcher = kind(sysfs=tmp_path)
+    with pytest.raises(BackendUnavailableError, match="there is no") as none:
+        watcher.open()
+    assert none.value.is_absent
+    folder = tmp_path / "bus" / "pci" / "devices" / "0000:01:00.0"
+    folder.mkdir(parents=True)
+    (folder / "vendor").write_text(f"{vendor}\n")
+    (folder / "class").write_text("0x030000\n")
+    with pytest.raises(BackendUnavailableError, match="without the kernel's driver") as some:
+        watcher.open()
+    assert not some.value.is_absent

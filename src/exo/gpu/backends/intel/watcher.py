@@ -8,27 +8,21 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loguru import logger
-
+from exo.gpu.backends.card_book import CardBook
 from exo.gpu.backends.intel.growth import Growth
 from exo.gpu.backends.sysfs import (
     PCI_IDS,
     SYSFS,
     Card,
     Sensors,
-    cards,
-    has_pci_card,
     is_asleep,
-    product_name,
     read_number,
     read_text,
 )
 from exo.gpu.driver import FoundDevice
-from exo.gpu.errors import BackendUnavailableError, DeviceLostError, DeviceNotFoundError
 from exo.gpu.host_memory import HostMemory, read_host_memory
 from exo.gpu.reading import DeviceReading, MemoryInfo, ThrottleReason
 
-_DRIVERS = frozenset({"xe", "i915"})
 _OF_THE_PROCESSOR = "0000:00:02.0"
 """Where Intel's processors have their graphics."""
 _CARD_FIRST = ("card", "pkg", "")
@@ -75,13 +69,18 @@ class IntelWatcher:
         host_memory: Callable[[], HostMemory] = read_host_memory,
     ) -> None:
         self._sysfs = sysfs
-        self._pci_ids = pci_ids
+        self._book = CardBook(
+            "Intel",
+            "8086",
+            ("xe", "i915"),
+            sysfs=sysfs,
+            pci_ids=pci_ids,
+            # The processor's own first.
+            order=lambda one: (not _is_unified(one), one.pci_address),
+        )
         self._clock = clock
         self._host_memory = host_memory
-        self._cards: dict[int, Card] = {}
-        self._indices: dict[str, int] = {}
         self._growths: dict[tuple[int, str], Growth] = {}
-        self._complaints: set[str] = set()
 
     def open(self) -> None:
         """Look whether there is a card whose memory is known.
@@ -89,44 +88,28 @@ class IntelWatcher:
         Raises:
             BackendUnavailableError: There is none.
         """
-        if not cards(self._sysfs, _DRIVERS):
-            if has_pci_card("8086", self._sysfs):
-                raise BackendUnavailableError(
-                    "there is an Intel GPU without the kernel's driver xe or i915: see what "
-                    "`sudo dmesg | grep -E 'xe|i915'` says, and whether a newer kernel knows the card"
-                )
-            raise BackendUnavailableError(
-                "there is no Intel GPU (no card of the kernel's drivers xe and i915): if there is one, "
-                "see what `sudo dmesg | grep -E 'xe|i915'` says",
-                is_absent=True,
-            )
+        self._book.check()
 
     def close(self) -> None:
         """Leave it. May be called twice."""
-        self._cards.clear()
-        self._indices.clear()
+        self._book.clear()
         self._growths.clear()
 
     def find_devices(self) -> Sequence[FoundDevice]:
         """Return the cards that are there now and tell how much memory they have: the processor's own first."""
         found: list[FoundDevice] = []
-        for card in sorted(
-            cards(self._sysfs, _DRIVERS), key=lambda one: (not _is_unified(one), one.pci_address)
-        ):
-            index = self._indices.setdefault(card.pci_address, len(self._indices))
-            self._cards[index] = card
+        for index, card in self._book.look():
             memory = self._memory(card)
             if memory is None:
-                self._complain(
+                self._book.complain(
                     f"the card at {card.pci_address} is left out: {card.driver} does not tell its memory"
                 )
                 continue
-            name = product_name(card.vendor_id, card.device_id, self._pci_ids) or f"GPU {card.device_id}"
             clock_max_mhz = read_number(_Places(card).clock_max)
             found.append(
                 FoundDevice(
                     index=index,
-                    name=name if name.startswith("Intel") else f"Intel {name}",
+                    name=self._book.name(card),
                     vendor="intel",
                     memory_kind="unified" if _is_unified(card) else "vram",
                     memory_total_bytes=memory.total_bytes,
@@ -143,7 +126,7 @@ class IntelWatcher:
         Raises:
             DeviceLostError: It is gone.
         """
-        card = self._card(index)
+        card = self._book.card(index)
         if is_asleep(card):
             return DeviceReading()
         places, sensors, memory = _Places(card), Sensors(card), self._memory(card)
@@ -174,28 +157,11 @@ class IntelWatcher:
         Raises:
             DeviceLostError: It is gone.
         """
-        card = self._card(index)
+        card = self._book.card(index)
         memory = self._memory(card)
         if memory is None:
-            raise DeviceLostError(
-                f"the Intel GPU at {card.pci_address} does not tell its memory any more: see what `sudo dmesg` says"
-            )
+            raise self._book.lost(card, "does not tell its memory any more")
         return memory
-
-    def _complain(self, message: str) -> None:
-        if message not in self._complaints:
-            self._complaints.add(message)
-            logger.warning("Intel: {}", message)
-
-    def _card(self, index: int) -> Card:
-        card = self._cards.get(index)
-        if card is None:
-            raise DeviceNotFoundError(f"there is no Intel device {index}: look for devices again")
-        if not card.device.exists():
-            raise DeviceLostError(
-                f"the Intel GPU at {card.pci_address} is not there any more: see what `sudo dmesg` says"
-            )
-        return card
 
     def _memory(self, card: Card) -> MemoryInfo | None:
         if _is_unified(card):

@@ -6,6 +6,7 @@ Source: "drm/amdgpu AMDgpu driver" in https://docs.kernel.org/gpu/amdgpu/.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from exo.gpu.backends.card_book import CardBook
 from exo.gpu.backends.rocm import kfd
 from exo.gpu.backends.rocm.amd_smi import AmdSmi
 from exo.gpu.backends.rocm.gpu_metrics import throttle_reasons
@@ -15,17 +16,13 @@ from exo.gpu.backends.sysfs import (
     SYSFS,
     Card,
     Sensors,
-    cards,
-    has_pci_card,
     is_asleep,
-    product_name,
     read_bytes,
     read_lines,
     read_number,
     read_text,
 )
 from exo.gpu.driver import FoundDevice
-from exo.gpu.errors import BackendUnavailableError, DeviceLostError, DeviceNotFoundError
 from exo.gpu.host_memory import HostMemory, read_host_memory
 from exo.gpu.reading import DeviceReading, MemoryInfo
 
@@ -50,12 +47,10 @@ class AmdgpuWatcher:
         host_memory: Callable[[], HostMemory] = read_host_memory,
     ) -> None:
         self._sysfs = sysfs
-        self._pci_ids = pci_ids
+        self._book = CardBook("AMD", "1002", ("amdgpu",), sysfs=sysfs, pci_ids=pci_ids)
         self._host_memory = host_memory
         self._smi = AmdSmi()
-        self._cards: dict[int, Card] = {}
         self._nodes: dict[str, KfdNode] = {}
-        self._indices: dict[str, int] = {}
         self.is_open = False
 
     def open(self) -> None:
@@ -64,17 +59,7 @@ class AmdgpuWatcher:
         Raises:
             BackendUnavailableError: There is none.
         """
-        if not cards(self._sysfs, frozenset({"amdgpu"})):
-            if has_pci_card("1002", self._sysfs):
-                raise BackendUnavailableError(
-                    "there is an AMD GPU without the kernel's driver amdgpu: see what `sudo dmesg | grep amdgpu` says, "
-                    "and install the driver with the system's package manager"
-                )
-            raise BackendUnavailableError(
-                "there is no AMD GPU (no card of the kernel's driver amdgpu): if there is one, "
-                "see what `sudo dmesg | grep amdgpu` says",
-                is_absent=True,
-            )
+        self._book.check()
         self._smi.open()
         self.is_open = True
 
@@ -82,16 +67,13 @@ class AmdgpuWatcher:
         """Leave it. May be called twice."""
         self.is_open = False
         self._smi.close()
-        self._cards.clear()
-        self._indices.clear()
+        self._book.clear()
 
     def find_devices(self) -> Sequence[FoundDevice]:
         """Return the cards that are there now, in the order of their PCI addresses."""
         self._nodes = kfd.nodes(self._sysfs)
         found: list[FoundDevice] = []
-        for card in cards(self._sysfs, frozenset({"amdgpu"})):
-            index = self._indices.setdefault(card.pci_address, len(self._indices))
-            self._cards[index] = card
+        for index, card in self._book.look():
             memory = self._memory(card)
             if memory is not None:
                 found.append(self._described(index, card, memory))
@@ -103,7 +85,7 @@ class AmdgpuWatcher:
         Raises:
             DeviceLostError: It does not answer.
         """
-        card = self._card(index)
+        card = self._book.card(index)
         if is_asleep(card):
             return DeviceReading()
         memory = self._memory(card)
@@ -111,9 +93,7 @@ class AmdgpuWatcher:
         temperature_c = _thousandth(sensors.read("temp", _HOTTEST_FIRST, "input"))
         busy = read_number(card.device / "gpu_busy_percent")
         if memory is None and temperature_c is None and busy is None:
-            raise DeviceLostError(
-                f"the AMD GPU at {card.pci_address} answers nothing: see what `sudo dmesg` says"
-            )
+            raise self._book.lost(card, "answers nothing")
         power_uw = sensors.read("power", ("PPT", "slowPPT", ""), "average", "input")
         limit_uw = sensors.read("power", ("PPT", "slowPPT", ""), "cap")
         clock_hz = sensors.read("freq", ("sclk",), "input")
@@ -144,23 +124,11 @@ class AmdgpuWatcher:
         Raises:
             DeviceLostError: It does not answer.
         """
-        card = self._card(index)
+        card = self._book.card(index)
         memory = self._memory(card)
         if memory is None:
-            raise DeviceLostError(
-                f"the AMD GPU at {card.pci_address} does not tell its memory any more: see what `sudo dmesg` says"
-            )
+            raise self._book.lost(card, "does not tell its memory any more")
         return memory
-
-    def _card(self, index: int) -> Card:
-        card = self._cards.get(index)
-        if card is None:
-            raise DeviceNotFoundError(f"there is no AMD device {index}: look for devices again")
-        if not card.device.exists():
-            raise DeviceLostError(
-                f"the AMD GPU at {card.pci_address} is not there any more: see what `sudo dmesg` says"
-            )
-        return card
 
     def _is_unified(self, card: Card) -> bool:
         node = self._nodes.get(card.pci_address)
@@ -198,7 +166,9 @@ class AmdgpuWatcher:
         unique_id = read_text(card.device / "unique_id")
         return FoundDevice(
             index=index,
-            name=self._name(card),
+            name=self._book.name(
+                card, read_text(card.device / "product_name") or self._smi.name(card.pci_address)
+            ),
             vendor="amd",
             memory_kind="unified" if self._is_unified(card) else "vram",
             memory_total_bytes=memory.total_bytes,
@@ -209,11 +179,6 @@ class AmdgpuWatcher:
             clock_mhz=_states(card)[1],
             driver_version=read_text(self._sysfs / "module" / "amdgpu" / "version"),
         )
-
-    def _name(self, card: Card) -> str:
-        said = read_text(card.device / "product_name") or self._smi.name(card.pci_address)
-        name = said or product_name(card.vendor_id, card.device_id, self._pci_ids) or f"GPU {card.device_id}"
-        return name if name.upper().startswith("AMD") else f"AMD {name}"
 
 
 def _states(card: Card) -> tuple[float | None, float | None]:
