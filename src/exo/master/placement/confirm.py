@@ -14,6 +14,8 @@ from exo.master.placement.ladder.water import Filled
 
 DEVICES_MAX = 32
 """Of more, the search seldom ends within its limits."""
+_BRANCHES_MAX = 128
+"""On links of a hierarchy two or three are enough; on measured ones thousands rarely find more."""
 
 
 class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +48,7 @@ def confirm(
         relaxed=known,
         relaxed_bound_ns=solution.lower_bound_ns,
         known=known,
-        branches_max=options.branches_max,
+        branches_max=min(_BRANCHES_MAX, options.branches_max),
         should_stop=should_stop,
     )
     bound_ns = max(solution.lower_bound_ns, min(found.lower_bound_ns, solution.assessment.round_ns))

@@ -142,9 +142,11 @@ def _binding(problem: Problem, costs: Costs, weighed: Weighed, should_stop: Shou
 def solves_max(problem: CostProblem) -> int:
     """Return how many further solves reasons may take: fewer of what takes long.
 
-    Rules make a solve some four times as long, halving for throughput eight times.
+    Rules make a solve some four times as long, halving for throughput and measured links eight times.
     """
-    weight = len(problem.devices) * (4 if problem.rules else 1) * (8 if problem.micro_batches > 1 else 1)
+    weight = len(problem.devices) * (4 if problem.rules else 1)
+    weight *= 8 if problem.micro_batches > 1 else 1
+    weight *= 1 if problem.links.is_hierarchical else 8
     return max(1, min(_SOLVES_MAX, _SOLVED_DEVICES_MAX // max(1, weight)))
 
 

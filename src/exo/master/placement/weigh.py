@@ -159,7 +159,7 @@ def _told_of_variety(
         tried = f"the constraint layer tried {confirmed.branch_count} sets of devices"
         if confirmed.solution.method == "constraint layer":
             part = f"{tried} and found this plan"
-        elif confirmed.is_whole:
+        elif confirmed.is_whole and confirmed.solution.gap == 0:
             part = f"{tried} and ruled out all others: none is faster"
         else:
             part = f"{tried} and found none that is faster"
