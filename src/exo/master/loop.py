@@ -30,12 +30,15 @@ from exo.shared.types.commands import (
     Refusal,
     Reply,
 )
-from exo.shared.types.ids import InstanceId
+from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.state import State
 
 _SOLVES_MAX = 4
 _RESTART_DELAY_S = 0.5
 _RESTART_DELAY_MAX_S = 8.0
+_FORMER_MASTER_S = 3.5
+"""So long a new master waits for the one before it, until that is called disconnected or is back. Meanwhile its stages
+are thought to be gone with it: the group is not started again in vain."""
 
 
 class Master:
@@ -78,14 +81,22 @@ class Master:
             if self._migrator is not None:
                 tasks.start_soon(self._migrator.run)
             waiting: set[tuple[InstanceId, int]] = set()
+            former: NodeId | None = None
+            until_s: float | None = None
             async for state in self._coordinator.changes():
                 if not self._coordinator.leadership.is_self:
+                    former, until_s = state.master_node_id, None
                     continue
+                if until_s is None:
+                    until_s = anyio.current_time() + _FORMER_MASTER_S
                 for event in restarts(state):
                     key = (event.instance_id, event.generation)
                     if key not in waiting:
                         waiting.add(key)
-                        tasks.start_soon(self._restart, event.instance_id, event.generation, waiting)
+                        stages = state.instances[event.instance_id].plan.stages
+                        is_of_former = any(stage.node_id == former for stage in stages)
+                        from_s = until_s if is_of_former else 0.0
+                        tasks.start_soon(self._restart, *key, from_s, waiting)
 
     async def handle(self, command: Command) -> Reply:
         """Carry one command out."""
@@ -155,13 +166,18 @@ class Master:
             return Deleted(instance_id=command.instance_id, index=index)
 
     async def _restart(
-        self, instance_id: InstanceId, generation: int, waiting: set[tuple[InstanceId, int]]
+        self,
+        instance_id: InstanceId,
+        generation: int,
+        from_s: float,
+        waiting: set[tuple[InstanceId, int]],
     ) -> None:
-        """Restart after a pause that grows with the failures in a row, if it is still called for."""
+        """Restart after a pause that grows with the failures, not before `from_s`, if it is still called for."""
         try:
             instance = self._coordinator.state.instances.get(instance_id)
             failures = instance.failures_in_a_row if instance is not None else 0
-            await anyio.sleep(min(_RESTART_DELAY_MAX_S, _RESTART_DELAY_S * 2**failures))
+            pause_s = min(_RESTART_DELAY_MAX_S, _RESTART_DELAY_S * 2**failures)
+            await anyio.sleep(max(pause_s, from_s - anyio.current_time()))
             async with self._deciding:
                 if not self._coordinator.leadership.is_self:
                     return

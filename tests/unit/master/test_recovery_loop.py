@@ -21,6 +21,7 @@ from exo.shared.types.events import (
     NodeDisconnected,
     NodeJoined,
     NodeRemoved,
+    TermOpened,
 )
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
 from exo.shared.types.nodes import NodeIdentity
@@ -327,6 +328,40 @@ def test_what_was_on_a_lost_node_goes_on_elsewhere(reason: str, after_s: float) 
             story.become(find, machine("b", "cuda:0"))
             await anyio.sleep(60)
             assert story.events == [InstanceMoved]
+
+    run(story_of())
+
+
+def fallen(state: State) -> State:
+    """The master was `b`, which is dead as `a` begins to lead; its neighbour's stage has noticed."""
+    return fold(
+        stage(state, 0, "failed", reason="neighbour gone"), TermOpened(master_node_id=NodeId("a")), term=2
+    )
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_what_a_dead_master_ran_is_not_started_again_before_it_is_known_whether_it_is_back(
+    is_back: bool,
+) -> None:
+    async def story_of() -> None:
+        two = on(cluster(machine("a", "cuda:0"), machine("b", "cuda:0")), "a/cuda:0", "b/cuda:0")
+        async with led(fold(two, TermOpened(master_node_id=NodeId("b")))) as story:
+            story.coordinator.has_master = False
+            story.coordinator.set_state(story.state)
+            await anyio.sleep(1)
+            story.coordinator.has_master = True
+            story.become(fallen)
+            await anyio.sleep(3)
+            assert story.events == [], "its other stage cannot be there"
+            if is_back:
+                await anyio.sleep(1)
+                assert story.events == [InstanceRestarted]
+            else:
+                story.become(lose, "b", NOT_BACK)
+                await anyio.sleep(2 * SOLVE_S)
+                assert story.events == [InstanceMoved]
+                await anyio.sleep(10)
+                assert story.events == [InstanceMoved]
 
     run(story_of())
 

@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -13,7 +14,7 @@ from exo.master.placement.problem import Problem, build_problem
 from exo.master.placement.weigh import weigh_given
 from exo.master.recovery_ladder import attempts, without
 from exo.master.replacement import NEAR_ENOUGH, kept_variants, least_moved, moved_bytes
-from exo.master.replacement_job import METHOD, Kept, kept
+from exo.master.replacement_job import METHOD, KeepJob, Kept, keep_job, kept
 from exo.shared.types.events import InstanceCreated, NodeDisconnected, StageChanged
 from exo.shared.types.ids import CommandId, DeviceId, InstanceId, ModelId, NodeId
 from exo.shared.types.instances import (
@@ -300,3 +301,15 @@ def test_no_variant_comes_twice_and_none_is_made_of_devices_that_may_not_be_used
     assert len(set(keys)) == len(keys) > 10
     usable = {one.device.device_id for one in problem.candidates}
     assert {device for one in variants for stage in one for device in stage.device_ids} <= usable
+
+
+def test_the_solver_process_answers_what_is_answered_here() -> None:
+    nodes = cluster(*(machine(name, "cuda:0", vram_mib=400) for name in "abcde"))
+    state = lost(with_stages(nodes, ("c", 0, 2), ("a", 2, 4), ("e", 4, 6)), "a")
+    taken, fastest, _, freed = solved(state)
+    request = attempts(freed, state.instances[I])[0].request
+    job = KeepJob(state=freed, instance=state.instances[I], request=request, fastest=fastest, deadline_s=60.0)
+    assert msgspec.msgpack.decode(keep_job(msgspec.msgpack.encode(job)), type=Kept) == taken
+    # Without any time the fastest plan is the answer.
+    hurried = kept(freed, state.instances[I], request, fastest, should_stop=lambda: True)
+    assert hurried.plan == fastest
