@@ -75,14 +75,14 @@ def print_plan(plan: Json, model_id: str, names: Mapping[str, str], *, is_explai
     out = answers()
     out.print(plain(f"{model_id}: {headline(plan)}"), soft_wrap=True)
     out.print(_stages(plan, names))
-    for line in _facts(plan):
+    for line in _facts(plan, names):
         out.print(plain(line), soft_wrap=True)
     if is_explained:
         out.print()
         for line in plan["explanation"].splitlines():
             out.print(f"  {plain(line)}", style="dim", soft_wrap=True)
     else:
-        _print_unused(plan)
+        _print_unused(plan, names)
 
 
 def headline(plan: Json) -> str:
@@ -91,10 +91,17 @@ def headline(plan: Json) -> str:
     if told is None or told["tokens_per_s"] is None:
         return "its speed is not known"
     basis = "from measured tokens/s" if told["is_calibrated"] else "estimate"
-    parts = [f"{told['tokens_per_s']:.3g} tokens/s", f"{told['ms_per_token']:.3g} ms per token"]
+    parts = [f"{figure(told['tokens_per_s'])} tokens/s", f"{figure(told['ms_per_token'])} ms per token"]
     if plan["concurrency"] > 1:
         parts.append(f"for {plan['concurrency']} requests at a time")
     return f"{', '.join(parts)} ({basis})"
+
+
+def figure(value: float) -> str:
+    """Return a number with three digits at least, and no exponent: `2,083`, `7.73`, `0.0362`."""
+    return (
+        f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 0.0001 or not value else "0"
+    )
 
 
 def show_why(client: NodeClient, text: str, *, decision: int | None, as_json: bool) -> None:
@@ -166,7 +173,7 @@ def _stages(plan: Json, names: Mapping[str, str]) -> "Table":
     for stage in plan["stages"]:
         where = "+".join(one.partition("/")[2] or one for one in stage["device_ids"])
         offloaded = " (host memory beside a GPU)" if stage["is_offloaded"] else ""
-        time = "-" if stage["time_ms"] is None else f"{stage['time_ms']:.3g} ms"
+        time = "-" if stage["time_ms"] is None else f"{figure(stage['time_ms'])} ms"
         made.add_row(
             str(stage["rank"]),
             plain(names.get(stage["node_id"], stage["node_id"])),
@@ -183,10 +190,10 @@ def _shares(shares: Json | None) -> str:
     if shares is None:
         return "-"
     told = [(label, shares[key]) for key, label in _SHARES if abs(shares[key]) >= _SHARE_SHOWN_MS]
-    return ", ".join(f"{label} {value:.3g}" for label, value in told) or "-"
+    return ", ".join(f"{label} {figure(value)}" for label, value in told) or "-"
 
 
-def _facts(plan: Json) -> list[str]:
+def _facts(plan: Json, names: Mapping[str, str]) -> list[str]:
     """Return certificate, baseline and binding memory in words."""
     found: list[str] = []
     certificate, told, simple = plan["certificate"], plan["prediction"], plan["baseline"]
@@ -204,19 +211,19 @@ def _facts(plan: Json) -> list[str]:
         found.append(
             "baseline: a split by memory alone is as fast"
             if times < 1.005
-            else f"baseline: a split by memory alone has {simple['tokens_per_s']:.3g} tokens/s; this is "
+            else f"baseline: a split by memory alone has {figure(simple['tokens_per_s'])} tokens/s; this is "
             f"{times:.3g} times as fast"
         )
     bound = plan["binding"]
     if bound is not None:
-        where = ", ".join(bound["device_ids"])
+        where = ", ".join(_device(one, names) for one in bound["device_ids"])
         found.append(
-            f"binding: {size(bound['more_bytes'])} more on {where} would save {bound['saved_ms']:.3g} ms per token"
+            f"binding: {size(bound['more_bytes'])} more on {where} would save {figure(bound['saved_ms'])} ms per token"
         )
     return found
 
 
-def _print_unused(plan: Json) -> None:
+def _print_unused(plan: Json, names: Mapping[str, str]) -> None:
     if not plan["excluded"]:
         return
     out = answers()
@@ -224,8 +231,10 @@ def _print_unused(plan: Json) -> None:
     made = table("NOT USED", "REASON", "WITH IT", right=("WITH IT",))
     shown = plan["excluded"][:_UNUSED_SHOWN_MAX]
     for one in shown:
-        price = "-" if one["forcing_ms"] is None else f"{one['forcing_ms']:+.3g} ms per token"
-        made.add_row(plain(one["device_id"]), plain(one["reason"]), price)
+        forcing_ms = one["forcing_ms"]
+        sign = "" if not forcing_ms or forcing_ms < 0 else "+"
+        price = "-" if forcing_ms is None else f"{sign}{figure(forcing_ms)} ms per token"
+        made.add_row(plain(_device(one["device_id"], names)), plain(one["reason"]), price)
     out.print(made)
     if len(plan["excluded"]) > len(shown):
         out.print(f"and {len(plan['excluded']) - len(shown)} more: --explain lists them", style="dim")
@@ -267,9 +276,15 @@ def _stage(stage: Json, names: Mapping[str, str]) -> str:
     return f"{name} layers {stage['start_layer']}-{stage['end_layer'] - 1}"
 
 
+def _device(device_id: str, names: Mapping[str, str]) -> str:
+    """Return `cuda:0 of oak`; device ids begin with their node's."""
+    node_id, _, own = device_id.partition("/")
+    return f"{own} of {names[node_id]}" if own and node_id in names else device_id
+
+
 def _estimate(prediction: Json | None) -> str:
     told = None if prediction is None else prediction["tokens_per_s"]
-    return "-" if told is None else f"{told:.3g} tokens/s"
+    return "-" if told is None else f"{figure(told)} tokens/s"
 
 
 def _added(device: Json) -> str:

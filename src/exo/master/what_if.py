@@ -106,7 +106,7 @@ def verdict(after: Preview, before: Preview, how: str, added: tuple[AddedNode, .
         return f"{how}: {_speed(after.plan)}.{unused}"
     if abs(new / old - 1) < _SAME:
         return f"{how}, nothing changes: {_speed(after.plan)} either way.{unused}"
-    return f"{how}: {_speed(after.plan)} instead of {old:.3g}, {_times(new / old)}.{unused}"
+    return f"{how}: {_speed(after.plan)} instead of {_figure(old)}, {_times(new / old)}.{unused}"
 
 
 def _without(state: State, name: str) -> State | Refusal:
@@ -176,7 +176,11 @@ def _unused(plan: Plan, added: tuple[AddedNode, ...]) -> str:
 
 def _speed(plan: Plan) -> str:
     told = _tokens_per_s(plan)
-    return "an unknown speed" if told is None else f"{told:.3g} tokens/s"
+    return "an unknown speed" if told is None else f"{_figure(told)} tokens/s"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _times(ratio: float) -> str:

@@ -22,6 +22,7 @@ TAKEN_SHARES: dict[MemoryKind, float] = {"vram": 0.05, "unified": 0.15, "ram": 0
 _BACKENDS: dict[str, Backend] = {"nvidia": "cuda", "amd": "rocm", "apple": "metal", "intel": "intel"}
 _NOWHERE = HostPort("", 0)
 _NAMES_MAX = 6
+_BRANDS = frozenset(("nvidia", "geforce", "amd", "radeon", "apple", "intel", "tesla"))
 
 
 def device_of(wished: WishedDevice, node_id: NodeId, number: int) -> GPUDevice | Refusal:
@@ -193,8 +194,11 @@ def _units(found: tuple[KnownDevice, ...]) -> int | None:
 def _unknown(wished: WishedDevice) -> Refusal:
     names = [one.name for one in catalogue() if one.kind == wished.kind]
     said = set(words(wished.name))
-    near = tuple(name for name in names if said and said <= set(words(name)))[:_NAMES_MAX]
-    near = near or near_matches(wished.name, names)
+    near = tuple(sorted((one for one in names if said and said <= set(words(one))), key=len)[:_NAMES_MAX])
+    # Without the brand, which the names share and people leave out.
+    short = {" ".join(one for one in words(name) if one not in _BRANDS): name for name in names}
+    typed = " ".join(one for one in words(wished.name) if one not in _BRANDS)
+    near = near or tuple(short[one] for one in near_matches(typed, short))
     hint = (
         f"did you mean {', '.join(near)}?" if near else "it knows the usual graphics cards and Apple's chips"
     )
