@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from exo.master.placement.asked import is_known_to_run
 from exo.master.placement.evaluate import broken_wishes, violations
 from exo.master.placement.place import find_model
 from exo.master.placement.problem import build_problem, pool_of
@@ -94,6 +95,8 @@ def attempts(state: State, instance: Instance, avoid: Collection[DeviceId] = ())
             node_ids=tuple(one for one in asked.node_ids if one in known),
             exclude=tuple(one for one in asked.exclude if one in known),
             must_use=tuple(one for one in asked.must_use if one in known),
+            # What is deleted meanwhile is nowhere to be apart from.
+            apart_from=tuple(one for one in asked.apart_from if is_known_to_run(state, one)),
         ),
         (one for one in avoid if one in known),
     )

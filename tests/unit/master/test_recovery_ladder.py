@@ -123,6 +123,18 @@ def test_what_was_named_or_excluded_stays_so() -> None:
     assert devices_of(fold(state, moved(state))) == ["a/cpu:0"]
 
 
+def test_what_it_is_to_be_apart_from_may_be_gone_meanwhile() -> None:
+    nodes = cluster(machine("a", "cuda:0", "cuda:1"), machine("b", "cuda:0"))
+    state = on(nodes, "a/cuda:0")
+    instance = state.instances[I]
+    asked = replace(instance.request, apart_from=("deleted", str(instance.model.model_id)))
+    state = replace(state, instances={I: replace(instance, request=asked)})
+    assert {one.request.apart_from for one in attempts(state, state.instances[I])} == {
+        (instance.model.model_id,)
+    }
+    assert devices_of(fold(state, moved(failed(state, "a/cuda:0")))) == ["a/cuda:1"]
+
+
 def test_a_model_on_a_processor_goes_on_wherever_there_is_room() -> None:
     state = failed(on(cluster(machine("a"), machine("b")), "a/cpu:0", prefer_gpu=False), "a/cpu:0")
     event = moved(state)

@@ -70,14 +70,14 @@ def check_names(state: State, request: PlacementRequest) -> Refusal | None:
         if name not in known:
             message = f"{name!r} is no node or device of this cluster; `exo status` lists them."
             return _unknown("unknown_node_or_device", message, name, known)
-    placed = set(state.instances) | {one.model.model_id for one in state.instances.values()}
-    running = placed | {card.model_id for node in nodes for card in node.identity.models}
     for name in request.apart_from:
-        if name not in running:
-            message = (
-                f"{name!r} in apart_from is no instance or model of this cluster; `exo status` lists them."
+        if not is_known_to_run(state, name):
+            return _unknown(
+                "unknown_instance_or_model",
+                f"{name!r} in apart_from is no instance or model of this cluster; `exo status` lists them.",
+                name,
+                _can_run(state),
             )
-            return _unknown("unknown_instance_or_model", message, name, running)
     zones = {node.identity.zone for node in nodes}
     for name in request.zones:
         if name not in zones:
@@ -87,6 +87,16 @@ def check_names(state: State, request: PlacementRequest) -> Refusal | None:
             )
             return _unknown("unknown_zone", message, name, zones)
     return None
+
+
+def is_known_to_run(state: State, name: str) -> bool:
+    """Say whether a name is that of an instance, or of a model that nodes have or run."""
+    return name in _can_run(state)
+
+
+def _can_run(state: State) -> set[str]:
+    placed = set(state.instances) | {one.model.model_id for one in state.instances.values()}
+    return placed | {card.model_id for node in state.nodes.values() for card in node.identity.models}
 
 
 def check_candidates(state: State, problem: Problem) -> Refusal | None:
