@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from exo.master.placement.evaluate import violations
-from exo.master.placement.place import find_model
+from exo.master.placement.place import find_model, place_instance
 from exo.master.placement.previews import preview_placements
 from exo.master.placement.problem import build_problem
 from exo.shared.types.commands import Preview, Refusal
@@ -105,8 +105,12 @@ def test_pipelines_have_as_many_nodes_as_they_say() -> None:
 
 def test_the_fewest_nodes_are_the_fewest_that_hold_it() -> None:
     # One node alone would hold it, slowly; the fastest plan takes the two graphics cards.
-    plan = plan_of(lab(), "fewest nodes")
+    state = lab()
+    plan = plan_of(state, "fewest nodes")
     assert node_count(plan) == 1
+    # Of those that hold it alone, the fastest: not the processor, though that is another way on one node.
+    alone = [place_instance(state, replace(ASKED, node_ids=(one,)), should_stop=never) for one in state.nodes]
+    assert ms(plan) == min(ms(one) for one in alone if isinstance(one, Plan))
     # 24 layers of 1 GiB: no node holds more than 10 of them.
     model = big(24, GIB)
     nodes = [identity(n, devices=[cpu(n, 11 * GIB)], models=[model], host_id=n) for n in "abcde"]

@@ -140,7 +140,7 @@ def _fewest_nodes(
         return answer if isinstance(answer, Plan) else None
 
     roomiest = _roomiest(state, request)
-    if request.min_nodes == 1 and most > 1:
+    if request.min_nodes == 1 and _node_count(known[0]) > 1:
         alone = [plan for node_id in roomiest[:_SINGLE_NODES_MAX] if (plan := solved([node_id])) is not None]
         if alone:
             best = min(alone, key=_ms_per_token)
@@ -156,8 +156,8 @@ def _fewest_nodes(
     fewest = [
         one for one in found if one.plan is not None and one.plan in known and _node_count(one.plan) == most
     ]
-    best = min(fewest, key=lambda one: _ms_per_token(one.plan))
-    return replace(best, title=title)
+    shown = min(fewest, key=lambda one: _ms_per_token(one.plan))
+    return replace(shown, title=title)
 
 
 def _roomiest(state: State, request: PlacementRequest) -> list[NodeId]:
