@@ -6,7 +6,7 @@ import pytest
 from exo.dataplane import frames as f
 from exo.dataplane.codec import FrameDecoder, encode
 from exo.shared.types.ids import RequestId
-from exo.worker.runner.steps import STEPS_KEPT_MAX, StepLedger, trimmed_mean
+from exo.worker.runner.steps import STEPS_KEPT_MAX, StepLedger, usual_mean
 from unit.runner.test_roles import World
 
 STEP_S = (0.5, 0.25, 2.0)
@@ -127,8 +127,12 @@ def test_a_round_without_the_times_of_others_is_none() -> None:
 
 
 def test_the_mean_leaves_out_what_stands_out() -> None:
-    assert trimmed_mean([3.0]) == 3.0
-    assert trimmed_mean([1.0] * 18 + [100.0, 0.0]) == 1.0
+    assert usual_mean([3.0]) == 3.0
+    assert usual_mean([1.0] * 18 + [100.0, 0.0]) == 1.0
+    assert usual_mean([1.0, 1.1], [3.0, 1.0]) == pytest.approx(1.025)
+    # A tail belongs to it: tokens/s are made of all steps.
+    spread = [1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.6, 3.0]
+    assert usual_mean(spread) == pytest.approx(sum(spread) / len(spread))
 
 
 def test_a_ledger_keeps_no_more_than_fits() -> None:

@@ -1,8 +1,8 @@
 """What is kept of a device's decoding steps, for one engine and one type of weights, and what follows from it. Pure.
 
-Of each kind of stage (so many layers, so many bytes) the last windows are kept, and the median of them counts: a
-second in which something else had the device says nothing. Where the windows of a kind of stage have moved for good,
-the device is no longer what it was, and all that was known before is forgotten.
+Of each kind of stage (so many layers, so many bytes) the last windows are kept, and the mean of those that belong
+together counts: a second in which something else had the device says nothing. Where the windows of a kind of stage
+have moved for good, the device is no longer what it was, and all that was known before is forgotten.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from exo.shared.types.devices import GPUDevice
 from exo.shared.types.ids import DeviceId
 from exo.shared.types.pace import DevicePace
 from exo.worker.pace.fit import Prior, Sample, fit
-from exo.worker.runner.steps import StepWindow
+from exo.worker.runner.steps import StepWindow, usual_mean
 
 WINDOWS_MAX = 16
 KINDS_MAX = 16
@@ -95,8 +95,10 @@ def samples(record: PaceRecord) -> list[Sample]:
         found.append(
             Sample(
                 layers=kind.layers,
-                read_bytes=median(one.read_bytes for one in kind.windows),
-                seconds=median(one.step_s for one in kind.windows),
+                read_bytes=sum(one.read_bytes for one in kind.windows) / len(kind.windows),
+                seconds=usual_mean(
+                    [one.step_s for one in kind.windows], [one.step_count for one in kind.windows]
+                ),
                 weight=len(kind.windows) * 0.5 ** (age / HALF_LIFE_WINDOWS),
             )
         )
@@ -124,7 +126,7 @@ def pace_of(
         measurement_count=sum(one.step_count for kind in record.kinds for one in kind.windows),
         error_percent=found.error * 100,
         used_by_others_percent=record.used_by_others_percent,
-        hop_s=median(seconds for seconds, _ in hops) if hops else None,
+        hop_s=usual_mean([seconds for seconds, _ in hops]) if hops else None,
         hop_count=sum(count for _, count in hops),
         hop_device_ids=record.hop_device_ids,
     )

@@ -4,13 +4,18 @@ Filled by the main thread, emptied by the control thread: a deque's ends are saf
 """
 
 from collections import deque
+from collections.abc import Sequence
+from statistics import median
 
 import msgspec
 
 STEPS_KEPT_MAX = 4096
 """Between two heartbeats; a stage that is faster than this loses the oldest."""
-_TRIM_SHARE = 0.1
-"""Of the shortest and of the longest: the first step of an answer, the last one, a moment of something else."""
+_OUTLIER_SCORE = 3.5
+_NORMAL = 0.6745
+"""The median absolute deviation of a normal distribution, in its standard deviations."""
+_LEAST_DEVIATION = 0.03
+"""Of the median: times that differ less than this are no outliers, however alike the others are."""
 
 
 class StepWindow(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,7 +23,7 @@ class StepWindow(msgspec.Struct, frozen=True, kw_only=True):
 
     step_count: int
     step_s: float
-    """The mean, without the shortest and the longest: from the inputs being there to the output being there."""
+    """The mean, without what stands out: from the inputs being there to the output being there."""
     position: float
     """Positions in the KV cache that a step read, on average."""
     round_count: int = 0
@@ -56,17 +61,27 @@ class StepLedger:
             return None
         return StepWindow(
             step_count=len(steps),
-            step_s=trimmed_mean([seconds for seconds, _ in steps]),
+            step_s=usual_mean([seconds for seconds, _ in steps]),
             position=sum(position for _, position in steps) / len(steps),
             round_count=len(rounds),
-            round_s=trimmed_mean([seconds for seconds, _ in rounds]) if rounds else None,
-            hop_s=trimmed_mean(hops) if hops else None,
+            round_s=usual_mean([seconds for seconds, _ in rounds]) if rounds else None,
+            hop_s=usual_mean(hops) if hops else None,
         )
 
 
-def trimmed_mean(values: list[float]) -> float:
-    """Return the mean of what remains when a tenth at either end is left out. There has to be one value."""
-    kept = sorted(values)
-    cut = int(len(kept) * _TRIM_SHARE)
-    kept = kept[cut : len(kept) - cut]
-    return sum(kept) / len(kept)
+def usual_mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    """Return the mean of those that belong together: the first step of an answer, the last one, or a moment of
+    something else may stand out. There has to be one value.
+
+    Tokens/s follow from the mean, which is longer than the median where times have a tail. Modified z-scores from the
+    median absolute deviation; B. Iglewicz and D. Hoaglin, "How to Detect and Handle Outliers", 1993.
+    """
+    middle = median(values)
+    deviation = max(median(abs(value - middle) for value in values), _LEAST_DEVIATION * abs(middle))
+    reach = _OUTLIER_SCORE * deviation / _NORMAL
+    rows = [
+        (value, weight)
+        for value, weight in zip(values, weights or [1.0] * len(values), strict=True)
+        if abs(value - middle) <= reach
+    ]
+    return sum(value * weight for value, weight in rows) / sum(weight for _, weight in rows)
