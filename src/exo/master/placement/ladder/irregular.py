@@ -1,23 +1,25 @@
 """Plans on measured, irregular links: a bound from the tree under them, all subsets of few devices, else search."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from exo.master.placement.ladder.answer import Method, Options
 from exo.master.placement.ladder.counting import least_of
 from exo.master.placement.ladder.exact import best_single
-from exo.master.placement.ladder.field import Field, narrowed
+from exo.master.placement.ladder.field import Field, Integers, narrowed
+from exo.master.placement.ladder.fill import Filler
 from exo.master.placement.ladder.order_search import OrderSearch
 from exo.master.placement.ladder.outcome import Outcome
-from exo.master.placement.ladder.prices import entry_costs, price, survivors
+from exo.master.placement.ladder.prices import Prices, entry_costs, price, survivors
 from exo.master.placement.ladder.programme import INFINITE
 from exo.master.placement.ladder.ring import link_matrices
 from exo.master.placement.ladder.rings import RingScale
 from exo.master.placement.ladder.subsets import SUBSETS_OF_MAX, best_of_subsets
 from exo.master.placement.ladder.tree import single_linkage
 from exo.master.placement.ladder.units import Units, demanded_alone, units_of
-from exo.master.placement.ladder.water import Filled
+from exo.master.placement.ladder.water import Filled, water_filling
 
 
 def search_irregular(of: Field, units: Units, options: Options, should_stop: Callable[[], bool]) -> Outcome:
@@ -35,6 +37,10 @@ def search_irregular(of: Field, units: Units, options: Options, should_stop: Cal
     prices = price(of, entry_costs(of), min_stages=max(of.problem.min_stages, units.least))
     forward, back = link_matrices(of)
     bests: list[tuple[Filled, Method]] = [] if single is None else [(single, "single device")]
+    filled = _water_filling(of, prices, units, forward, back)
+    if filled is not None and filled.cost_ns < upper:
+        upper = filled.cost_ns
+        bests.append((filled, "water-filling"))
     kept = survivors(of, prices, upper)
     bound = min(upper, prices.lower_bound_ns)
     weighed = 0
@@ -106,6 +112,22 @@ def search_irregular(of: Field, units: Units, options: Options, should_stop: Cal
             break
         kept = fewer
     return _outcome(bests, min(bound, upper), weighed, is_truncated=False)
+
+
+def _water_filling(
+    of: Field, prices: Prices, units: Units, forward: Integers, back: Integers
+) -> Filled | None:
+    """Return the plan that water-filling finds by the classes of the links, at the cost of the links as they are."""
+    found = water_filling(of, prices, Filler(of), units)
+    if found is None:
+        return None
+    ring = list(found.ring)
+    stages = sum(
+        int(of.layer_ns[index]) * count + int(of.overhead_ns[index])
+        for index, count in zip(ring, found.layers, strict=True)
+    )
+    hops = int(forward[ring[:-1], ring[1:]].sum()) + int(back[ring[-1], ring[0]])
+    return replace(found, cost_ns=stages + int(of.head_ns[ring[-1]]) + hops)
 
 
 def _outcome(bests: list[tuple[Filled, Method]], bound: int, weighed: int, *, is_truncated: bool) -> Outcome:

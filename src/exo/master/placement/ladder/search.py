@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from msgspec.structs import replace as with_fields
+
 from exo.master.placement.ladder.answer import Infeasible, Method, Options, Solution
 from exo.master.placement.ladder.branch import branch, improve_within_rules
 from exo.master.placement.ladder.evaluate import Assessment, Stage, assess
@@ -22,6 +24,8 @@ from exo.master.placement.ladder.water import Filled
 
 _CLOSE_ENOUGH = 1e-4
 """A round this near to its bound is not worth another run of the programme."""
+_LIMITED_SHARE = 4
+"""By what fewer rings are weighed where halving asks many times."""
 _BRANCHED_UP_TO = 16
 """Devices up to which the constraint layer closes what counting by bonuses leaves open."""
 _AVERAGE_SHARES = (1.0, 1.04, 1.12, 1.3)
@@ -215,7 +219,11 @@ class Search:
         if of.problem.links.is_hierarchical:
             outcome = best_hierarchical(demanded, units, self.should_stop)
         else:
-            outcome = search_irregular(demanded, units, self.options, self.should_stop)
+            options = self.options
+            if of.limit_ns is not None:
+                # One of many such questions.
+                options = with_fields(options, evaluations_max=options.evaluations_max // _LIMITED_SHARE)
+            outcome = search_irregular(demanded, units, options, self.should_stop)
         self.evaluations += outcome.weighed
         self.is_truncated |= outcome.is_truncated
         return outcome

@@ -13,6 +13,8 @@ import numpy as np
 from exo.master.placement.ladder.field import Field, Integers
 from exo.master.placement.ladder.units import Units
 
+_PAIRS_AT_ONCE = 4_096
+
 
 @dataclass(frozen=True, slots=True)
 class Joint:
@@ -207,13 +209,15 @@ def single_linkage(
     sources, targets = np.triu_indices(of.size, 1)
     heights = near[sources, targets]
     order = np.lexsort((targets, sources, heights))
-    pairs: list[list[int]] = np.stack((heights[order], sources[order], targets[order]), axis=1).tolist()
-    for height, source, target in pairs:
-        left, right = sorted((leader[source], leader[target]))
-        if left != right:
-            join(left, right, height, -1, is_pool_top=False)
-            if len(members) == 1:
-                break
+    for first in range(0, len(order), _PAIRS_AT_ONCE):
+        part = order[first : first + _PAIRS_AT_ONCE]
+        pairs: list[list[int]] = np.stack((heights[part], sources[part], targets[part]), axis=1).tolist()
+        for height, source, target in pairs:
+            left, right = sorted((leader[source], leader[target]))
+            if left != right:
+                join(left, right, height, -1, is_pool_top=False)
+        if len(members) == 1:
+            break
     return tree
 
 
