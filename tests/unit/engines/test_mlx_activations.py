@@ -32,7 +32,8 @@ def test_a_step_of_a_prompt_holds_no_more_than_it_is_promised() -> None:
     mx.eval(model.parameters())
     cache: list[Any] = make_prompt_cache(model)
     tokens = mx.zeros((1, PREFILL_TOKENS_MAX), dtype=mx.int32)
-    weights_bytes = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+    flat: Any = tree_flatten(model.parameters())
+    weights_bytes = sum(value.nbytes for _, value in flat)
     mx.clear_cache()
     before_bytes = mx.get_active_memory()
     assert before_bytes >= weights_bytes

@@ -10,12 +10,12 @@ from msgspec.structs import replace
 
 from exo.master.placement.costs import cost_rounds
 from exo.master.placement.evaluate import violations
-from exo.master.placement.words import milliseconds
 from exo.master.placement.greedy import solve_greedy
 from exo.master.placement.ladder.answer import Infeasible, Options
 from exo.master.placement.place import place_instance
 from exo.master.placement.problem import Problem, build_problem
 from exo.master.placement.weigh import Weighed, weigh
+from exo.master.placement.words import milliseconds
 from exo.master.solver import is_constraint_layer_wanted
 from exo.shared.types.commands import Refusal
 from exo.shared.types.devices import GPUDevice, ThermalStatus

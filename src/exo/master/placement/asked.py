@@ -95,7 +95,7 @@ def is_known_to_run(state: State, name: str) -> bool:
 
 
 def _can_run(state: State) -> set[str]:
-    placed = set(state.instances) | {one.model.model_id for one in state.instances.values()}
+    placed: set[str] = {*state.instances, *(one.model.model_id for one in state.instances.values())}
     return placed | {card.model_id for node in state.nodes.values() for card in node.identity.models}
 
 
