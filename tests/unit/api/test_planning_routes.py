@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
+from exo.api.routes.events import encode_item
 from exo.api.schemas.instances import PreviewList
 from exo.api.schemas.planning import PlannedView, WhyView
 from exo.api.schemas.problems import Problem
@@ -149,3 +150,6 @@ async def test_what_a_plan_was_decided_on_is_in_no_answer(
     assert len(world.coordinator.state.instances[InstanceId("id-1")].basis) > 100
     for path in ("/state", "/instance", "/instance/id-1", "/instance/id-1/why"):
         assert b'"basis"' not in (await http.get(path)).content
+    fed = [encode_item(item) for item in world.coordinator.history]
+    assert any(b"InstanceCreated" in one for one in fed)
+    assert all(b'"basis":""' in one for one in fed if b'"basis"' in one)
