@@ -58,7 +58,9 @@ def test_min_nodes_spreads_layers_by_memory() -> None:
 
 
 def test_a_model_too_large_for_one_node_takes_the_fewest_that_hold_it() -> None:
-    plan = planned(place(nodes(5 * GIB // 2, 5 * GIB // 2, 5 * GIB // 2, layer_bytes=GIB - process_bytes(card()))))
+    plan = planned(
+        place(nodes(5 * GIB // 2, 5 * GIB // 2, 5 * GIB // 2, layer_bytes=GIB - process_bytes(card())))
+    )
     assert len(plan.stages) == 3
 
 
