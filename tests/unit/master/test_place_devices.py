@@ -243,3 +243,43 @@ def test_wishes_that_a_plan_breaks_are_told() -> None:
     assert "other nodes" in broken(node_ids=(NodeId(other),))
     assert "other devices" in broken(device_ids=(DeviceId(own),))
     assert "stages" in broken(layer_split=(19, 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    told=st.lists(
+        st.tuples(st.integers(0, 6), st.lists(st.integers(0, 4), max_size=2)),
+        min_size=1,
+        max_size=2,
+    ),
+    min_nodes=st.integers(1, 2),
+)
+def test_processors_beside_gpus_join_exactly_where_nothing_else_fits(
+    told: list[tuple[int, list[int]]], min_nodes: int
+) -> None:
+    state = machines(
+        *(
+            (
+                name,
+                [
+                    replace(cpu(name, ram * GIB), memory_bandwidth_bytes_per_s=5e10),
+                    *(card(name, number, gib) for number, gib in enumerate(vram)),
+                ],
+            )
+            for name, (ram, vram) in zip("ab", told, strict=False)
+        ),
+        model=SMALL,
+    )
+    asked = PlacementRequest(model_id=ModelId("big"), min_nodes=min_nodes)
+    answer = place_instance(state, asked, should_stop=never)
+    problem = build_problem(state, SMALL, asked, "mlx")
+    at_first, joined = naive_best_ms(state, problem), naive_best_ms(state, problem.with_offload())
+    if isinstance(answer, Refusal):
+        assert at_first is None and joined is None
+        return
+    best = at_first if at_first is not None else joined
+    assert answer.prediction is not None and answer.prediction.ms_per_token == pytest.approx(best)
+    offloaded = {one.node_id for one in answer.stages if one.is_offloaded}
+    assert bool(offloaded) == (at_first is None)
+    with_gpu = {name for name, (_, vram) in zip("ab", told, strict=False) if vram}
+    assert offloaded <= with_gpu
