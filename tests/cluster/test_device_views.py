@@ -20,6 +20,7 @@ FAULTY = {
         {"kind": "xid", "at_s": 1, "code": 79, "message": "GPU has fallen off the bus", "is_fatal": True}
     ],
     "vanishes": [{"kind": "vanished", "at_s": 40}],
+    "errs": [{"kind": "wrong_answers", "at_s": 0}],
 }
 
 
@@ -42,7 +43,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeProces
     machine = {
         "name": "test",
         "sources": ["made up"],
-        "devices": [device(uuid) for uuid in ("stays", "fails", "vanishes")],
+        "devices": [device(uuid) for uuid in ("stays", "fails", "vanishes", "errs")],
     }
     (folder / "machine.json").write_text(json.dumps(machine))
     environment = {"EXO_GPU_BACKEND": f"simulated:{folder / 'machine.json'}", "EXO_DCGM_METRICS": "1"}
@@ -97,6 +98,21 @@ def test_a_device_that_fails_is_told_with_its_reason(nodes: tuple[NodeProcess, N
     text = metrics(watching)
     assert sample(text, "gpu_health_status", 'name="Card that fails (simulated)"') == 0
     assert sample(text, "DCGM_FI_DEV_XID_ERRORS", 'modelName="Card that fails (simulated)"') == 79
+
+
+def test_a_device_that_computes_wrongly_is_refused_and_every_node_says_so(
+    nodes: tuple[NodeProcess, NodeProcess],
+) -> None:
+    _, watching = nodes
+    refused = eventually(lambda: member(watching, "plays")["refused_devices"], "it is told of")
+    (wrong,) = [one for one in refused if one["kind"] == "wrong"]
+    assert wrong["local_alias"] == "simulated:3" and wrong["name"].startswith("Card that errs")
+    assert "its check failed" in wrong["reason"] and wrong["next_step"]
+    assert "errs" not in cards(watching)
+    told = next(one for one in watching.get("/gpu/info")["nodes"] if one["name"] == "plays")
+    assert wrong in told["refused_devices"]
+    count = sample(metrics(watching), "gpu_refused_devices", 'host="plays",backend="simulated",kind="wrong"')
+    assert count == 1
 
 
 def test_ways_between_nodes_and_between_devices_reach_every_node(

@@ -1,5 +1,6 @@
 """Every device of the cluster as Prometheus reads it, from the state. What is not known is absent, never zero."""
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -190,6 +191,14 @@ class DeviceMetrics:
             for one in MEASURES
         ]
         families.append(Family("gpu_info", "gauge", "What a device is; always 1.", infos))
+        families.append(
+            Family(
+                "gpu_refused_devices",
+                "gauge",
+                "Devices, or all those of one driver, that are there and are not used, by reason.",
+                _refused(state),
+            )
+        )
         if self._has_dcgm_names:
             gpus = [(labelled.dcgm, now) for labelled, now in present if labelled.dcgm is not None]
             families += [
@@ -205,6 +214,19 @@ class DeviceMetrics:
             known = node.identity, tuple(_label(node, index, device) for index, device in devices)
             self._known[node_id] = known
         return known[1]
+
+
+def _refused(state: State) -> list[Row]:
+    rows: list[Row] = []
+    for node_id, node in sorted(state.nodes.items()):
+        live = state.live.get(node_id)
+        if live is None or live.profile is None or not node.is_connected:
+            continue
+        counts = Counter((one.backend, one.kind) for one in live.profile.refused_devices)
+        for (backend, kind), count in sorted(counts.items()):
+            where = {"node": node_id, "host": node.identity.name, "backend": backend, "kind": kind}
+            rows.append((labels(where), count))
+    return rows
 
 
 def _label(node: Node, index: int, device: GPUDevice) -> _Labelled:

@@ -27,6 +27,7 @@ from exo.shared.types.commands import Placed, PlaceInstance, Refusal
 from exo.shared.types.devices import (
     DeviceFault,
     DeviceGPUState,
+    DeviceRefusal,
     GPUDevice,
     MemoryProfile,
     NodePerformanceProfile,
@@ -99,6 +100,7 @@ def machine(node_id: str, devices: tuple[GPUDevice, ...]) -> tuple[Node, NodeTel
     profile = NodePerformanceProfile(
         memory=MemoryProfile(ram_total=16, ram_available=9, swap_total=0, swap_available=0),
         system=SystemProfile(),
+        refused_devices=(DeviceRefusal(backend="rocm", kind="hanging", name="AMD GPUs", reason="no answer"),),
     )
     links = {
         NodeId("b"): Link(
@@ -232,6 +234,15 @@ def test_what_is_told_of_a_gpu_does_not_become_anothers_story_when_one_vanishes(
         (2, "cuda:2"),
         (3, "cpu:0"),
     ]
+
+
+def test_what_is_there_and_not_used_is_counted_by_reason_while_its_node_is_there() -> None:
+    devices = DeviceMetrics()
+    state = world_of(1, 1)
+    row = b'gpu_refused_devices{node="n0",host="host-n0",backend="rocm",kind="hanging"} 1'
+    assert row in write(devices.families(state))
+    away = replace(state.nodes[NodeId("n0")], is_connected=False)
+    assert row not in write(devices.families(replace(state, nodes={NodeId("n0"): away})))
 
 
 def test_nvidias_names_are_there_on_demand_and_for_gpus_only() -> None:

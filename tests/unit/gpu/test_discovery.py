@@ -187,10 +187,11 @@ async def test_a_driver_that_hangs_delays_the_start_by_no_more_than_the_limit_an
 ):
     driver = Calculating(found(0))
     driver.open_gate = threading.Event()
-    async with service(driver, CPUDriver(), first_look_s=0.05) as devices:
+    # The processor has to answer in time on a busy machine as well.
+    async with service(driver, CPUDriver(), first_look_s=0.5) as devices:
         assert ids(devices.inventory) == ["n/cpu:0"]
         (missing,) = devices.inventory.missing
-        assert missing.is_late and "did not answer within 0.05 s" in missing.reason
+        assert missing.is_late and "did not answer within 0.5 s" in missing.reason
         driver.open_gate.set()
         inventory = await until(devices.look_again, ["n/cpu:0", FIRST])
         assert inventory.missing == ()
