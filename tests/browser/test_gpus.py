@@ -82,6 +82,32 @@ def test_troubles_are_said_in_words_on_the_device_and_on_its_node(gpu_node, open
     expect(device_line(forge, f"{FORGE}/cuda:0")).not_to_contain_text(re.compile("slowed|hot:"))
 
 
+def test_what_is_there_and_not_used_stands_apart_with_the_reason_and_what_to_do(gpu_node, open_page) -> None:
+    nodes = gpu_node.state["topology"]["nodes"]
+    forge_node = next(one for one in nodes if one["node_id"] == FORGE)
+    forge_node["refused_devices"] = [
+        {
+            "backend": "cuda",
+            "kind": "wrong",
+            "name": "NVIDIA H100 80GB HBM3",
+            "local_alias": "cuda:8",
+            "reason": "its check failed: it computed wrongly",
+            "next_step": "update its driver",
+        }
+    ]
+    page = open_page(gpu_node.url)
+    live(page)
+    forge = node_card(page, "forge")
+    refused = forge.get_by_role("list", name="Not used").get_by_role("listitem")
+    expect(refused).to_have_count(1)
+    expect(refused).to_contain_text("cuda:8 NVIDIA H100 80GB HBM3")
+    expect(refused).to_contain_text("not used: its check failed: it computed wrongly")
+    expect(forge.locator("[data-device]")).to_have_count(len(forge_node["devices"]))
+    forge.get_by_role("button", name="Details of forge").click()
+    expect(page.get_by_role("dialog").locator("[data-refused]")).to_contain_text("update its driver")
+    expect(node_card(page, "oak").get_by_role("list", name="Not used")).to_have_count(0)
+
+
 def test_what_is_wrong_stands_before_all_nodes_until_it_is_mended(gpu_node, open_page) -> None:
     gpu_node.nodes |= {"wishes": []}
     page = open_page(gpu_node.url)
