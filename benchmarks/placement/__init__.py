@@ -5,7 +5,19 @@ from collections.abc import Sequence
 from benchmarks.parts import run_parts
 from benchmarks.results import NotMeasured, Result
 
-PARTS = ("optimum", "large", "irregular", "rules", "uneven", "greedy", "mixed", "faults", "growth")
+PARTS = (
+    "optimum",
+    "large",
+    "irregular",
+    "rules",
+    "uneven",
+    "greedy",
+    "mixed",
+    "front",
+    "faults",
+    "front_faults",
+    "growth",
+)
 """Each a module here with a `run(*, quick: bool) -> list[Result | NotMeasured]`."""
 
 

@@ -27,9 +27,9 @@ _ROUNDING = 1e-9
 
 
 def run(*, quick: bool) -> list[Result]:
-    """200 of them; `python -m benchmarks.placement.front_faults` asks 10,000."""
+    """100 of them; `python -m benchmarks.placement.front_faults` asks 10,000."""
     sheet = Sheet()
-    count = 40 if quick else 200
+    count = 20 if quick else 100
     found = front_faults(count)
     for kind in KINDS:
         sheet.add(f"{count} random requests: {kind}", found[kind], "", at_most=0)

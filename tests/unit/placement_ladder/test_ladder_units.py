@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from benchmarks.placement.rules import pairs_of_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -99,22 +100,9 @@ def test_order_does_not_matter(seed: int) -> None:
     assert solve(problem) == solve(shuffled(problem, random.Random(seed)))
 
 
-def pairs(seed: int, nodes: int) -> CostProblem:
-    """Nodes of two devices each."""
-    from benchmarks.placement.clusters import random_problem as random_cluster
-
-    problem = random_cluster(seed, nodes * 2)
-    zones = [one.zone for one in problem.devices]
-    devices = tuple(
-        replace(one, node_id=f"node-{i // 2:03}", host=f"host-{i // 2:03}", zone=zones[i // 2 * 2])
-        for i, one in enumerate(problem.devices)
-    )
-    return replace(problem, devices=devices)
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_many_nodes_of_two_devices_are_decided_without_a_search(seed: int) -> None:
-    problem = pairs(seed, 32)
+    problem = pairs_of_devices(seed, 32)
     most = dict(zip((one.device_id for one in problem.devices), field_of(problem).most_layers, strict=True))
     groups = device_groups(problem.devices, by="node_id")
     groups = (*[one for one in groups if max(most[name] for name in one) > 0],)
@@ -141,7 +129,7 @@ def test_counting_by_bonus_agrees_with_counting_exactly(monkeypatch: pytest.Monk
     from exo.master.placement.ladder import counting
 
     for seed in range(6):
-        problem = pairs(seed, 12)
+        problem = pairs_of_devices(seed, 12)
         groups = device_groups(problem.devices, by="node_id")
         asked = replace(problem, rules=(AtLeast(groups=groups, count=6, reason="six nodes"),))
         with monkeypatch.context() as patched:

@@ -21,6 +21,9 @@ from exo.master.placement.ladder.tree import single_linkage
 from exo.master.placement.ladder.units import Units, demanded_alone, units_of
 from exo.master.placement.ladder.water import Filled, water_filling
 
+_SAMPLE, _SAMPLE_WORTH_FROM, _SAMPLE_EVALUATIONS = 40, 96, 6_000
+"""Cheapest devices of a large cluster whose best ring rules out most of the others."""
+
 
 def search_irregular(of: Field, units: Units, options: Options, should_stop: Callable[[], bool]) -> Outcome:
     """Return the best plan of least latency found on links of any shape that keeps what `units` asks for.
@@ -42,6 +45,12 @@ def search_irregular(of: Field, units: Units, options: Options, should_stop: Cal
         upper = filled.cost_ns
         bests.append((filled, "water-filling"))
     kept = survivors(of, prices, upper)
+    if filled is not None and len(kept) > _SAMPLE_WORTH_FROM:
+        near = _near(of, filled, kept, prices, (forward, back), units, should_stop)
+        if near is not None and near.cost_ns < upper:
+            upper = near.cost_ns
+            bests.append((near, "order search"))
+            kept = survivors(of, prices, upper)
     bound = min(upper, prices.lower_bound_ns)
     weighed = 0
     for share in (2, 1):
@@ -128,6 +137,37 @@ def _water_filling(
     )
     hops = int(forward[ring[:-1], ring[1:]].sum()) + int(back[ring[-1], ring[0]])
     return replace(found, cost_ns=stages + int(of.head_ns[ring[-1]]) + hops)
+
+
+def _near(
+    of: Field,
+    filled: Filled,
+    kept: Integers,
+    prices: Prices,
+    matrices: tuple[Integers, Integers],
+    units: Units,
+    should_stop: Callable[[], bool],
+) -> Filled | None:
+    """Return the best ring found near a plan with its devices and the cheapest others, to rule out many at once."""
+    order = kept[np.lexsort((kept, prices.unit_ns[kept]))][:_SAMPLE]
+    sample = np.union1d(order, np.array(filled.ring, dtype=np.int64))
+    part = narrowed(of, sample)
+    inner = units_of(part)
+    part = demanded_alone(part, inner)
+    search = OrderSearch(
+        RingScale(part, *(matrix[np.ix_(sample, sample)] for matrix in matrices)),
+        part.size,
+        required=frozenset(np.flatnonzero(part.is_required).tolist()),
+        min_stages=max(2, of.problem.min_stages, units.least),
+        most_stages=of.layer_count,
+        evaluations_max=_SAMPLE_EVALUATIONS,
+        should_stop=should_stop,
+        keeps_rules=inner.masks if inner.kept else None,
+    )
+    inside = {index: position for position, index in enumerate(sample.tolist())}
+    search.start([inside[index] for index in filled.ring])
+    search.iterate(prices.lower_bound_ns)
+    return None if search.best is None else _outside(search.best, sample.tolist())
 
 
 def _outcome(bests: list[tuple[Filled, Method]], bound: int, weighed: int, *, is_truncated: bool) -> Outcome:
