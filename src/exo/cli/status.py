@@ -124,6 +124,8 @@ def _nodes(state: Json) -> Any:
         name = plain(node["name"]) + (
             " [bold](master)[/bold]" if node["node_id"] == state["master_node_id"] else ""
         )
+        if node.get("zone"):
+            name += f" in {plain(node['zone'])}"
         if not node["is_connected"]:
             name += f" [red](away: {plain(node['left_reason'])})[/red]"
         elif not node["is_worker"]:
