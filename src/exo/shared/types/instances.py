@@ -173,7 +173,7 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[StageState, ...]
     created_by: CommandId
     moved_reason: str | None = None
-    """Why it is no longer where it was placed: a device or node was lost, others are faster. Of several moves the last."""
+    """Why it is no longer where it was placed: a device or node was lost, others are faster; of several the last."""
     stranded_reason: str | None = None
     """Why it cannot go on, where a device of it failed or is gone and nothing can take its place."""
     waiting_reason: str | None = None
