@@ -103,6 +103,17 @@ def test_links_between_zones_are_slower_than_within() -> None:
     assert within.forward_ns == near.links.between(*near.devices).forward_ns < across.forward_ns
 
 
+def test_nodes_of_one_machine_that_name_two_zones_are_weighed_all_the_same() -> None:
+    names = {"a": "garage", "b": "office", "c": ""}
+    nodes = (
+        replace(identity(name, models=[card()], devices=[cpu(name, 8 * GIB)], host_id="host"), zone=zone)
+        for name, zone in names.items()
+    )
+    answer = place(cluster(*nodes), min_nodes=2)
+    assert isinstance(answer, Plan) and answer.certificate is not None
+    assert not any("two hosts" in line for line in answer.explanation.splitlines())
+
+
 def test_names_of_zones_in_words() -> None:
     assert zone_words("garage") == "the zone garage"
     assert zone_words("") == "the zone without a name"

@@ -71,6 +71,11 @@ def figures_of(state: State, problem: Problem) -> Candidates:
     """Return what the candidates of a problem can do on this state. Pure."""
     twins = _twins(state, problem)
     known: dict[GPUDevice, LookedUp] = {}
+    # A machine is in one place, whatever its nodes say.
+    zones: dict[str, str] = {}
+    for one in problem.candidates:
+        host = state.nodes[one.node_id].identity.host_id
+        zones[host] = max(zones.get(host, ""), one.zone)
     figures: list[DeviceFigures] = []
     measured: set[str] = set()
     speeds: dict[str, Speed] = {}
@@ -79,7 +84,7 @@ def figures_of(state: State, problem: Problem) -> Candidates:
         node = state.nodes[one.node_id]
         key = _hardware(node, one.device)
         made, speed, is_measured = _device(one, node, twins[key], known)
-        figures.append(made)
+        figures.append(replace(made, zone=zones[made.host]))
         speeds[made.device_id] = speed
         if is_measured:
             measured.add(made.device_id)
