@@ -329,6 +329,11 @@ def _when(recorded: Json) -> str:
 def _again(explained: Json) -> str:
     if explained["omitted"] is not None:
         return f"it cannot be made again: {explained['omitted']}"
+    if explained["is_identical"] and explained["again"]["title"] == "Weighed again":
+        return (
+            "of plans nearly as fast it took the one that moves the fewest weights; weighed again on what it was "
+            "made on: the same figures"
+        )
     if explained["is_identical"]:
         return "made again on what it was made on: the same answer, to the last figure"
     return "made again on what it was made on, the answer differs (another release, or another time limit):"

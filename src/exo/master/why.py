@@ -9,9 +9,13 @@ from msgspec.structs import replace
 
 from exo.master.errors import BasisUnreadableError
 from exo.master.placement.basis import unpack
-from exo.master.placement.place import place_instance
+from exo.master.placement.costs import cost_rounds
+from exo.master.placement.place import find_model, place_instance
 from exo.master.placement.previews import Share, folded, preview_placements, without_each
+from exo.master.placement.problem import build_problem
+from exo.master.placement.weigh import weigh_given
 from exo.master.recovery_ladder import without as freed_of
+from exo.master.replacement_job import METHOD as KEPT_METHOD
 from exo.shared.types.commands import Decided, Explained, Preview, Refusal
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.instances import PlacementRequest, Plan
@@ -26,7 +30,11 @@ _SAME_SHARE = 1e-9
 def explain_decision(
     decision: Decided, instance_id: InstanceId, asked: PlacementRequest, now: State, *, share: Share
 ) -> tuple[Explained, tuple[str, ...]]:
-    """Return a decision made again with its alternatives, and what is different in the cluster now."""
+    """Return a decision made again with its alternatives, and what is different in the cluster now.
+
+    A move takes, of plans nearly as fast as the fastest, the one that moves the fewest weights. That choice needs what
+    the nodes held then, which no basis has: such a plan is not looked for again but weighed again.
+    """
     kept = replace(decision, basis=b"")
     if not decision.basis:
         told = "the release that decided it did not keep what it was decided on"
@@ -38,8 +46,13 @@ def explain_decision(
     if basis.state is None:
         return Explained(decision=kept, request=basis.request, omitted=basis.omitted), ()
     state, request, layer = basis.state, basis.request, basis.has_constraint_layer
-    answer = place_instance(state, request, should_stop=share(3), has_constraint_layer=layer)
-    again = _preview("Made again", request, answer)
+    answer: Plan | Refusal | None = None
+    if decision.plan.method == KEPT_METHOD:
+        answer = weighed_again(state, request, decision.plan)
+    title = "Made again" if answer is None else "Weighed again"
+    if answer is None:
+        answer = place_instance(state, request, should_stop=share(2), has_constraint_layer=layer)
+    again = _preview(title, request, answer)
     previews = list(
         preview_placements(state, request, share=lambda left: share(left + 4), has_constraint_layer=layer)
     )
@@ -56,6 +69,21 @@ def explain_decision(
         alternatives=folded(previews),
     )
     return explained, tuple(_shortened(list(changes(state, now, decision.plan, instance_id))))
+
+
+def weighed_again(state: State, request: PlacementRequest, plan: Plan) -> Plan | None:
+    """Return a plan with what it is predicted to do on a state; None where it cannot be weighed there."""
+    model = find_model(state, request.model_id)
+    if isinstance(model, Refusal):
+        return None
+    problem = build_problem(state, model, request, plan.engine)
+    used = {one for stage in plan.stages for one in stage.device_ids}
+    if any(one.device.device_id in used for one in problem.spare):
+        problem = problem.with_offload()
+    if not used <= {one.device.device_id for one in problem.candidates}:
+        return None
+    told = weigh_given(cost_rounds(state, problem), plan.stages, plan.method).prediction
+    return None if told is None else replace(plan, prediction=told)
 
 
 def place_today(
@@ -79,6 +107,8 @@ def differences(recorded: Plan, again: Plan | Refusal) -> Iterator[str]:
         return
     if _stages(recorded) != _stages(again):
         yield f"its stages are {_listed(again)} instead of {_listed(recorded)}"
+    if again.is_truncated and not recorded.is_truncated:
+        yield "this time the deadline ended the search"
     old, new = recorded.prediction, again.prediction
     if old is not None and new is not None and _differs(old.ms_per_token, new.ms_per_token):
         yield f"it is predicted to take {_ms(new.ms_per_token)} for each token instead of {_ms(old.ms_per_token)}"

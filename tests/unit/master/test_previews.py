@@ -168,4 +168,5 @@ def test_when_the_time_is_over_the_rest_says_so() -> None:
     assert found[0].plan is not None
     late = [one for one in found if one.refusal is not None and one.refusal.code == "not_worked_out"]
     assert len(late) == 1 and "pipeline over 2 nodes" in late[0].title
-    assert asked[0] > asked[1]
+    # Half of the time is for what would be decided.
+    assert asked[0] == 2 and asked[1:] == sorted(asked[1:], reverse=True)

@@ -116,6 +116,31 @@ async def test_a_move_is_explained_and_so_is_the_decision_before_it() -> None:
     assert first.today is None
 
 
+async def test_a_plan_that_was_kept_close_to_what_ran_is_weighed_again() -> None:
+    """It is not the fastest: looking for one again would find another."""
+    coordinator, master = ruled(lab())
+    placed = await place(master)
+    solver = InlineSolver()
+    other = await solver.place(coordinator.state, replace(ASKED, layer_split=(20, 44)))
+    fastest = await solver.place(coordinator.state, ASKED)
+    assert not isinstance(other, Refusal) and not isinstance(fastest, Refusal)
+    assert other.plan.stages != fastest.plan.stages
+    plan = replace(other.plan, method="kept")
+    moved = InstanceMoved(
+        instance_id=I, generation=2, plan=plan, reason="its device is hot", basis=fastest.basis
+    )
+    await coordinator.propose([moved], cause_id="test")
+    told = await why(master)
+    again = told.explained.again
+    assert again is not None and again.title == "Weighed again"
+    assert told.explained.differences == ()
+    # Its figures are reckoned anew, not repeated.
+    wrong = replace(moved, generation=3, plan=replace(plan, prediction=placed.instance.plan.prediction))
+    await coordinator.propose([wrong], cause_id="test")
+    (difference,) = (await why(master)).explained.differences
+    assert "it is predicted to take" in difference
+
+
 async def test_a_deleted_instance_is_explained_while_the_log_has_it() -> None:
     _, master = ruled(lab())
     await place(master)

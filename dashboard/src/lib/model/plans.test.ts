@@ -151,6 +151,11 @@ describe('why an instance is where it is', () => {
     expect(card.reason).toBe('oak is lost');
   });
 
+  it('tells a plan that was kept close to what ran from one that was looked for', () => {
+    const explained = { ...why.explained, again: { ...way, title: 'Weighed again' } };
+    expect(whyCard({ ...why, explained }, nodes, at).again).toContain('moves the fewest weights');
+  });
+
   it('tells of another answer, and of a way that is not possible', () => {
     const refusal = {
       status: 422,

@@ -205,6 +205,8 @@ export function whyCard(why: Why, nodes: readonly Node[], moment: (at: string) =
 
 function againWords(explained: Why['explained']): string {
   if (explained.omitted !== null) return `It cannot be made again: ${explained.omitted}.`;
+  if (explained.is_identical && explained.again?.title === 'Weighed again')
+    return 'Of plans nearly as fast it took the one that moves the fewest weights. Weighed again, its figures are the same.';
   if (explained.is_identical)
     return 'Made again on what it was made on: the same answer, to the last figure.';
   return 'Made again on what it was made on, the answer is another one now:';
