@@ -75,4 +75,6 @@ def test_what_an_earlier_generation_did_says_nothing_of_this_one() -> None:
     named = [one.split("{")[0] for one in lines(with_paces(state, generation=7))]
     assert "exo_instance_measured_tokens_per_second" not in named
     assert 'basis="assumed"' in lines(state)[0]
-    assert "exo_instance_measured_tokens_per_second" not in "".join(lines(with_paces(state, ms_per_token=0.0)))
+    assert "exo_instance_measured_tokens_per_second" not in "".join(
+        lines(with_paces(state, ms_per_token=0.0))
+    )
