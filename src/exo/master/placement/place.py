@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from exo.master.placement.asked import check_candidates, check_groups, check_names, check_request
 from exo.master.placement.evaluate import broken_wishes, violations
 from exo.master.placement.explain import explain, refuse_for_memory, refuse_sharding
@@ -43,32 +45,35 @@ def place_instance(
     refusal = refuse_unsound(model, request) or check_request(model, request) or check_names(state, request)
     if refusal is not None:
         return refusal
-    if request.sharding in {"tensor", "hybrid"} and engine not in tensor_engines:
-        able = tensor_engines | {engine}
-        would = place_instance(
-            state,
-            request,
-            should_stop=should_stop,
-            has_constraint_layer=has_constraint_layer,
-            tensor_engines=able,
-        )
-        return refuse_sharding(engine, request, would)
     problem = build_problem(state, model, request, engine)
+    means = Means(options=Options(has_constraint_layer=has_constraint_layer), tensor_engines=tensor_engines)
+    if request.sharding in {"tensor", "hybrid"} and engine not in tensor_engines:
+        able = replace(means, tensor_engines=tensor_engines | {engine})
+        would = _place(state, problem, should_stop, able, wants_prices=False)
+        return refuse_sharding(engine, request, would)
+    return _place(state, problem, should_stop, means, wants_prices=True)
+
+
+def _place(
+    state: State, problem: Problem, should_stop: ShouldStop, means: Means, *, wants_prices: bool
+) -> Plan | Refusal:
+    """Solve a problem. Prices of what is left out take solves of their own."""
+    request = problem.request
     refusal = check_candidates(state, problem) or check_groups(state, problem)
     if refusal is not None:
         return refusal
-    means = Means(options=Options(has_constraint_layer=has_constraint_layer), tensor_engines=tensor_engines)
     solved = solve_placement(state, problem, should_stop=should_stop, means=means)
     problem, weighed = solved.problem, solved.answer
     if isinstance(weighed, Infeasible):
         fits = would_fit_empty(state, problem, should_stop, means)
         return refuse_for_memory(problem, would_fit_empty=fits, relaxations=weighed.relaxations)
-    reasons = reasons_of(problem, solved.costs, weighed, should_stop=should_stop)
+    stops = should_stop if wants_prices else _at_once
+    reasons = reasons_of(problem, solved.costs, weighed, should_stop=stops)
     excluded = sorted((*reasons.unused, *problem.excluded), key=lambda one: one.device_id)
     plan = Plan(
         stages=reasons.stages,
         sharding=sharding_of(reasons.stages),
-        engine=engine,
+        engine=problem.engine,
         context_length=problem.context_length,
         concurrency=request.concurrency,
         method=weighed.method,
@@ -83,6 +88,10 @@ def place_instance(
         heterogeneity=solved.costs.heterogeneity,
     )
     return _checked(state, problem, plan)
+
+
+def _at_once() -> bool:
+    return True
 
 
 def sharding_of(stages: Sequence[StagePlan]) -> Sharding:
