@@ -8,18 +8,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from exo.master.placement.ladder.field import Integers
+from exo.master.placement.ladder.field import Field, Flags, Integers
 from exo.master.placement.ladder.prefix import PrefixProgramme
+from exo.master.placement.ladder.rules import rule_masks
 
 
-def rings_that_reach(
-    prefix: PrefixProgramme, order: Sequence[int], layer_count: int, min_stages: int
-) -> Iterator[tuple[int, ...]]:
-    """Yield a ring for each subset and last device that hold all layers, small subsets first.
+def rings_that_reach(of: Field, prefix: PrefixProgramme, order: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yield a ring for each subset and last device that hold all layers and keep the rules, small subsets first.
 
-    Without shared pools and rules each of them is a plan, and there is no plan where none is yielded.
+    Without shared pools each of them is a plan, and there is no plan where none is yielded.
     """
-    size = len(order)
+    size, layer_count, min_stages = len(order), of.layer_count, of.problem.min_stages
+    is_allowed = _allowed(of, order)
     counts = np.array([mask.bit_count() for mask in range(1 << size)])
     masks = np.arange(1 << size)
     starts = range(layer_count + 1)
@@ -29,7 +29,7 @@ def rings_that_reach(
         [[prefix.reaches_end(start, index, is_first=False) for start in starts] for index in order]
     )
     for place, index in enumerate(order):
-        if min_stages <= 1 and prefix.reaches_end(0, index, is_first=True):
+        if min_stages <= 1 and is_allowed[1 << place] and prefix.reaches_end(0, index, is_first=True):
             yield (order[place],)
     reached: Integers = np.zeros(1 << size, dtype=np.int64)
     came_by = np.full(1 << size, -1)
@@ -50,10 +50,18 @@ def rings_that_reach(
             continue
         held = masks[(counts == stages) & (reached > 0)]
         for place in range(size):
-            free = held[held >> place & 1 == 0]
+            free = held[(held >> place & 1 == 0) & is_allowed[held | 1 << place]]
             for mask in free[closes[place, reached[free]]].tolist():
                 ring, left = [order[place]], mask
                 while left:
                     ring.append(order[int(came_by[left])])
                     left &= ~(1 << int(came_by[left]))
                 yield tuple(reversed(ring))
+
+
+def _allowed(of: Field, order: Sequence[int]) -> Flags:
+    """Say of every subset of the devices in this order whether it keeps the rules and has those that are required."""
+    masks = np.arange(1 << len(order))[:, np.newaxis]
+    used = np.zeros((len(masks), of.size), dtype=np.bool_)
+    used[:, list(order)] = masks >> np.arange(len(order)) & 1 == 1
+    return rule_masks(of)(used) & used[:, of.is_required].all(axis=1)

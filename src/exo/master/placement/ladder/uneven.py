@@ -183,7 +183,7 @@ class UnevenSearch:
             self.is_truncated = True
             return False
         is_open = False
-        rings = rings_that_reach(self._prefix, order, self.of.layer_count, self.of.problem.min_stages)
+        rings = rings_that_reach(self.of, self._prefix, order)
         for tried, ring in enumerate(rings, start=1):
             if self.try_ring(ring):
                 return True
