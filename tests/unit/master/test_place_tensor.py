@@ -1,6 +1,7 @@
 """Tensor groups and hybrids: they compete on predicted time where the engine can, and are told of where it cannot."""
 
 from itertools import combinations, pairwise, permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from exo.shared.types.instances import PlacementRequest, Plan
 from exo.shared.types.models import TENSOR_ENGINES, ModelCard
 from exo.shared.types.nodes import DeviceLink
 from exo.shared.types.state import NodeTelemetry, State
+from exo.worker.models.card import read_card
 from support.placing import big, never
 from support.states import GIB, cluster, cpu, gpu, identity
 
@@ -250,3 +252,9 @@ def test_against_every_plan_of_devices_and_groups(
         pool_by_device=problem.pool_by_device,
         free_bytes_by_pool=problem.free_bytes_by_pool,
     )
+
+
+def test_cards_tell_their_heads() -> None:
+    directory = Path(__file__).parents[3] / "src/exo/worker/models/bundled/exo-tiny"
+    told = read_card(ModelId("exo-tiny"), directory)
+    assert (told.attention_heads, told.kv_heads) == (4, 2)
