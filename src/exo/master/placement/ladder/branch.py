@@ -90,7 +90,7 @@ def branch(
     if part.size < 1:
         return Branched(known, upper, 0, is_whole=True)
     try:
-        search = _Branching(part, charges, upper, branches_max, should_stop)
+        search = ConstraintSatisfactionPlacement(part, charges, upper, branches_max, should_stop)
     except StoppedError:
         return Branched(known, relaxed_bound_ns, 0, is_whole=False)
     is_whole = search.run(set(hint))
@@ -108,7 +108,17 @@ def branch(
     return Branched(best, max(relaxed_bound_ns, least), search.branches, is_whole)
 
 
-class _Branching:
+class ConstraintSatisfactionPlacement:
+    """One search with python-constraint; `branch` narrows the problem for it and reads its outcome.
+
+    Args:
+        of: The devices that are left, and the rules.
+        charges: What keeping the rules costs each device, for the bound.
+        limit_ns: Only plans with a shorter round than this are looked for.
+        branches_max: Assignments to try at most.
+        should_stop: Asked in the leaves: the library itself never stops.
+    """
+
     def __init__(
         self,
         of: Field,
