@@ -165,7 +165,12 @@ def calibrated(
 
 def calibrated_ways(calibration: Calibration, ways: Ways) -> Ways:
     """Return the measured links with what software takes of each hop besides."""
-    return {pair: _slower(link, calibration.far_hop_s, calibration.host_hop_s) for pair, link in ways.items()}
+    # All devices of two nodes share what was measured between these: one value for all of them.
+    distinct = {id(link): link for link in ways.values()}
+    slowed = {
+        name: _slower(link, calibration.far_hop_s, calibration.host_hop_s) for name, link in distinct.items()
+    }
+    return {pair: slowed[id(link)] for pair, link in ways.items()}
 
 
 def _is_sound(pace: DevicePace) -> bool:

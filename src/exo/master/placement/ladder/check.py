@@ -60,9 +60,11 @@ def _complaints(problem: CostProblem) -> Iterator[str]:
 def _about_links(problem: CostProblem, ids: set[str]) -> Iterator[str]:
     links = problem.links
     costs = [("host", links.host), ("zone", links.zone), ("cluster", links.cluster)]
+    sound: set[int] = set()
     for link in links.measured:
         is_known = link.source_device_id in ids and link.target_device_id in ids
-        if is_known and _is_cost(link.cost):
+        if is_known and (id(link.cost) in sound or _is_cost(link.cost)):
+            sound.add(id(link.cost))  # Devices of two nodes share it.
             continue
         name = f"{link.source_device_id} to {link.target_device_id}"
         costs.append((name, link.cost))

@@ -31,7 +31,7 @@ _VALUE_BYTES = 2
 _TOKEN_BYTES = 4
 
 
-class LinkFigures(msgspec.Struct, frozen=True, kw_only=True):
+class LinkFigures(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a hop can do, one way."""
 
     latency_s: float
@@ -262,8 +262,14 @@ def _measured(
     notes: list[str],
 ) -> tuple[MeasuredLink, ...]:
     links: list[MeasuredLink] = []
+    # All devices of two nodes share what was measured between these.
+    costs: dict[tuple[float, float], LinkCost] = {}
     for (source, target), figures in sorted(measured.items()):
         if source not in kept or target not in kept or source == target:
+            continue
+        cost = costs.get((figures.latency_s, figures.bandwidth_bytes_per_s))
+        if cost is not None:
+            links.append(MeasuredLink(source_device_id=source, target_device_id=target, cost=cost))
             continue
         if not is_usable(figures.bandwidth_bytes_per_s) or not (
             math.isfinite(figures.latency_s) and figures.latency_s >= 0
@@ -274,6 +280,7 @@ def _measured(
             )
             continue
         cost = link_cost(figures, batch=batch, hidden_size=hidden_size)
+        costs[figures.latency_s, figures.bandwidth_bytes_per_s] = cost
         links.append(MeasuredLink(source_device_id=source, target_device_id=target, cost=cost))
     return tuple(links)
 

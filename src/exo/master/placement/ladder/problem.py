@@ -34,14 +34,14 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     """Whether every plan must use it."""
 
 
-class LinkCost(msgspec.Struct, frozen=True, kw_only=True):
+class LinkCost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a hop costs per step: activations forward, and the sampled token back to the first stage."""
 
     forward_ns: int
     return_ns: int
 
 
-class MeasuredLink(msgspec.Struct, frozen=True, kw_only=True):
+class MeasuredLink(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A hop between two devices that was measured; it takes the place of its class's cost, in this direction."""
 
     source_device_id: str
