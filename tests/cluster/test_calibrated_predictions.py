@@ -49,7 +49,7 @@ def test_two_nodes_learn_what_they_and_their_hops_take(tmp_path: Path) -> None:
         with urllib.request.urlopen(f"{nodes[0].url}/metrics", timeout=10) as answer:
             metrics = answer.read().decode()
         for name in ("predicted", "measured"):
-            assert f'exo_instance_{name}_tokens_per_s{{instance="{instance["instance_id"]}"' in metrics
+            assert f'exo_instance_{name}_tokens_per_second{{instance="{instance["instance_id"]}"' in metrics
         nodes[0].call("DELETE", f"/instance/{instance['instance_id']}")
 
 
