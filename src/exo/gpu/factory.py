@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,9 @@ _DRIVERS: Mapping[Backend, tuple[str, str]] = {
     "cpu": ("exo.gpu.backends.cpu", "CPUDriver"),
 }
 """Module and class. A module is imported when its backend is tried, a vendor's library when its driver is opened."""
+
+_IMPORTING = threading.Lock()
+"""Drivers are made in threads of their own, and share modules: two that import them at once can wait for each other."""
 
 _ORDER: Mapping[str, tuple[Backend, ...]] = {
     "linux": ("cuda", "rocm", "intel", "cpu"),
@@ -107,7 +111,8 @@ def _maker(name: Backend) -> DriverMaker:
     module, driver = _DRIVERS[name]
 
     def make() -> Driver:
-        kind: Callable[[], Driver] = getattr(import_module(module), driver)
+        with _IMPORTING:
+            kind: Callable[[], Driver] = getattr(import_module(module), driver)
         return kind()
 
     return DriverMaker(name=name, make=make)

@@ -5,8 +5,13 @@ Nor NumPy, where it is tried on machines that have no such device: that takes lo
 
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
+
+from exo.gpu import factory
+from exo.shared.types.ids import NodeId
 
 LIBRARIES = ("pynvml", "cupy", "amdsmi", "mlx", "onnxruntime", "ai_edge_litert", "flatbuffers")
 
@@ -26,3 +31,27 @@ def test_importing_a_driver_imports_no_library(name: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.split() == []
+
+
+def test_drivers_modules_are_imported_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that import modules of one package in another order take each other's locks."""
+    meeting = threading.Barrier(2)
+    met: list[str] = []
+
+    def slow_import(name: str) -> object:
+        try:
+            meeting.wait(timeout=0.1)
+            met.append(name)
+        except threading.BrokenBarrierError:
+            meeting.reset()
+        return SimpleNamespace(CUDADriver=object, ROCmDriver=object)
+
+    monkeypatch.setattr(factory, "import_module", slow_import)
+    made = factory.GPUBackendFactory.for_this_platform(NodeId("n"), environment={}, system="linux").makers
+    threads = [threading.Thread(target=one.make) for one in made if one.name in {"cuda", "rocm"}]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert len(threads) == 2
+    assert met == []
