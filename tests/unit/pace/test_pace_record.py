@@ -128,3 +128,22 @@ def test_hops_are_those_of_the_last_ring() -> None:
     assert (told(record).hop_count, told(record).hop_device_ids) == (30, (A, B))
     record = noted_hops(record, (A, C, B), window(0.05, hop_s=0.004))
     assert (told(record).hop_s, told(record).hop_count, told(record).hop_device_ids) == (0.004, 10, (A, C, B))
+
+
+def test_stages_that_ran_days_ago_count_for_nothing_and_harm_nothing() -> None:
+    record = noted(noted(PaceRecord(), reads(3), window(0.02)), reads(8), window(0.05))
+    fresh = told(noted(PaceRecord(), reads(8), window(0.05)))
+    days_later = msgspec.structs.replace(
+        record,
+        window_count=500_000,
+        kinds=tuple(
+            msgspec.structs.replace(one, seen_at=500_000) if one.layers == 8 else one for one in record.kinds
+        ),
+    )
+    assert [one.layers for one in samples(days_later)] == [8]
+    assert told(days_later).bandwidth_bytes_per_s == fresh.bandwidth_bytes_per_s
+    # One without windows, which only a file that somebody changed has, is none either.
+    empty = msgspec.structs.replace(
+        record, kinds=tuple(msgspec.structs.replace(one, windows=()) for one in record.kinds)
+    )
+    assert pace_of(empty, PRIOR, device_id=A, engine="mlx", dtype="float32") is None

@@ -27,6 +27,8 @@ CHANGED_SHARE = 0.2
 NEWEST = 4
 HALF_LIFE_WINDOWS = 60
 """Of a kind of stage that runs no more: after so many windows of others it counts half."""
+WEIGHT_LEAST = 1e-6
+"""What a kind of stage counts less than counts for nothing."""
 _BYTES_APART = 0.01
 """Stages whose reads differ less are of one kind."""
 
@@ -91,7 +93,11 @@ def samples(record: PaceRecord) -> list[Sample]:
     """Return what the record says of each kind of stage."""
     found: list[Sample] = []
     for kind in record.kinds:
+        # A weight that is too small for a number is no weight.
         age = record.window_count - kind.seen_at
+        weight = len(kind.windows) * 0.5 ** (age / HALF_LIFE_WINDOWS)
+        if weight < WEIGHT_LEAST:
+            continue
         found.append(
             Sample(
                 layers=kind.layers,
@@ -99,7 +105,7 @@ def samples(record: PaceRecord) -> list[Sample]:
                 seconds=usual_mean(
                     [one.step_s for one in kind.windows], [one.step_count for one in kind.windows]
                 ),
-                weight=len(kind.windows) * 0.5 ** (age / HALF_LIFE_WINDOWS),
+                weight=weight,
             )
         )
     return found
