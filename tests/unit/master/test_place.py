@@ -244,6 +244,9 @@ def test_the_evaluator_catches_each_kind_of_wrong_plan() -> None:
     assert "promises" in wrong((good[0], replace(good[1], memory_bytes=1)))
     assert "free ones" in wrong((good[0], replace(good[1], memory_bytes=2 * GIB)))
     assert "rank" in wrong((good[1], good[0]))
+    # As when the model was replaced meanwhile by one with fewer layers.
+    assert "are placed" in wrong((good[0], replace(good[1], end_layer=good[1].end_layer + 3)))
+    assert "are placed" in wrong((replace(good[0], start_layer=-2), good[1]))
 
 
 def on_one_host(*names: str, memory_bytes: int, layer_bytes: int) -> State:

@@ -44,10 +44,10 @@ def violations(
                 found.append(f"device {device} may not be used")
                 continue
             taken_bytes[pool] = taken_bytes.get(pool, 0) + -(-stage.memory_bytes // len(stage.device_ids))
-        weights = sum(model.layer_bytes[layer] for layer in range(stage.start_layer, stage.end_layer))
-        cache = concurrency * sum(
-            model.cache_bytes(layer, context_length) for layer in range(stage.start_layer, stage.end_layer)
-        )
+        # Layers that the model does not have, as when it was replaced meanwhile, are told of below.
+        layers = range(max(0, stage.start_layer), min(stage.end_layer, model.layer_count))
+        weights = sum(model.layer_bytes[layer] for layer in layers)
+        cache = concurrency * sum(model.cache_bytes(layer, context_length) for layer in layers)
         ends = model.embedding_bytes if position == 0 else 0
         if position == len(stages) - 1:
             ends += model.head_bytes
