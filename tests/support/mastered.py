@@ -43,6 +43,7 @@ class Beside(Solver):
         self.requests: list[PlacementRequest] = []
         self.meanwhile: list[Callable[[], None]] = []
         """What happens while plans are made: one for each."""
+        self.solve_s = SOLVE_S
         self.at_once = 0
         self.at_once_max = 0
 
@@ -50,15 +51,15 @@ class Beside(Solver):
         self.requests.append(request)
         self.at_once += 1
         self.at_once_max = max(self.at_once_max, self.at_once)
-        await anyio.sleep(SOLVE_S)
+        await anyio.sleep(self.solve_s)
         if self.meanwhile:
             self.meanwhile.pop(0)()
         self.at_once -= 1
         answer = place_instance(state, request, should_stop=lambda: False)
         return answer if isinstance(answer, Refusal) else Placement(plan=answer, basis=pack(state, request))
 
-    async def aside(self, job: Callable[[bytes], bytes], packed: bytes) -> bytes:
-        return job(packed)
+    async def aside(self, job: Callable[[bytes], bytes], pack: Callable[[], bytes]) -> bytes:
+        return job(pack())
 
 
 class Story:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from loguru import logger
 
@@ -109,6 +110,8 @@ class Migrator:
             while True:
                 await anyio.sleep(self._look_s)
                 for instance_id in sorted(self._known):
+                    # In a large cluster a look alone takes milliseconds.
+                    await anyio.lowlevel.checkpoint()
                     try:
                         await self._look(instance_id)
                     except (NoMasterError, anyio.BrokenWorkerProcess) as error:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 import msgspec
@@ -22,7 +23,7 @@ from exo.master.recovery_ladder import (
     why_refused,
     without,
 )
-from exo.master.replacement_job import KEEP_DEADLINE_S, KeepJob, Kept, keep_job
+from exo.master.replacement_job import KEEP_DEADLINE_S, KeepJob, Kept, keep_job, pack_keep_job
 from exo.master.solver import Placement, Solver
 from exo.shared.errors import NoMasterError
 from exo.shared.types.events import InstanceMoved, InstanceStranded, InstanceWaits
@@ -126,14 +127,13 @@ class Mover:
         }
         if not found:
             return math.inf
-        around, next_s = surroundings(state), math.inf
-        for trouble in found:
-            start_s = self._start_s(trouble, around)
-            if start_s <= self._clock():
-                await self._move(trouble.instance_id)
-                return self._clock()
-            next_s = min(next_s, start_s)
-        return next_s
+        around = surroundings(state)
+        # The one that has waited longest comes first: one that is tried often never holds the others up.
+        start_s, instance_id = min((self._start_s(one, around), one.instance_id) for one in found)
+        if start_s > self._clock():
+            return start_s
+        await self._move(instance_id)
+        return self._clock()
 
     def _start_s(self, trouble: Trouble, around: Surroundings) -> float:
         """Return from when on to try to move an instance; it may be past."""
@@ -235,4 +235,4 @@ async def keep(
         fastest=answer.plan,
         deadline_s=KEEP_DEADLINE_S,
     )
-    return msgspec.msgpack.decode(await solver.aside(keep_job, msgspec.msgpack.encode(job)), type=Kept)
+    return msgspec.msgpack.decode(await solver.aside(keep_job, partial(pack_keep_job, job)), type=Kept)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 from msgspec.structs import replace
 
+from exo.master.placement.basis import encode_reduced
 from exo.master.placement.costs import cost_rounds
 from exo.master.placement.evaluate import broken_wishes, violations
 from exo.master.placement.explain import explain
@@ -38,6 +39,16 @@ class KeepJob(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
 
 
+class _PackedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """The same on its way to the solver process."""
+
+    state: msgspec.Raw
+    instance: Instance
+    request: PlacementRequest
+    fastest: Plan
+    deadline_s: float
+
+
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """The plan to take."""
 
@@ -53,6 +64,19 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     so: what was measured is mostly slower than what makers promise, wherever it was measured."""
     plain_ms: float | None = None
     """Of the plan to take, by makers' figures alone."""
+
+
+def pack_keep_job(job: KeepJob) -> bytes:
+    """Run in a thread: a job for `keep_job`, its state reduced to what placement reads."""
+    return msgspec.msgpack.encode(
+        _PackedJob(
+            state=encode_reduced(job.state, job.request),
+            instance=replace(job.instance, basis=b""),
+            request=job.request,
+            fastest=job.fastest,
+            deadline_s=job.deadline_s,
+        )
+    )
 
 
 def keep_job(packed: bytes) -> bytes:
@@ -176,6 +200,14 @@ def _present(
         objective=request.objective,
     )
     problem = build_problem(state, model, narrow, instance.plan.engine)
+    # A former release may have promised it less than is reckoned with now.
+    stages = tuple(
+        replace(
+            one,
+            memory_bytes=max(one.memory_bytes, problem.stage_memory_bytes(one.start_layer, one.end_layer)),
+        )
+        for one in stages
+    )
     return (
         None
         if _wrong(state, problem, stages)

@@ -112,8 +112,14 @@ class Solver:
         assert answer is not None
         return answer
 
-    async def aside(self, job: Callable[[bytes], bytes], packed: bytes) -> bytes:
-        """Have another job of placement done in the solver process; `job` is a function of a module."""
+    async def aside(self, job: Callable[[bytes], bytes], pack: Callable[[], bytes]) -> bytes:
+        """Have another job of placement done in the solver process.
+
+        Args:
+            job: What is done there, a function of a module.
+            pack: Makes what it takes; called in a thread.
+        """
+        packed = await anyio.to_thread.run_sync(pack)
         return await anyio.to_process.run_sync(job, packed, cancellable=True, limiter=self._deciding)
 
     async def _ask(

@@ -465,3 +465,24 @@ def test_there_are_never_two_moves_of_one_instance(devices: tuple[str, ...]) -> 
             assert len(story.solver.requests) == 1
 
     run(story_of())
+
+
+@in_virtual_time
+async def test_none_is_left_untried_while_others_are_tried_again_and_again() -> None:
+    """Each try takes longer than the pause before the next one of the same instance."""
+    nodes = cluster(machine("a", "cuda:0", "cuda:1", "cuda:2", ram_mib=200), machine("b", ram_mib=200))
+    state = nodes
+    for instance_id, device_id in (("i", "a/cuda:0"), ("j", "a/cuda:1"), ("k", "a/cuda:2")):
+        state = on(state, device_id, instance_id=instance_id, device_ids=(DeviceId(device_id),))
+    async with led(state) as story:
+        for device_id in ("a/cuda:0", "a/cuda:1", "a/cuda:2"):
+            story.become(failed, device_id)
+        # The cluster changes all the time, so that all are tried as often as may be.
+        story.solver.solve_s = 2.0
+        for _ in range(30):
+            await anyio.sleep(0.5)
+            story.become(lambda state: fold(state, NodeDisconnected(node_id=NodeId("b"), reason="test")))
+            await anyio.sleep(0.5)
+            story.become(lambda state: fold(state, NodeJoined(identity=machine("b", ram_mib=200))))
+        asked = {one for request in story.solver.requests for one in request.device_ids}
+        assert asked == {"a/cuda:0", "a/cuda:1", "a/cuda:2"}

@@ -14,7 +14,7 @@ from exo.master.placement.problem import Problem, build_problem
 from exo.master.placement.weigh import weigh_given
 from exo.master.recovery_ladder import attempts, without
 from exo.master.replacement import NEAR_ENOUGH, kept_variants, least_moved, moved_bytes
-from exo.master.replacement_job import METHOD, KeepJob, Kept, keep_job, kept
+from exo.master.replacement_job import METHOD, KeepJob, Kept, keep_job, kept, pack_keep_job
 from exo.shared.types.events import InstanceCreated, NodeDisconnected, StageChanged
 from exo.shared.types.ids import CommandId, DeviceId, InstanceId, ModelId, NodeId
 from exo.shared.types.instances import (
@@ -217,6 +217,11 @@ def test_an_instance_that_can_stay_says_how_fast_it_is_by_todays_figures() -> No
     assert shape(taken.plan) == [("c", 0, 2), ("a", 2, 4), ("d", 4, 6)] and taken.moved_bytes == 0
     stages = state.instances[I].plan.stages
     assert taken.present == weigh_given(cost_rounds(freed, problem), stages, METHOD).prediction
+    # A former release did not reckon with all that a stage takes.
+    instance = state.instances[I]
+    less = tuple(replace(one, memory_bytes=one.memory_bytes - 2**20) for one in stages)
+    older = replace(state, instances={I: replace(instance, plan=replace(instance.plan, stages=less))})
+    assert solved(older)[0].present == taken.present
     two = on(cluster(machine("a", "cuda:0"), machine("b", "cuda:0")), "a/cuda:0")
     assert solved(two)[0].present is not None and solved(lost(two, "a"))[0].present is None
 
@@ -309,7 +314,7 @@ def test_the_solver_process_answers_what_is_answered_here() -> None:
     taken, fastest, _, freed = solved(state)
     request = attempts(freed, state.instances[I])[0].request
     job = KeepJob(state=freed, instance=state.instances[I], request=request, fastest=fastest, deadline_s=60.0)
-    assert msgspec.msgpack.decode(keep_job(msgspec.msgpack.encode(job)), type=Kept) == taken
+    assert msgspec.msgpack.decode(keep_job(pack_keep_job(job)), type=Kept) == taken
     # Without any time the fastest plan is the answer.
     hurried = kept(freed, state.instances[I], request, fastest, should_stop=lambda: True)
     assert hurried.plan == fastest
