@@ -2,8 +2,7 @@
 
 from collections.abc import Collection
 
-from msgspec.structs import replace
-
+from exo.master.placement.around import around
 from exo.master.placement.evaluate import violations
 from exo.master.placement.place import find_model
 from exo.master.placement.problem import build_problem
@@ -11,7 +10,7 @@ from exo.shared.serving import instance_status
 from exo.shared.types.commands import CommitPlan, DeleteInstance, Refusal
 from exo.shared.types.events import Decision, InstanceCreated, InstanceDeleted
 from exo.shared.types.ids import DeviceId, ModelId
-from exo.shared.types.instances import Instance, Plan, StageState
+from exo.shared.types.instances import Instance, StageState
 from exo.shared.types.state import State
 
 PLAN_OUTDATED = "plan_outdated"
@@ -50,7 +49,7 @@ def _commit_plan(state: State, command: CommitPlan) -> list[Decision] | Refusal:
     model = find_model(state, command.request.model_id)
     if isinstance(model, Refusal):
         return model
-    problem = build_problem(_around(state, plan), model, command.request, plan.engine)
+    problem = build_problem(around(state, plan.stages), model, command.request, plan.engine)
     wrong = violations(
         plan.stages,
         model=model,
@@ -75,16 +74,6 @@ def _commit_plan(state: State, command: CommitPlan) -> list[Decision] | Refusal:
         basis=command.basis,
     )
     return [InstanceCreated(instance=instance)]
-
-
-def _around(state: State, plan: Plan) -> State:
-    """Leave out the hosts that a plan does not touch: of a thousand nodes nearly all, on the event loop."""
-    hosts = {
-        state.nodes[stage.node_id].identity.host_id for stage in plan.stages if stage.node_id in state.nodes
-    }
-    return replace(
-        state, nodes={key: node for key, node in state.nodes.items() if node.identity.host_id in hosts}
-    )
 
 
 def _delete_instance(state: State, command: DeleteInstance) -> list[Decision] | Refusal:
