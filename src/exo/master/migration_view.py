@@ -69,7 +69,8 @@ def can_be_moved(state: State, instance_id: InstanceId, generation: int) -> Inst
 
 def is_loading(state: State) -> bool:
     """Say whether any instance is being loaded: loads and free memory are not what they will be."""
-    return any(one.status in ("pending", "loading") for one in state.instances.values())
+    # What waits for a node or is stranded loads nothing, whatever phase its stages were left in.
+    return any(instance_status(state, one)[0] in ("pending", "loading") for one in state.instances.values())
 
 
 def busy_share(state: State, instance: Instance) -> float:

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from exo.master.placement.around import around
 from exo.master.placement.asked import is_known_to_run
 from exo.master.placement.evaluate import broken_wishes, violations
 from exo.master.placement.place import find_model
@@ -211,7 +212,8 @@ def decide_move(
 
 def is_legal(state: State, instance: Instance, request: PlacementRequest, plan: Plan) -> bool:
     """Say whether an instance may go on by a plan that was made for a request, by the state as it is."""
-    problem = build_problem(without(state, instance.instance_id), instance.model, request, plan.engine)
+    freed = without(around(state, plan.stages), instance.instance_id)
+    problem = build_problem(freed, instance.model, request, plan.engine)
     zones = {node_id: node.identity.zone for node_id, node in state.nodes.items()}
     return not broken_wishes(plan.stages, request, zones) and not violations(
         plan.stages,

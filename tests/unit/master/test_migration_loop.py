@@ -24,6 +24,8 @@ from exo.shared.types.events import (
     InstanceCreated,
     InstanceDeleted,
     InstanceMoved,
+    InstanceWaits,
+    NodeDisconnected,
     NodeJoined,
     TelemetryFrame,
 )
@@ -179,6 +181,24 @@ async def test_nothing_is_moved_while_anything_is_loaded() -> None:
         story.become(lambda state: fold(state, InstanceDeleted(instance_id=InstanceId("j"), reason="test")))
         await anyio.sleep(10 * 60)
         assert story.events == [InstanceMoved]
+
+
+@in_virtual_time
+async def test_what_waits_for_a_lost_node_in_the_middle_of_its_load_forbids_no_move() -> None:
+    nodes = cluster(card("a"), card("c"))
+    state = reading(on(on(nodes, "a/cuda:0"), "c/cuda:0", instance_id="j"), "a", load_percent=50.0)
+    other = replace(
+        state.instances[InstanceId("j")],
+        stages=(StageState(phase="loading"),),
+        request=replace(state.instances[InstanceId("j")].request, node_ids=(NodeId("c"),)),
+    )
+    state = replace(state, instances={**state.instances, InstanceId("j"): other})
+    async with led(fold(state, NodeDisconnected(node_id=NodeId("c"), reason="test")), HABITS) as story:
+        await anyio.sleep(HOUR_S)
+        assert other.status == "loading" and story.events == [InstanceWaits]
+        story.become(join, card("b", gb_per_s=1200))
+        await anyio.sleep(10 * 60)
+        assert story.events == [InstanceWaits, InstanceMoved] and devices_of(story.state) == ["b/cuda:0"]
 
 
 @in_virtual_time
