@@ -82,7 +82,7 @@ def test_a_model_goes_on_elsewhere_when_its_device_fails_and_says_why(tmp_path: 
         )
         assert moved["stages"][0]["node_id"] == other.addresses["node_id"]
         assert f"cpu:0 of {old_name} has failed: uncorrectable memory errors" in moved["moved_reason"]
-        assert f"it goes on on cpu:0 of {new_name}" in moved["moved_reason"]
+        assert f"it now runs on cpu:0 of {new_name}" in moved["moved_reason"]
         assert answer(other, "Count to 12.") == right == answer(failing, "Count to 12.")
         replies = asking.end()
         # Nobody got half an answer as if it were a whole one.
@@ -96,7 +96,7 @@ def test_a_model_goes_on_elsewhere_when_its_device_fails_and_says_why(tmp_path: 
         # What it had on the old device is given back, and the log and the table say what happened.
         eventually(lambda: stages_of(failing) == [], "the old stage is ended")
         assert len(stages_of(other)) == 1
-        assert sum(f"it goes on on cpu:0 of {new_name}" in node.log() for node in (first, second)) == 1
+        assert sum(f"it now runs on cpu:0 of {new_name}" in node.log() for node in (first, second)) == 1
         status = subprocess.run(
             [sys.executable, "-m", "exo", "status", "--json", "--url", other.url],
             capture_output=True,

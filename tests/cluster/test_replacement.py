@@ -144,7 +144,7 @@ def test_the_model_of_a_killed_node_serves_elsewhere_and_the_node_is_of_use_when
     assert stage_nodes(after).index(stays) == had.index(stays), "what is left stays where it was"
     name = victim.home.name
     assert after["moved_reason"].startswith(f"node-{name} is not connected (")
-    assert "it goes on on cpu:0 of node-" in after["moved_reason"]
+    assert "it now runs on cpu:0 of node-" in after["moved_reason"]
     assert answer(master, PROMPT) == right == answer(spare, PROMPT)
 
     victim.start(60)

@@ -184,7 +184,7 @@ def decide_migrate(
         generation=present.generation + 1,
         plan=plan,
         basis=basis,
-        reason=f"{'; '.join((*causes, faster))}; it goes on{where_to(state, present, plan)}",
+        reason=f"{'; '.join((*causes, faster))}; it now runs{where_to(state, present, plan)}",
     )
 
 

@@ -206,7 +206,7 @@ def decide_move(
         generation=instance.generation + 1,
         plan=plan,
         basis=basis,
-        reason=f"{trouble.cause}; it goes on{where_to(state, instance, plan)}{tried}",
+        reason=f"{trouble.cause}; it now runs{where_to(state, instance, plan)}{tried}",
     )
 
 

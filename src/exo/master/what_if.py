@@ -2,10 +2,10 @@
 
 from msgspec.structs import replace
 
-from exo.master.placement.explain import milliseconds
 from exo.master.placement.machines import as_added, link_of, node_of, telemetry_of
 from exo.master.placement.place import find_model, place_instance
 from exo.master.placement.previews import Share
+from exo.master.placement.words import milliseconds, rate
 from exo.master.recovery_ladder import without as freed_of
 from exo.shared.near_matches import near_matches
 from exo.shared.types.commands import Planned, Preview, Refusal
@@ -72,10 +72,8 @@ def imagine(
         A refusal where the change itself cannot be imagined: an unknown node, a device that nobody knows.
     """
 
-    def solved(title: str, on: State, left: int) -> Preview:
-        answer = place_instance(
-            on, request, should_stop=share(left), has_constraint_layer=has_constraint_layer
-        )
+    def solved(title: str, on: State, left: int, wish: PlacementRequest = request) -> Preview:
+        answer = place_instance(on, wish, should_stop=share(left), has_constraint_layer=has_constraint_layer)
         if isinstance(answer, Plan):
             return Preview(title=title, request=request, plan=answer)
         return Preview(title=title, request=request, refusal=answer)
@@ -88,7 +86,15 @@ def imagine(
     other, added = imagined
     before = solved("As it is", state, 2)
     how = _how(state, added, change)
-    after = solved(how, other, 1)
+    missed = _missed(state, other, request, how)
+    known = _names(other)
+    # What is gone need not be left out.
+    wanted = replace(request, exclude=tuple(one for one in request.exclude if one in known))
+    after = (
+        solved(how, other, 1, wanted)
+        if missed is None
+        else Preview(title=how, request=request, refusal=missed)
+    )
     return Planned(answer=after, before=before, added=added, verdict=verdict(after, before, how, added))
 
 
@@ -106,7 +112,32 @@ def verdict(after: Preview, before: Preview, how: str, added: tuple[AddedNode, .
         return f"{how}: {_speed(after.plan)}.{unused}"
     if abs(new / old - 1) < _SAME:
         return f"{how}, nothing changes: {_speed(after.plan)} either way.{unused}"
-    return f"{how}: {_speed(after.plan)} instead of {_figure(old)}, {_times(new / old)}.{unused}"
+    return f"{how}: {_speed(after.plan)} instead of {rate(old)}, {_times(new / old)}.{unused}"
+
+
+def _missed(state: State, other: State, request: PlacementRequest, how: str) -> Refusal | None:
+    """Refuse a wish for what is taken to be gone, and a model that nobody else has."""
+    model = find_model(other, request.model_id)
+    if isinstance(model, Refusal):
+        told = f"{how}, no node that is left has {request.model_id}; put its files on another one."
+        return replace(model, message=told)
+    gone = _names(state) - _names(other)
+    for key, names in (
+        ("node_ids", request.node_ids),
+        ("device_ids", request.device_ids),
+        ("must_use", request.must_use),
+    ):
+        name = next((one for one in names if one in gone), None)
+        if name is not None:
+            told = f"{key} names {_called(state).get(name, name)}, which is taken to be gone; give up one of them."
+            return Refusal(status=422, code="contradictory_request", message=told)
+    return None
+
+
+def _names(state: State) -> set[str]:
+    return {str(one) for one in state.nodes} | {
+        str(device.device_id) for node in state.nodes.values() for device in node.identity.devices
+    }
 
 
 def _without(state: State, name: str) -> State | Refusal:
@@ -136,11 +167,7 @@ def _unknown(kind: str, name: str, known: tuple[str, ...]) -> Refusal:
 
 
 def _how(state: State, added: tuple[AddedNode, ...], change: Change) -> str:
-    names: dict[str, str] = {str(key): node.identity.name for key, node in state.nodes.items()} | {
-        str(one.device_id): f"{one.local_alias} of {node.identity.name}"
-        for node in state.nodes.values()
-        for one in node.identity.devices
-    }
+    names = _called(state)
     parts: list[str] = []
     if added:
         parts.append(f"with {_listed([one.name for one in added])}")
@@ -150,6 +177,15 @@ def _how(state: State, added: tuple[AddedNode, ...], change: Change) -> str:
         parts.append(f"in the place of {_listed(change.instead)}")
     text = " and ".join(parts)
     return f"{text[:1].upper()}{text[1:]}"
+
+
+def _called(state: State) -> dict[str, str]:
+    """Return what people call nodes and devices, by their ids."""
+    return {str(key): node.identity.name for key, node in state.nodes.items()} | {
+        str(one.device_id): f"{one.local_alias} of {node.identity.name}"
+        for node in state.nodes.values()
+        for one in node.identity.devices
+    }
 
 
 def _listed(names: list[str] | tuple[str, ...]) -> str:
@@ -176,11 +212,7 @@ def _unused(plan: Plan, added: tuple[AddedNode, ...]) -> str:
 
 def _speed(plan: Plan) -> str:
     told = _tokens_per_s(plan)
-    return "an unknown speed" if told is None else f"{_figure(told)} tokens/s"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return "an unknown speed" if told is None else f"{rate(told)} tokens/s"
 
 
 def _times(ratio: float) -> str:

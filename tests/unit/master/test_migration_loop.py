@@ -105,7 +105,7 @@ async def test_a_machine_that_is_much_faster_is_moved_to_once_it_has_been_there_
         assert story.events == [InstanceMoved] and devices_of(story.state) == ["b/cuda:0"]
         why = story.state.instances[I].moved_reason or ""
         assert why.startswith("each token is predicted to take ") and " instead of " in why
-        assert "elsewhere; it goes on on cuda:0 of host-b, with 600 MiB of weights moved" in why
+        assert "elsewhere; it now runs on cuda:0 of host-b, with 600 MiB of weights moved" in why
         assert story.state.instances[I].generation == 2 and story.state.instances[I].basis
         story.become(lambda state: stage(state, 0, "ready"))
         await anyio.sleep(24 * HOUR_S)

@@ -13,7 +13,7 @@ from exo.master.placement.place import place_instance
 from exo.master.placement.problem import build_problem
 from exo.shared.types.commands import Refusal
 from exo.shared.types.events import NodeDisconnected
-from exo.shared.types.ids import ModelId, NodeId
+from exo.shared.types.ids import DeviceId, ModelId, NodeId
 from exo.shared.types.instances import PlacementRequest, Plan
 from exo.shared.types.state import State
 from support.states import GIB, card, cluster, cpu, fold, gpu, identity
@@ -122,13 +122,13 @@ def test_names_of_zones_in_words() -> None:
 @pytest.mark.parametrize(
     ("request_", "status", "code", "words"),
     [
-        ({"must_use": ("a",), "exclude": ("a",)}, 422, "contradictory_request", "must_use names a"),
+        ({"must_use": ("a",), "exclude": ("a",)}, 422, "contradictory_request", "must_use names host-a,"),
         ({"must_use": ("a",), "exclude": ("a/cpu:0",)}, 422, "contradictory_request", "excluded"),
         (
             {"must_use": ("a/cpu:0",), "exclude": ("a",)},
             422,
             "contradictory_request",
-            "must_use names a/cpu:0",
+            "must_use names cpu:0 of host-a,",
         ),
         ({"must_use": ("c",), "zones": ("garage",)}, 422, "contradictory_request", "the zone office"),
         ({"must_use": ("c",), "node_ids": ("a", "b")}, 422, "contradictory_request", "nodes asked for"),
@@ -155,6 +155,37 @@ def test_what_cannot_be_had_is_refused_by_its_name(
     answer = refusal(ROOMS, **request_)
     assert (answer.status, answer.code) == (status, code)
     assert words in answer.message
+
+
+def test_reasons_name_devices_as_people_do_and_only_those_that_were_asked_for() -> None:
+    played = replace(gpu("a", 8 * GIB), is_simulated=True)
+    state = cluster(
+        identity("a", models=[card()], devices=[played, replace(played, device_id=DeviceId("a/x"))]),
+        identity("b", models=[card()], devices=[cpu("b", 8 * GIB)]),
+    )
+    assert refusal(state, min_nodes=2).message == (
+        "1 of the 2 nodes wanted can take part (8.0 GiB free): "
+        "cuda:0 of host-a, cuda:0 of host-a: it is simulated: no layers can run on it."
+    )
+    answer = refusal(state, device_ids=("a/cuda:0",))
+    assert answer.message == (
+        "no node can take part: cuda:0 of host-a: it is simulated: no layers can run on it."
+    )
+    answer = refusal(state, node_ids=("b",), apart_from=("toy",), exclude=("b",))
+    assert answer.message == "no node can take part: cpu:0 of host-b: it was excluded."
+    answer = place(state)
+    assert isinstance(answer, Plan)
+    assert "not used: cuda:0 of host-a: it is simulated" in answer.explanation
+
+
+def test_too_few_zones_in_the_cluster_are_no_devices_fault() -> None:
+    assert refusal(ROOMS, min_zones=4).message == (
+        "3 of the 4 zones that min_zones wants can take part: the zone garage, the zone office, the zone without "
+        "a name; start nodes in other ones with --zone, or ask for fewer."
+    )
+    assert refusal(ROOMS, min_zones=2, exclude=("c", "d")).message.endswith(
+        "cpu:0 of host-c, cpu:0 of host-d: it was excluded."
+    )
 
 
 def test_near_matches_of_zones_and_models() -> None:

@@ -100,7 +100,7 @@ def test_the_cluster_that_is_spoilt_below_is_sound() -> None:
 def test_no_nodes_no_devices_and_no_model() -> None:
     refused(State(), "big")
     nobody = with_identities(HOME, lambda _: {"devices": ()})
-    refused(nobody, "0 of the 1 nodes")
+    refused(nobody, "no node can take part; start more")
     refused(with_identities(HOME, lambda _: {"models": ()}), "big")
     refused(with_identities(HOME, lambda _: {"engines": ()}), "no mlx engine")
 

@@ -183,7 +183,7 @@ def test_the_explanation_has_a_line_for_each_thing() -> None:
         "split by",
     ):
         assert sum(line.startswith(begins) for line in lines) == 1, plan.explanation
-    assert "not from measured tokens/s" in plan.explanation
+    assert "for what was not measured" in plan.explanation
     assert "memory that binds: " in plan.explanation
     left = [line for line in lines if line.startswith("not used: ")]
     assert len(left) == 2 and all("with it each token takes" in line for line in left)

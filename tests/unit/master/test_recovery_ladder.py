@@ -54,7 +54,7 @@ def test_another_gpu_is_taken_before_a_processor() -> None:
     state = failed(on(cluster(machine("a", "cuda:0", "cuda:1")), "a/cuda:0"), "a/cuda:0")
     event = moved(state)
     assert event.reason == (
-        "cuda:0 of host-a has failed: Xid 79; it goes on on cuda:1 of host-a, with no weights moved"
+        "cuda:0 of host-a has failed: Xid 79; it now runs on cuda:1 of host-a, with no weights moved"
     )
     state = fold(state, event)
     assert devices_of(state) == ["a/cuda:1"]
@@ -78,7 +78,7 @@ def test_as_many_nodes_as_asked_for_then_fewer_then_processors() -> None:
     event = moved(state)
     assert devices_of(fold(state, event)) == ["b/cuda:0"]
     assert event.reason.endswith(
-        "it goes on in one stage instead of 2 on cuda:0 of host-b, with 300 MiB of weights moved; "
+        "it now runs in one stage instead of 2 on cuda:0 of host-b, with 300 MiB of weights moved; "
         "not possible before that: no other healthy GPUs with room for it on 2 nodes"
     )
 
@@ -139,12 +139,14 @@ def test_a_model_on_a_processor_goes_on_wherever_there_is_room() -> None:
     state = failed(on(cluster(machine("a"), machine("b")), "a/cpu:0", prefer_gpu=False), "a/cpu:0")
     event = moved(state)
     assert event.reason == (
-        "cpu:0 of host-a has failed: Xid 79; it goes on on cpu:0 of host-b, with 600 MiB of weights moved"
+        "cpu:0 of host-a has failed: Xid 79; it now runs on cpu:0 of host-b, with 600 MiB of weights moved"
     )
     refused = solved(failed(state, "b/cpu:0"))
     assert isinstance(refused, list)
     (why,) = refused
-    assert why.startswith("no other healthy devices with room for it: 0 of the 1 nodes wanted")
+    assert why.startswith(
+        "no other healthy devices with room for it: no node can take part: cpu:0 of host-a, cpu:0 of "
+    )
 
 
 def test_named_devices_that_are_all_gone_and_other_copies_of_the_model_leave_nothing_to_ask_for() -> None:

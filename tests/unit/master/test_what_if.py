@@ -76,6 +76,37 @@ def test_a_machine_that_would_do_nothing_is_told_so() -> None:
     assert "nothing changes" in found.verdict and "used PC would not be used" in found.verdict
 
 
+def test_without_the_only_node_that_has_the_model_nobody_has_it() -> None:
+    state = cluster(
+        identity("a", models=[big(2, GIB)], devices=[cpu("a", 64 * GIB)]),
+        identity("b", devices=[cpu("b", 64 * GIB)]),
+    )
+    found = answered(state, without=("a",))
+    assert found.verdict is not None and found.verdict.startswith("Without host-a, it would not fit any more")
+    assert found.answer.refusal is not None
+    assert found.answer.refusal.message == (
+        "Without host-a, no node that is left has big; put its files on another one."
+    )
+
+
+def test_what_is_taken_to_be_gone_cannot_be_asked_for_and_need_not_be_left_out() -> None:
+    state = lab()
+    node = next(iter(state.nodes.values()))
+    gone = node.identity.node_id
+    for wish in (
+        replace(ASKED, must_use=(gone,)),
+        replace(ASKED, node_ids=(gone,)),
+        replace(ASKED, device_ids=(node.identity.devices[0].device_id,)),
+    ):
+        found = imagine(state, wish, Change(without=(gone,)), share=lambda _: never)
+        assert isinstance(found, Planned) and found.answer.refusal is not None
+        told = found.answer.refusal
+        assert (told.status, told.code) == (422, "contradictory_request")
+        assert node.identity.name in told.message and "taken to be gone" in told.message
+    found = imagine(state, replace(ASKED, exclude=(gone,)), Change(without=(gone,)), share=lambda _: never)
+    assert isinstance(found, Planned) and found.answer.plan is not None
+
+
 def test_without_a_node_it_uses_the_others() -> None:
     state = lab()
     plan = planned(state)

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-from exo.master.placement.filters import why_not_wanted, zone_words
+from exo.master.placement.filters import NOT_ASKED_FOR, why_not_wanted, zone_words
 from exo.master.placement.problem import Problem, context_length_of
 from exo.master.placement.tensor_groups import tensor_groups
 from exo.master.placement.wishes import in_turn
@@ -107,7 +107,8 @@ def check_candidates(state: State, problem: Problem) -> Refusal | None:
         return refusal
     wanted = max(request.min_nodes, 1)
     if problem.node_count < wanted:
-        return _too_few(problem, f"{problem.node_count} of the {wanted} nodes wanted can take part")
+        count = f"{problem.node_count} of the {wanted} nodes wanted" if wanted > 1 else "no node"
+        return _too_few(problem, f"{count} can take part")
     split = len(request.layer_split)
     devices = len(problem.candidates) + len(problem.spare)
     if devices < split:
@@ -115,7 +116,11 @@ def check_candidates(state: State, problem: Problem) -> Refusal | None:
     zones = {one.zone for one in problem.candidates}
     if len(zones) < request.min_zones:
         there = ", ".join(sorted(zone_words(zone) for zone in zones))
-        start = f"{len(zones)} of the {request.min_zones} zones that min_zones wants can take part ({there})"
+        start = f"{len(zones)} of the {request.min_zones} zones that min_zones wants can take part: {there}"
+        if len({one.identity.zone for one in state.nodes.values()}) < request.min_zones:
+            # No device is to blame: the cluster has too few.
+            start += "; start nodes in other ones with --zone, or ask for fewer"
+            return Refusal(status=409, code="too_few_zones", message=f"{start}.")
         return _too_few(problem, start, code="too_few_zones")
     _, must = in_turn(problem)
     if must > problem.model.layer_count:
@@ -152,6 +157,7 @@ def _about(state: State, problem: Problem, name: str) -> Refusal | None:
     if any(name in (one.node_id, one.device.device_id) for one in problem.candidates):
         return None
     node, of_name = _devices_of(state, name)
+    called = node.identity.name if name == node.identity.node_id else _called(node, name)
     reasons: dict[str, str] = {one.device_id: one.reason for one in problem.excluded}
     why = next((reasons[one] for one in of_name if one in reasons), "it has no device")
     request = problem.request
@@ -161,11 +167,11 @@ def _about(state: State, problem: Problem, name: str) -> Refusal | None:
         if device.device_id in of_name
     ]
     if by_request and all(by_request):
-        return _contradiction(f"must_use names {name}, but {why}")
+        return _contradiction(f"must_use names {called}, but {why}")
     return Refusal(
         status=409,
         code="must_use_unavailable",
-        message=f"must_use names {name}, which cannot take part: {why}.",
+        message=f"must_use names {called}, which cannot take part: {why}.",
     )
 
 
@@ -181,17 +187,34 @@ def _devices_of(state: State, name: str) -> tuple[Node, list[str]]:
     return owner, [name]
 
 
+def _called(node: Node, name: str) -> str:
+    alias = next(one.local_alias for one in node.identity.devices if one.device_id == name)
+    return f"{alias} of {node.identity.name}"
+
+
 def _too_few(problem: Problem, start: str, *, code: str = "too_few_nodes") -> Refusal:
-    told = [f"{one.device_id}: {one.reason}" for one in problem.excluded[:_REASONS_MAX]]
-    more = len(problem.excluded) - len(told)
-    reasons = "; ".join([*told, f"and {more} more"] if more else told)
     free = sum({one.pool: one.memory_free_bytes for one in problem.candidates}.values())
+    room = f" ({gibibytes(free)} free)" if problem.candidates else ""
+    reasons = _reasons(problem)
     return Refusal(
         status=409,
         code=code,
-        message=f"{start} ({gibibytes(free)} free)"
-        + (f": {reasons}." if reasons else "; start more with `uv run exo`."),
+        message=f"{start}{room}" + (f": {reasons}." if reasons else "; start more with `uv run exo`."),
     )
+
+
+def _reasons(problem: Problem) -> str:
+    """Say why devices cannot take part, those with the same reason together.
+
+    What was not asked for is not named, unless it is all that there is: whoever asks for a device knows the others.
+    """
+    asked = [one for one in problem.excluded if one.reason not in NOT_ASKED_FOR] or problem.excluded
+    by_reason: dict[str, list[str]] = {}
+    for one in asked[:_REASONS_MAX]:
+        by_reason.setdefault(one.reason, []).append(problem.excluded_names.get(one.device_id, one.device_id))
+    told = [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    more = len(asked) - _REASONS_MAX
+    return "; ".join([*told, f"and {more} more"] if more > 0 else told)
 
 
 def _never(code: str, message: str) -> Refusal:

@@ -6,13 +6,15 @@ from exo.master.placement.ladder.answer import Relaxation
 from exo.master.placement.problem import Candidate, Problem
 from exo.master.placement.reasons import Reasons
 from exo.master.placement.weigh import Weighed
-from exo.master.placement.words import gibibytes, milliseconds
+from exo.master.placement.words import gibibytes, milliseconds, rate
 from exo.shared.types.commands import NodeMemory, Refusal
 from exo.shared.types.ids import NodeId
 from exo.shared.types.instances import PlacementRequest, Plan
 
 _PROVEN_PERCENT = 0.005
 """A gap below what is shown."""
+_LONGER_FROM = 1.005
+"""Times that differ by less are told as equal."""
 _NOT_USED_MAX = 16
 """Devices without a price that an explanation names; the plan has them all."""
 
@@ -47,10 +49,10 @@ def _figures(weighed: Weighed) -> Iterator[str]:
     told = weighed.prediction
     if told is None or told.ms_per_token is None or told.tokens_per_s is None:
         return
-    basis = "from makers' figures and assumptions, not from measured tokens/s"
+    basis = "with makers' figures and assumptions for what was not measured"
     if told.is_calibrated:
         basis = "from measured tokens/s"
-    yield f"estimate: {milliseconds(told.ms_per_token)} per token, {told.tokens_per_s:.3g} tokens/s; {basis}"
+    yield f"estimate: {milliseconds(told.ms_per_token)} per token, {rate(told.tokens_per_s)} tokens/s; {basis}"
     certificate = weighed.certificate
     if certificate is not None and certificate.lower_bound_ms is not None:
         gap = certificate.gap_percent or 0.0
@@ -68,7 +70,8 @@ def _figures(weighed: Weighed) -> Iterator[str]:
         yield "split by memory alone: this is it"
         return
     times = simple.ms_per_token / told.ms_per_token if told.ms_per_token else 1.0
-    yield f"split by memory alone: {milliseconds(simple.ms_per_token)} per token, {times:.3g} times as long"
+    longer = f"{times:.3g} times as long" if times >= _LONGER_FROM else "about as long"
+    yield f"split by memory alone: {milliseconds(simple.ms_per_token)} per token, {longer}"
 
 
 def _different(weighed: Weighed) -> Iterator[str]:
@@ -116,7 +119,8 @@ def _not_used(problem: Problem, reasons: Reasons) -> Iterator[str]:
         yield line
     if len(others) > _NOT_USED_MAX:
         yield f"not used: {len(others) - _NOT_USED_MAX} more that could take part"
-    yield from (f"not used: {one.device_id}: {one.reason}" for one in problem.excluded[:_NOT_USED_MAX])
+    for one in problem.excluded[:_NOT_USED_MAX]:
+        yield f"not used: {problem.excluded_names.get(one.device_id, one.device_id)}: {one.reason}"
     if len(problem.excluded) > _NOT_USED_MAX:
         yield f"not used: {len(problem.excluded) - _NOT_USED_MAX} more that could not take part"
 
@@ -159,7 +163,7 @@ def refuse_sharding(engine: str, request: PlacementRequest, would: Plan | Refusa
         what = ""
         if would.prediction is not None and would.prediction.tokens_per_s is not None:
             what = (
-                f" and do {would.prediction.tokens_per_s:.3g} tokens/s, "
+                f" and do {rate(would.prediction.tokens_per_s)} tokens/s, "
                 f"{milliseconds(would.prediction.ms_per_token or 0.0)} per token, by estimate"
             )
         told += f". One that can would use {where}{what}. Ask for pipeline or auto."

@@ -10,6 +10,10 @@ from exo.shared.types.nodes import Node
 from exo.shared.types.state import State
 
 UNNAMED_ZONE = "the zone without a name"
+_OTHER_NODE = "its node is not among the nodes asked for"
+_OTHER_DEVICE = "it is not among the devices asked for"
+NOT_ASKED_FOR = frozenset((_OTHER_NODE, _OTHER_DEVICE))
+"""Reasons of what nobody named, where somebody named what may take part."""
 
 
 def zone_words(zone: str) -> str:
@@ -30,9 +34,9 @@ def why_not_wanted(
     """
     identity = node.identity
     if request.node_ids and identity.node_id not in request.node_ids:
-        return "its node is not among the nodes asked for"
+        return _OTHER_NODE
     if request.device_ids and device.device_id not in request.device_ids:
-        return "it is not among the devices asked for"
+        return _OTHER_DEVICE
     if identity.node_id in request.exclude or device.device_id in request.exclude:
         return "it was excluded"
     if request.zones and identity.zone not in request.zones:

@@ -1,5 +1,7 @@
 """The placement problem, read off the state: which devices may take part, with how much room, and why others not."""
 
+from collections.abc import Mapping
+
 import msgspec
 from msgspec.structs import replace
 
@@ -44,6 +46,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     spare: tuple[Candidate, ...] = ()
     """Processors beside GPUs, sorted by device id: they join only where VRAM does not hold the model."""
     excluded: tuple[ExcludedDevice, ...]
+    excluded_names: Mapping[DeviceId, str] = {}
+    """What people call them, such as `cuda:0 of oak`; ids may be long."""
     state_index: int
 
     @property
@@ -106,6 +110,7 @@ def build_problem(state: State, model: ModelCard, request: PlacementRequest, eng
     free = free_bytes_by_pool(state)
     avoided = nodes_to_avoid(state, request)
     told: set[DeviceId] = set()
+    names: dict[DeviceId, str] = {}
     for node_id in sorted(state.nodes):
         node = state.nodes[node_id]
         usable: list[Candidate] = []
@@ -116,6 +121,7 @@ def build_problem(state: State, model: ModelCard, request: PlacementRequest, eng
                 reason = f"another node tells of the same device, so {node.identity.name} cannot use it"
             told.add(device.device_id)
             if reason is not None:
+                names.setdefault(device.device_id, f"{device.local_alias} of {node.identity.name}")
                 excluded.append(ExcludedDevice(device_id=device.device_id, reason=reason))
                 continue
             usable.append(
@@ -133,6 +139,12 @@ def build_problem(state: State, model: ModelCard, request: PlacementRequest, eng
         candidates.extend(taken)
         spare.extend(may_join)
         excluded.extend(left)
+        out = {one.device_id for one in left}
+        names |= {
+            one.device.device_id: f"{one.device.local_alias} of {one.node_name}"
+            for one in usable
+            if one.device.device_id in out
+        }
     return Problem(
         model=model,
         request=request,
@@ -141,6 +153,7 @@ def build_problem(state: State, model: ModelCard, request: PlacementRequest, eng
         candidates=tuple(sorted(candidates, key=lambda one: one.device.device_id)),
         spare=tuple(sorted(spare, key=lambda one: one.device.device_id)),
         excluded=tuple(sorted(excluded, key=lambda one: one.device_id)),
+        excluded_names=names,
         state_index=state.index,
     )
 
