@@ -214,6 +214,8 @@ async def test_too_many_questions_are_refused_rather_than_queued(monkeypatch: py
     monkeypatch.setattr(solver_module, "QUESTIONS_WAITING_MAX", 2)
     monkeypatch.setattr(solver_module, "solve_job", preview_slowly)
     solver, state = Solver(deadline_s=60.0), ready_state()
+    # A process that is cancelled while it starts is left behind.
+    await solver.warm_up()
     refused: list[Refusal] = []
     async with anyio.create_task_group() as tasks:
 
