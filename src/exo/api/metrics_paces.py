@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from exo.api.exposition import Family, Row, labels
+from exo.shared.serving import measured_tokens_per_s
 from exo.shared.types.state import State
 
 
@@ -16,11 +17,9 @@ def families(state: State) -> Sequence[Family]:
         if told is not None:
             basis = "measured" if told.is_calibrated else "assumed"
             predicted.append((labels({**where, "basis": basis}), told.tokens_per_s))
-        first = instance.plan.stages[0].node_id if instance.plan.stages else None
-        live = state.live.get(first) if first is not None else None
-        pace = live.instance_paces.get(instance_id) if live is not None else None
-        if pace is not None and pace.generation == instance.generation and pace.ms_per_token > 0:
-            measured.append((labels(where), 1000 / pace.ms_per_token))
+        speed = measured_tokens_per_s(state, instance)
+        if speed is not None:
+            measured.append((labels(where), speed))
     bandwidths: list[Row] = []
     errors: list[Row] = []
     for node_id, live in sorted(state.live.items()):

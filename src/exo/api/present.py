@@ -7,7 +7,7 @@ The results are dictionaries that hold msgspec structs wherever a shape has a st
 from typing import Any
 
 from exo.gpu.numbering import with_numbers
-from exo.shared.serving import instance_status
+from exo.shared.serving import instance_status, measured_tokens_per_s
 from exo.shared.types.commands import Preview
 from exo.shared.types.devices import DeviceGPUState, GPUDevice, NodePerformanceProfile
 from exo.shared.types.ids import DeviceId, ModelId
@@ -59,6 +59,7 @@ def instance(state: State, value: Instance) -> View:
         "moved_reason": value.moved_reason,
         "generation": value.generation,
         "failures_in_a_row": value.failures_in_a_row,
+        "measured_tokens_per_s": measured_tokens_per_s(state, value),
         "loaded_layers": sum(stage["loaded_layers"] for stage in stages),
         "layer_count": value.model.layer_count,
         "request": value.request,

@@ -173,7 +173,7 @@ def refusal_line(refused: Json) -> str:
 
 
 def _instances(state: Json, names: dict[str, str]) -> Any:
-    made = table("INSTANCE", "MODEL", "STATUS", "STAGES")
+    made = table("INSTANCE", "MODEL", "STATUS", "SPEED", "STAGES", right=("SPEED",))
     for instance in state["instances"].values():
         status = instance["status"]
         colour = _COLOURS.get(status, "white")
@@ -189,5 +189,27 @@ def _instances(state: Json, names: dict[str, str]) -> Any:
             f"layers {plan['start_layer']}-{plan['end_layer'] - 1}, {size(plan['memory_bytes'])}"
             for stage, plan in zip(instance["stages"], instance["plan"]["stages"], strict=True)
         ]
-        made.add_row(instance["instance_id"], plain(instance["model_id"]), text, plain("; ".join(stages)))
+        made.add_row(
+            instance["instance_id"],
+            plain(instance["model_id"]),
+            text,
+            _speed(instance),
+            plain("; ".join(stages)),
+        )
     return made
+
+
+def _speed(instance: Json) -> str:
+    """Return what one request was seen to get, else what was predicted."""
+    seen = instance["measured_tokens_per_s"]
+    if seen is not None:
+        return f"{seen:,.3g} tokens/s" if seen < 1000 else f"{seen:,.0f} tokens/s"
+    told = instance["plan"]["prediction"]
+    predicted = None if told is None else told["tokens_per_s"]
+    return (
+        "-"
+        if predicted is None
+        else f"about {predicted:,.3g}"
+        if predicted < 1000
+        else f"about {predicted:,.0f}"
+    )

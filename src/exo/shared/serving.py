@@ -52,6 +52,16 @@ def is_being_replaced(state: State, instance: Instance) -> bool:
     return not has_failed_for_good and not are_nodes_connected(state, instance)
 
 
+def measured_tokens_per_s(state: State, instance: Instance) -> float | None:
+    """Return what one request gets while it is the only one, as the first stage saw it lately; None: not known."""
+    first = instance.plan.stages[0].node_id if instance.plan.stages else None
+    live = state.live.get(first) if first is not None else None
+    pace = live.instance_paces.get(instance.instance_id) if live is not None else None
+    if pace is None or pace.generation != instance.generation or pace.ms_per_token <= 0:
+        return None
+    return 1000 / pace.ms_per_token
+
+
 def are_nodes_connected(state: State, instance: Instance) -> bool:
     """Say whether every node that has a stage of the instance is here."""
     nodes = (state.nodes.get(stage.node_id) for stage in instance.plan.stages)

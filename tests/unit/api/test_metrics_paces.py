@@ -2,6 +2,7 @@
 
 from msgspec.structs import replace
 
+from exo.api import present
 from exo.api.exposition import write
 from exo.api.metrics_paces import families
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
@@ -78,3 +79,12 @@ def test_what_an_earlier_generation_did_says_nothing_of_this_one() -> None:
     assert "exo_instance_measured_tokens_per_second" not in "".join(
         lines(with_paces(state, ms_per_token=0.0))
     )
+
+
+def test_an_instance_is_shown_with_the_speed_that_was_seen() -> None:
+    state = placed(two_nodes())
+    (instance,) = state.instances.values()
+    assert present.instance(state, instance)["measured_tokens_per_s"] is None
+    assert present.instance(with_paces(state), instance)["measured_tokens_per_s"] == 50.0
+    earlier = with_paces(state, generation=instance.generation + 1)
+    assert present.instance(earlier, instance)["measured_tokens_per_s"] is None

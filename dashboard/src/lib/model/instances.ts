@@ -2,6 +2,7 @@
 import type { ClusterState, Instance, Node, Plan, Stage, StagePhase } from '../types';
 import type { Condition } from './devices';
 import { hues, nodeNames } from './nodes';
+import { short } from './plans';
 
 export interface StageBand {
   rank: number;
@@ -50,12 +51,17 @@ export function instanceCards(state: ClusterState): InstanceCard[] {
       reason: instance.reason,
       moved:
         instance.moved_reason === null ? null : { tone: 'plain', words: `moved: ${instance.moved_reason}` },
-      summary: planSummary(instance.plan),
+      summary: planSummary(instance.plan) + speedSeen(instance),
       explanation: instance.plan.explanation,
       plan: instance.plan,
       bands: stageBands(instance.plan, state.topology.nodes, instance.stages),
       layerCount: instance.layer_count,
     }));
+}
+
+function speedSeen(instance: Instance): string {
+  const seen = instance.measured_tokens_per_s;
+  return seen === null ? '' : ` · one request alone was seen to get ${short(seen)} tokens/s`;
 }
 
 /** The plan's stages in order; with `stages`, how far each of them is. */

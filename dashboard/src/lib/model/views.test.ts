@@ -130,6 +130,12 @@ describe('instances', () => {
     expect(bands.map((band) => band.phase)).toEqual(['ready', 'failed', 'loading']);
   });
 
+  it('says how fast it was seen to be, where it was', () => {
+    expect(instanceCards(withInstance({}))[0]?.summary).not.toContain('tokens/s');
+    const [card] = instanceCards(withInstance({ measured_tokens_per_s: 1234.5 }));
+    expect(card?.summary).toContain('one request alone was seen to get 1,235 tokens/s');
+  });
+
   it('says why it moved, where it did', () => {
     expect(instanceCards(withInstance({}))[0]?.moved).toBeNull();
     const [card] = instanceCards(withInstance({ moved_reason: 'cuda:1 of oak failed' }));

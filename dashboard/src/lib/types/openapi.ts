@@ -1687,6 +1687,11 @@ export interface components {
              * @description Of `layer_count`, over all stages.
              */
             loaded_layers: number;
+            /**
+             * Measured Tokens Per S
+             * @description What one request gets while it is the only one, as the first stage saw it lately; null: not measured yet.
+             */
+            measured_tokens_per_s: number | null;
             /** Model Id */
             model_id: string;
             /**
@@ -1735,6 +1740,11 @@ export interface components {
              * @description Of `layer_count`, over all stages.
              */
             loaded_layers: number;
+            /**
+             * Measured Tokens Per S
+             * @description What one request gets while it is the only one, as the first stage saw it lately; null: not measured yet.
+             */
+            measured_tokens_per_s: number | null;
             /** Model Id */
             model_id: string;
             /**

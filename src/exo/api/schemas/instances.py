@@ -214,6 +214,8 @@ class InstanceView(Shape):
     """Why it failed, or null."""
     moved_reason: str | None
     """Why it is no longer where it was placed: a device failed or was gone. Null: it is where it was placed."""
+    measured_tokens_per_s: float | None
+    """What one request gets while it is the only one, as the first stage saw it lately; null: not measured yet."""
     generation: int
     """Counts the starts of all stages together."""
     failures_in_a_row: int
