@@ -114,8 +114,10 @@ class Migrator:
                     await anyio.lowlevel.checkpoint()
                     try:
                         await self._look(instance_id)
-                    except (NoMasterError, anyio.BrokenWorkerProcess) as error:
+                    except (NoMasterError, anyio.BrokenWorkerProcess, OSError) as error:
                         logger.debug("{} is not looked at now: {}", instance_id, error)
+                    except Exception:  # See `Mover`: a fault of a solver ends no master.
+                        logger.exception("{} is not looked at now", instance_id)
 
     async def _watch(self) -> None:
         """Note which instances there are and how long they load; all of it is forgotten when another node leads."""

@@ -159,9 +159,11 @@ class Mover:
         stuck_on: Surroundings | None = None
         try:
             stuck_on = await self._solve_and_commit(instance_id)
-        except (NoMasterError, anyio.BrokenWorkerProcess) as error:
+        except (NoMasterError, anyio.BrokenWorkerProcess, OSError) as error:
             # Whoever leads next sees the same trouble.
             logger.warning("{} is not moved now: {}", instance_id, error)
+        except Exception:  # A fault of a solver would end this master, and then the next one.
+            logger.exception("{} is not moved now", instance_id)
         is_stuck_still = before is not None and before.stuck_on is not None and before.stuck_on == stuck_on
         retry_s = min(self._retry_s, 2 * before.retry_s) if before and is_stuck_still else RETRY_FIRST_S
         self._tried[instance_id] = _Tried(at_s=self._clock(), stuck_on=stuck_on, retry_s=retry_s)

@@ -113,6 +113,19 @@ async def test_a_machine_that_is_much_faster_is_moved_to_once_it_has_been_there_
 
 
 @in_virtual_time
+async def test_a_fault_of_the_solver_ends_no_looking() -> None:
+    async with led(busy_on_a(), HABITS) as story:
+
+        def die() -> None:
+            raise ZeroDivisionError
+
+        story.solver.meanwhile = [die] * 3
+        story.become(join, card("b", gb_per_s=1200))
+        await anyio.sleep(HOUR_S)
+        assert story.solver.meanwhile == [] and story.events == [InstanceMoved]
+
+
+@in_virtual_time
 async def test_a_quiet_moment_is_taken() -> None:
     async with led(busy_on_a(), HABITS) as story:
         await anyio.sleep(HOUR_S)

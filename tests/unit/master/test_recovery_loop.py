@@ -216,17 +216,24 @@ async def test_a_move_that_cannot_be_committed_is_tried_again() -> None:
         assert refused == 1 and story.events == [InstanceMoved]
 
 
-@in_virtual_time
-async def test_a_solver_that_dies_is_asked_again() -> None:
-    async with led(two_gpus()) as story:
+@pytest.mark.parametrize(
+    "death",
+    [anyio.BrokenWorkerProcess(), OSError("no process can be started"), ZeroDivisionError()],
+    ids=repr,
+)
+def test_a_solver_that_dies_or_is_at_fault_is_asked_again(death: Exception) -> None:
+    async def story_of_a_death() -> None:
+        async with led(two_gpus()) as story:
 
-        def die() -> None:
-            raise anyio.BrokenWorkerProcess
+            def die() -> None:
+                raise death
 
-        story.solver.meanwhile = [die]
-        story.become(failed, "a/cuda:0")
-        await anyio.sleep(PATIENCE.failed_s + 3)
-        assert story.events == [InstanceMoved]
+            story.solver.meanwhile = [die]
+            story.become(failed, "a/cuda:0")
+            await anyio.sleep(PATIENCE.failed_s + 3)
+            assert story.events == [InstanceMoved]
+
+    run(story_of_a_death())
 
 
 @in_virtual_time
