@@ -67,7 +67,10 @@ class RunningGeneration:
         try:
             batch = await self._stream.next_batch()
         except GenerationFailedError as error:
-            raise ApiError(503 if error.is_retriable else 500, error.code, error.message) from error
+            if not error.is_retriable:
+                raise ApiError(500, error.code, error.message) from error
+            step = "" if "again" in error.message else "; ask again"
+            raise ApiError(503, error.code, f"{error.message}{step}") from error
         if not batch:
             if self._is_closing:
                 raise shutting_down()

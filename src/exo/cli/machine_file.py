@@ -10,7 +10,7 @@ import msgspec
 from exo.shared.errors import ConfigurationError
 from exo.shared.types.devices import MemoryKind
 from exo.shared.types.ids import NodeId
-from exo.shared.types.what_if import WishedDevice
+from exo.shared.types.what_if import WISHED_DEVICES_MAX, WishedDevice
 
 GIB = 1024**3
 FILE_BYTES_MAX = 1024 * 1024
@@ -119,6 +119,11 @@ def _body(file: Path, text: str, machine: _Machine) -> dict[str, Any]:
         raise _wrong(file, text, "processor", "a processor needs ram_gib, the memory of the machine")
     if not devices:
         raise ConfigurationError(f'--with {file}: it names no device; give at least: gpu = "RTX 4090"')
+    if len(devices) > WISHED_DEVICES_MAX:
+        raise ConfigurationError(
+            f"--with {file}: it names {len(devices)} devices, and one machine has at most {WISHED_DEVICES_MAX}; "
+            "describe the others in files of their own"
+        )
     for where, device in devices:
         _check(file, text, where, device)
     body: dict[str, Any] = {

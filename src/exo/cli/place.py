@@ -198,10 +198,12 @@ def find_instance(instances: Sequence[Json], text: str) -> Json:
         fitting = [one for one in instances if one["instance_id"].startswith(text)]
     if len(fitting) == 1:
         return fitting[0]
-    ids = ", ".join(one["instance_id"] for one in (fitting or instances))
     if fitting:
+        ids = ", ".join(one["instance_id"] for one in fitting)
         raise ConfigurationError(f"{text!r} may be any of {ids}; give one id")
-    raise ConfigurationError(f"there is no instance {text!r}; there {f'are {ids}' if ids else 'is none'}")
+    listed = ", ".join(f"{one['instance_id']} ({one['model_id']})" for one in instances)
+    there = f"there are {listed}" if listed else "nothing is placed: exo place MODEL places one"
+    raise ConfigurationError(f"there is no instance {text!r}; {there}")
 
 
 def find_node(nodes: Sequence[Json], text: str) -> str:
@@ -230,6 +232,7 @@ def find_device(nodes: Sequence[Json], text: str) -> str:
         ConfigurationError: None fits, or several do.
     """
     known = {device["device_id"]: device for node in nodes for device in node["devices"]}
+    listed = ", ".join(f"{node['name']}/{one['local_alias']}" for node in nodes for one in node["devices"])
     if text in known:
         return text
     node_text, separator, alias = text.partition("/")
@@ -238,7 +241,7 @@ def find_device(nodes: Sequence[Json], text: str) -> str:
         for device_id, device in known.items():
             if device_id.startswith(f"{node_id}/") and device["local_alias"] == alias:
                 return str(device_id)
-    raise ConfigurationError(f"there is no device {text!r}; there are {', '.join(known)}")
+    raise ConfigurationError(f"there is no device {text!r}; there are {listed}")
 
 
 def find_node_or_device(nodes: Sequence[Json], text: str) -> str:

@@ -164,14 +164,19 @@ def ways(previews: Sequence[Json], names: Mapping[str, str]) -> "Table":
 
 
 def node_names(client: NodeClient) -> dict[str, str]:
-    """Return the names of the members by their ids."""
-    return {node["node_id"]: node["name"] for node in client.get("/state")["topology"]["nodes"]}
+    """Return the names of the members, and of their devices as `cuda:0 of oak`, by their ids."""
+    nodes = client.get("/state")["topology"]["nodes"]
+    return {node["node_id"]: node["name"] for node in nodes} | {
+        device["device_id"]: f"{device['local_alias']} of {node['name']}"
+        for node in nodes
+        for device in node["devices"]
+    }
 
 
 def _stages(plan: Json, names: Mapping[str, str]) -> "Table":
     made = table("STAGE", "NODE", "DEVICE", "LAYERS", "MEMORY", "TIME", "OF IT", right=("MEMORY", "TIME"))
     for stage in plan["stages"]:
-        where = "+".join(one.partition("/")[2] or one for one in stage["device_ids"])
+        where = "+".join(_device(one, names).partition(" of ")[0] for one in stage["device_ids"])
         offloaded = " (host memory beside a GPU)" if stage["is_offloaded"] else ""
         time = "-" if stage["time_ms"] is None else f"{figure(stage['time_ms'])} ms"
         made.add_row(
@@ -277,7 +282,9 @@ def _stage(stage: Json, names: Mapping[str, str]) -> str:
 
 
 def _device(device_id: str, names: Mapping[str, str]) -> str:
-    """Return `cuda:0 of oak`; device ids begin with their node's."""
+    """Return `cuda:0 of oak`; ids of devices that are not there any more begin with their node's."""
+    if device_id in names:
+        return names[device_id]
     node_id, _, own = device_id.partition("/")
     return f"{own} of {names[node_id]}" if own and node_id in names else device_id
 

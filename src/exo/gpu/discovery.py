@@ -221,7 +221,8 @@ class GPUDiscoveryService:
                 reason = "its check has not ended yet; it is used when it has"
                 refused.append(RefusedDevice(one.device, "unchecked", reason))
             elif verdict is not None and verdict.outcome == "wrong":
-                refused.append(RefusedDevice(one.device, "wrong", f"its check failed: {verdict.reason}"))
+                kind = "hanging" if verdict.is_hang else "wrong"
+                refused.append(RefusedDevice(one.device, kind, f"its check failed: {verdict.reason}"))
             else:
                 numbered = replace(one.device, number=self._numbers.get(one.device.device_id))
                 used.append(UsedDevice(one.backend, self._with_measurement(numbered)))

@@ -35,12 +35,12 @@ class RefusedDevice(msgspec.Struct, frozen=True):
 
     Attributes:
         device: What it is.
-        kind: Another backend has it, its check has not ended, or it computed wrongly.
+        kind: Another backend has it, its check has not ended, it computed wrongly, or its driver hung meanwhile.
         reason: The same for people.
     """
 
     device: GPUDevice
-    kind: Literal["duplicate", "unchecked", "wrong"]
+    kind: Literal["duplicate", "unchecked", "wrong", "hanging"]
     reason: str
 
 

@@ -16,6 +16,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
     outcome: Literal["right", "wrong", "unknown"]
     reason: str = ""
+    is_hang: bool = False
+    """It did not answer at all, so nothing is known of how it computes."""
 
 
 async def verify(backend: GPUBackend, device_id: DeviceId, *, source: random.Random) -> Verdict:
@@ -35,4 +37,5 @@ async def verify(backend: GPUBackend, device_id: DeviceId, *, source: random.Ran
         case None:
             return Verdict("unknown", "it has no product in float32")
         case CheckFailed(failure=failure):
-            return Verdict("unknown" if failure.weight == "none" else "wrong", failure.message)
+            outcome = "unknown" if failure.weight == "none" else "wrong"
+            return Verdict(outcome, failure.message, is_hang=failure.kind == "hang")

@@ -75,7 +75,7 @@ def decide_removal(state: State, command: RemoveNode) -> Decided:
         return refusal(
             409,
             "node_leads",
-            f"{node_id} leads the cluster; {_hand_over(state, node_id)}",
+            f"{_name(state, node_id)} leads the cluster; {_hand_over(state, node_id)}",
         )
     needed = _needed_vote(state, node_id)
     if needed is not None:
@@ -115,8 +115,12 @@ def _hand_over(state: State, master: NodeId) -> str:
         return "start another node first, which takes over when this one is stopped; then remove it there"
     return (
         "stop it first: another node takes over at once; then ask that one, such as "
-        f"{clean_text(state.nodes[others[0]].identity.name)}: exo node remove {master}"
+        f"{_name(state, others[0])}: exo node remove {master}"
     )
+
+
+def _name(state: State, node_id: NodeId) -> str:
+    return clean_text(state.nodes[node_id].identity.name)
 
 
 def _create_token(state: State, command: CreateToken, now_s: float) -> Decided:

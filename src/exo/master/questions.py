@@ -17,6 +17,7 @@ from exo.shared.types.commands import (
     Reply,
     Why,
 )
+from exo.shared.types.state import State
 
 
 async def answer_question(coordinator: Coordinator, solver: Solver, question: Question) -> Reply:
@@ -38,8 +39,7 @@ async def _explain(coordinator: Coordinator, solver: Solver, question: ExplainIn
         return Refusal(
             status=404,
             code="instance_not_found",
-            message=f"There is no instance {question.instance_id!r}, and the log knows of none"
-            f"{f' ({history.notes[0]})' if history.notes else ''}; `exo status` lists those there are.",
+            message=_unknown(state, question.instance_id, history.notes),
             near_matches=near_matches(question.instance_id, state.instances),
         )
     decision = _chosen(history.decisions, question.decision_index)
@@ -64,6 +64,17 @@ async def _explain(coordinator: Coordinator, solver: Solver, question: ExplainIn
         today=answer.today,
         deleted_at=history.deleted_at,
         notes=history.notes,
+    )
+
+
+def _unknown(state: State, text: str, notes: tuple[str, ...]) -> str:
+    """Say that no instance is called so. A model's name is often given for its instance, and the start of an id."""
+    if any(card.model_id == text for node in state.nodes.values() for card in node.identity.models):
+        return f"{text} is a model, and no instance of it is placed; place it, or name one that is gone by its id."
+    noted = f" ({notes[0]})" if notes else ""
+    return (
+        f"There is no instance {text!r}, and the log knows of none with that id{noted}; `exo status` lists those there "
+        "are, and one that is gone is found by its whole id."
     )
 
 

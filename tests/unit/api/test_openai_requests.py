@@ -220,6 +220,7 @@ async def test_an_answer_that_breaks_off_is_an_error(
     world.client.acts = ("Hel", GenerationFailedError("stage_lost", "the last stage was lost", is_retriable))
     response = await http.post("/v1/chat/completions", json=CHAT)
     assert error_of(response)[:2] == (status, "stage_lost")
+    assert ("ask again" in response.text) is is_retriable
 
 
 async def test_an_answer_without_an_end_is_an_error(world: World, http: httpx.AsyncClient) -> None:

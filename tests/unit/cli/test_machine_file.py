@@ -42,6 +42,12 @@ def test_a_few_words_are_enough(
     WishedMachineWish.model_validate(found)
 
 
+def test_more_devices_than_a_machine_has_are_told_before_any_node_is_asked(tmp_path: Path) -> None:
+    gpus = ", ".join(['"RTX 3090"'] * 65)
+    with pytest.raises(ConfigurationError, match="it names 65 devices, and one machine has at most 64"):
+        read_machine(written(tmp_path, f"gpus = [{gpus}]"))
+
+
 def test_name_zone_and_cable_can_be_told(tmp_path: Path) -> None:
     text = 'name = "Upstairs"\ngpu = "RTX 3090"\nzone = "attic"\nlink_gbit_per_s = 2.5\nlink_latency_ms = 0.4'
     found = read_machine(written(tmp_path, text))

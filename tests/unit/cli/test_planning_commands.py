@@ -140,3 +140,6 @@ def test_why_of_one_that_is_gone(lab: RunningWorld, run: Run) -> None:
     assert "deleted 2026-01-01T00:00:00Z" in outcome.out
     outcome = run("why", "zebra")
     assert (outcome.code, outcome.out) == (1, "") and "the log knows of none" in outcome.err
+    assert "found by its whole id" in run("why", "0123").err
+    outcome = run("why", "big")
+    assert outcome.code == 1 and "big is a model, and no instance of it is placed" in outcome.err

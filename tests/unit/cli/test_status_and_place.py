@@ -221,7 +221,7 @@ def test_delete_takes_an_id_or_a_models_name(ready: RunningWorld, run: Run) -> N
         assert run("delete", text) == (0, "i (toy) is deleted\n", "")
     assert [type(command) for command in commands] == [DeleteInstance, DeleteInstance]
     outcome = run("delete", "other")
-    assert (outcome.code, outcome.err) == (2, "exo: there is no instance 'other'; there are i\n")
+    assert (outcome.code, outcome.err) == (2, "exo: there is no instance 'other'; there are i (toy)\n")
 
 
 def test_without_a_node_there_is_one_sentence(run: Run) -> None:
@@ -258,7 +258,7 @@ def test_a_node_that_is_unclear_is_asked_about(text: str) -> None:
 def test_a_device_is_found_by_its_nodes_name_and_alias() -> None:
     assert find_device(NODES, "one/cpu:0") == "aaaa1/cpu:x"
     assert find_device(NODES, "aaaa1/cpu:x") == "aaaa1/cpu:x"
-    with pytest.raises(ConfigurationError, match="there is no device"):
+    with pytest.raises(ConfigurationError, match="there is no device 'cpu:0'; there are one/cpu:0"):
         find_device(NODES, "cpu:0")
 
 
@@ -271,9 +271,13 @@ def test_an_instance_is_found_by_id_model_or_the_start_of_an_id() -> None:
     assert find_instance(instances, "abc1") == instances[0]
     assert find_instance(instances, "xyz") == instances[2]
     assert find_instance(instances, "other") == instances[2]
-    for text in ("toy", "abc", "nothing"):
+    for text in ("toy", "abc"):
         with pytest.raises(ConfigurationError, match="abc1, abc2"):
             find_instance(instances, text)
+    with pytest.raises(ConfigurationError, match=r"there are abc1 \(toy\), abc2 \(toy\), xyz1 \(other\)"):
+        find_instance(instances, "nothing")
+    with pytest.raises(ConfigurationError, match="nothing is placed: exo place MODEL places one"):
+        find_instance([], "nothing")
 
 
 def test_a_device_is_one_line_of_what_is_known() -> None:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from exo.gpu.backends.cpu import CPUDriver
 from exo.gpu.discovery import REFUSED_AGAIN_S, GPUDiscoveryService
 from exo.gpu.driver import Driver, MatrixShape, Precision
-from exo.gpu.errors import BackendUnavailableError, OutOfDeviceMemoryError
+from exo.gpu.errors import BackendUnavailableError, DeviceHangError, OutOfDeviceMemoryError
 from exo.gpu.factory import DriverMaker, GPUBackendFactory
 from exo.gpu.inventory import Inventory
 from exo.gpu.limits import CallLimits
@@ -34,10 +34,13 @@ class Calculating(ScriptedDriver):
         self.product_count = 0
         self.is_wrong = False
         self.is_full = False
+        self.is_hanging = False
 
     def allocate(self, index: int, size_bytes: int) -> bytearray:
         if self.is_full:
             raise OutOfDeviceMemoryError("full")
+        if self.is_hanging:
+            raise DeviceHangError("it has not answered for 30.0 s")
         return super().allocate(index, size_bytes)
 
     def multiply(
@@ -220,6 +223,20 @@ async def test_a_start_with_a_hanging_driver_takes_less_than_three_seconds() -> 
     assert ids(inventory) == ["n/cpu:0"] and inventory.missing[0].name == "cuda"
     driver.open_gate.set()
     await devices.shutdown()
+
+
+async def test_of_a_device_that_hangs_in_its_check_only_that_is_said() -> None:
+    driver, clock = Calculating(found(0)), Clock()
+    driver.is_hanging = True
+    async with service(driver, CPUDriver(), clock=clock) as devices:
+        (refused,) = devices.inventory.refused
+        assert (refused.kind, refused.reason) == (
+            "hanging",
+            "its check failed: it has not answered for 30.0 s",
+        )
+        driver.is_hanging = False
+        clock.now_s += REFUSED_AGAIN_S
+        assert ids(await devices.look_again()) == ["n/cpu:0", FIRST]
 
 
 async def test_a_device_that_computes_wrongly_is_not_used_and_tried_again_later() -> None:

@@ -49,6 +49,13 @@ def test_each_says_what_it_is_why_it_is_not_used_and_what_can_be_done() -> None:
     assert told[3].next_step == "install what is missing: apt install it"
 
 
+def test_of_a_device_that_hung_in_its_check_nobody_says_that_it_computes_wrongly() -> None:
+    hung = RefusedDevice(DEVICE, "hanging", "its check failed: it has not answered for 30.0 s")
+    (told,) = refusals(Inventory(refused=(hung,)))
+    assert told.kind == "hanging" and "restart the machine" in told.next_step
+    assert "wrongly" not in told.next_step
+
+
 def test_of_very_many_those_that_want_someone_to_look_are_told() -> None:
     many = tuple(
         RefusedDevice(replace(DEVICE, local_alias=f"cuda:{number}"), "unchecked", "not yet")

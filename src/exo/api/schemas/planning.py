@@ -13,8 +13,8 @@ from exo.api.schemas.instances import (
     PreviewView,
 )
 from exo.shared.types.devices import MemoryKind
+from exo.shared.types.what_if import WISHED_DEVICES_MAX
 
-DEVICES_MAX = 64
 MACHINES_MAX = 32
 _BYTES_MAX = 2**50
 
@@ -41,7 +41,7 @@ class WishedMachineWish(Wish):
     """A machine that is not there. It is reckoned with as if it had the model and an engine for its devices."""
 
     name: DeviceName
-    devices: Annotated[list[WishedDeviceWish], Field(min_length=1, max_length=DEVICES_MAX)]
+    devices: Annotated[list[WishedDeviceWish], Field(min_length=1, max_length=WISHED_DEVICES_MAX)]
     zone: Annotated[Text, Field(max_length=200)] = ""
     link_mbps: Rate | None = None
     """10^6 bits per second to and from every other machine; null: assumed as between hosts that were not measured."""

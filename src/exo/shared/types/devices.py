@@ -137,8 +137,9 @@ class DeviceGPUState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 RefusalKind = Literal["wrong", "unchecked", "hanging", "duplicate", "unavailable"]
-"""`wrong`: it computed wrongly. `unchecked`: its check has not ended. `hanging`: its driver has not answered at the
-start. `duplicate`: another driver has it. `unavailable`: what its driver needs is missing or too old."""
+"""`wrong`: it computed wrongly. `unchecked`: its check has not ended. `hanging`: its driver has not answered, at the
+start or in its check. `duplicate`: another driver has it. `unavailable`: what its driver needs is missing or too
+old."""
 
 
 class DeviceRefusal(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -7,6 +7,9 @@ import msgspec
 from exo.shared.types.devices import MemoryKind
 from exo.shared.types.ids import DeviceId, NodeId
 
+WISHED_DEVICES_MAX = 64
+"""Of one machine."""
+
 
 class WishedDevice(msgspec.Struct, frozen=True, kw_only=True):
     """A device that is not there. What is None comes from the catalogue of devices, by its name."""
