@@ -117,7 +117,9 @@ def short(long_id: str | None) -> str:
 def _nodes(state: Json) -> Any:
     made = table("NODE", "ID", "ADDRESS", "MEMORY FREE", "DEVICES", "MODELS", right=("MEMORY FREE", "MODELS"))
     for node in state["topology"]["nodes"]:
-        profile = node["node_profile"]
+        # What a node that is away told last says nothing of now.
+        is_there = node["is_connected"]
+        profile = node["node_profile"] if is_there else None
         memory = "-"
         if profile is not None:
             memory = f"{size(profile['memory']['ram_available'])} of {size(profile['memory']['ram_total'])}"
@@ -126,19 +128,25 @@ def _nodes(state: Json) -> Any:
         )
         if node.get("zone"):
             name += f" in {plain(node['zone'])}"
-        if not node["is_connected"]:
+        if not is_there:
             name += f" [red](away: {plain(node['left_reason'])})[/red]"
         elif not node["is_worker"]:
             name += " (no worker)"
         address = f"{node['api_address']['host']}:{node['api_address']['port']}"
         devices = [
-            device_line(device, state["gpu_device_state"].get(device["device_id"]))
-            for device in node["devices"]
+            device_line(device, state["gpu_device_state"].get(device["device_id"]) if is_there else None)
+            for device in sorted(node["devices"], key=alias_order)
         ]
         made.add_row(
             name, short(node["node_id"]), address, memory, "\n".join(devices) or "-", str(len(node["models"]))
         )
     return made
+
+
+def alias_order(device: Json) -> tuple[str, int, str]:
+    """As people count: `cuda:2` comes before `cuda:10`, whatever their ids are."""
+    kind, _, number = device["local_alias"].partition(":")
+    return kind, int(number) if number.isdecimal() else 0, number
 
 
 def device_line(device: Json, now: Json | None) -> str:

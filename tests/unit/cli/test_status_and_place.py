@@ -8,7 +8,7 @@ import pytest
 
 from exo.cli.output import size
 from exo.cli.place import find_device, find_instance, find_node
-from exo.cli.status import device_line
+from exo.cli.status import alias_order, device_line
 from exo.cluster.facts import PeerSeen
 from exo.shared.errors import ConfigurationError
 from exo.shared.types import events
@@ -91,6 +91,27 @@ def test_status_shows_nodes_devices_and_instances(ready: RunningWorld, run: Run)
         "ready",
     ):
         assert words in outcome.out
+
+
+def test_what_a_node_told_before_it_went_away_is_not_shown_as_if_it_were_so_now(
+    unplaced: RunningWorld, run: Run
+) -> None:
+    memory = MemoryProfile(ram_total=8 * GIB, ram_available=5 * GIB, swap_total=0, swap_available=0)
+    told = events.NodeProfileUpdated(
+        node_id=NodeId("b"), profile=NodePerformanceProfile(memory=memory, system=SystemProfile())
+    )
+    coordinator = unplaced.world.coordinator
+    unplaced.portal.call(coordinator.publish, [told])
+    assert "5.0 GiB of 8.0 GiB" in run("status").out
+    gone = events.NodeDisconnected(node_id=NodeId("b"), reason="no answer for 5 s")
+    unplaced.portal.call(coordinator.set_state, fold(coordinator.state, gone))
+    assert "5.0 GiB of 8.0 GiB" not in run("status").out
+
+
+def test_devices_stand_in_the_order_of_their_numbers() -> None:
+    aliases = ("cuda:10", "cuda:2", "cpu:0", "cuda:0", "odd")
+    found = sorted(({"local_alias": one} for one in aliases), key=alias_order)
+    assert [one["local_alias"] for one in found] == ["cpu:0", "cuda:0", "cuda:2", "cuda:10", "odd"]
 
 
 def test_status_shows_what_is_there_and_not_used(unplaced: RunningWorld, run: Run) -> None:
