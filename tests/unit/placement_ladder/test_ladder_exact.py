@@ -5,10 +5,14 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from exo.master.placement.ladder import exact
 from exo.master.placement.ladder.answer import Infeasible, Solution
 from exo.master.placement.ladder.evaluate import assess
-from exo.master.placement.ladder.problem import CostProblem
+from exo.master.placement.ladder.field import Field, Integers
+from exo.master.placement.ladder.prices import Prices, without_twins
+from exo.master.placement.ladder.problem import CostProblem, Device, Pool
 from exo.master.placement.ladder.solve import solve
 from support.cost_problems import naive_best_ns, random_problem, shuffled, with_random_rules
 
@@ -144,3 +148,54 @@ def test_a_plan_of_many_devices_is_certified(seed: int) -> None:
     found = solve(random_problem(chance, devices=64, layers=126, zones=6, tightness=3))
     assert isinstance(found, Solution)
     assert found.gap == 0
+
+
+def many_twins(seed: int) -> CostProblem:
+    """Ninety devices of three kinds, each on a host of its own; several of each are needed to hold the model."""
+    chance = random.Random(seed)
+    kinds = random_problem(chance, devices=3, layers=24, zones=1, shared_pools=False, tightness=1)
+    devices: list[Device] = []
+    pools: list[Pool] = []
+    whole = sum(layer.size_bytes for layer in kinds.model.layers)
+    # A little faster, a little roomier: none of the kinds is ruled out by price alone.
+    for number in range(90):
+        kind = number % 3
+        name = f"device-{number:03}"
+        layer_ns = 1_000_000 + 30_000 * kind
+        one = replace(
+            kinds.devices[kind],
+            device_id=name,
+            node_id=name,
+            host=name,
+            zone="zone-0",
+            pool_id=name,
+            layer_ns=layer_ns,
+            head_ns=layer_ns,
+            overhead_ns=50_000,
+        )
+        devices.append(one)
+        room = kinds.model.embedding_bytes + kinds.model.head_bytes + whole * (4 + kind) // 24
+        pools.append(Pool(pool_id=name, room_bytes=room))
+    return replace(kinds, devices=tuple(devices), pools=tuple(pools))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_twins_that_are_left_aside_are_not_missed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = many_twins(seed)
+    left_aside: list[int] = []
+
+    def counted(of: Field, kept: Integers, prices: Prices, upper_ns: int) -> Integers:
+        found = without_twins(of, kept, prices, upper_ns)
+        left_aside.append(len(kept) - len(found))
+        return found
+
+    monkeypatch.setattr(exact, "without_twins", counted)
+    told = solve(problem)
+    assert isinstance(told, Solution) and len(told.stages) > 2
+    monkeypatch.setattr(exact, "without_twins", lambda of, kept, prices, upper_ns: kept)
+    whole = solve(problem)
+    assert isinstance(whole, Solution)
+    assert (
+        told.assessment.round_ns == whole.assessment.round_ns and told.lower_bound_ns == whole.lower_bound_ns
+    )
+    assert max(left_aside, default=0) > 0
