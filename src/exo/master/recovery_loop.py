@@ -236,5 +236,6 @@ async def keep(
         request=request,
         fastest=answer.plan,
         deadline_s=KEEP_DEADLINE_S,
+        has_constraint_layer=solver.has_constraint_layer,
     )
     return msgspec.msgpack.decode(await solver.aside(keep_job, partial(pack_keep_job, job)), type=Kept)

@@ -37,6 +37,7 @@ class KeepJob(msgspec.Struct, frozen=True, kw_only=True):
     fastest: Plan
     """The answer to the request."""
     deadline_s: float
+    has_constraint_layer: bool = True
 
 
 class _PackedJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +48,7 @@ class _PackedJob(msgspec.Struct, frozen=True, kw_only=True):
     request: PlacementRequest
     fastest: Plan
     deadline_s: float
+    has_constraint_layer: bool
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +77,7 @@ def pack_keep_job(job: KeepJob) -> bytes:
             request=job.request,
             fastest=job.fastest,
             deadline_s=job.deadline_s,
+            has_constraint_layer=job.has_constraint_layer,
         )
     )
 
@@ -90,6 +93,7 @@ def keep_job(packed: bytes) -> bytes:
             job.request,
             job.fastest,
             should_stop=lambda: time.monotonic() > ends_s,
+            has_constraint_layer=job.has_constraint_layer,
         )
     )
 
@@ -101,6 +105,7 @@ def kept(
     fastest: Plan,
     *,
     should_stop: Callable[[], bool],
+    has_constraint_layer: bool = True,
 ) -> Kept:
     """See `keep_job`. Pure, but for `should_stop`, which is asked between plans."""
     model = find_model(state, request.model_id)
@@ -109,7 +114,9 @@ def kept(
     if not isinstance(model, Refusal):
         weigher = _Weigher(state, build_problem(state, model, request, fastest.engine), fastest)
         present = _present(state, model, instance, request)
-        chosen = least_moved([fastest, *_others(weigher, instance, should_stop)], instance)
+        chosen = least_moved(
+            [fastest, *_others(weigher, instance, should_stop, has_constraint_layer)], instance
+        )
         chosen = _polished(weigher, instance, chosen, should_stop)
         if chosen.method == METHOD:
             chosen = weigher.explained(chosen, instance)
@@ -225,7 +232,9 @@ def _time_ms(prediction: Prediction | None) -> float | None:
     return prediction.ms_per_token if prediction is not None else None
 
 
-def _others(weigher: _Weigher, instance: Instance, should_stop: Callable[[], bool]) -> Iterator[Plan]:
+def _others(
+    weigher: _Weigher, instance: Instance, should_stop: Callable[[], bool], has_constraint_layer: bool
+) -> Iterator[Plan]:
     """Yield what can be made of the present plan, and the fastest plan on the nodes that it has now."""
     for stages in kept_variants(instance, weigher.problem, weigher.fastest):
         if should_stop():
@@ -237,7 +246,12 @@ def _others(weigher: _Weigher, instance: Instance, should_stop: Callable[[], boo
     here = dict.fromkeys(stage.node_id for stage in instance.plan.stages if stage.node_id in state.nodes)
     narrow = tuple(one for one in here if not request.node_ids or one in request.node_ids)
     if narrow and not should_stop():
-        answer = place_instance(state, replace(request, node_ids=narrow), should_stop=should_stop)
+        answer = place_instance(
+            state,
+            replace(request, node_ids=narrow),
+            should_stop=should_stop,
+            has_constraint_layer=has_constraint_layer,
+        )
         if isinstance(answer, Plan):
             yield answer
 

@@ -50,7 +50,7 @@ class Solver:
 
     def __init__(self, *, deadline_s: float = 5.0, has_constraint_layer: bool = True) -> None:
         self._deadline_s = deadline_s
-        self._has_constraint_layer = has_constraint_layer
+        self.has_constraint_layer = has_constraint_layer
         self._deciding = anyio.CapacityLimiter(1)
         self._asking = anyio.CapacityLimiter(1)
 
@@ -143,7 +143,7 @@ class Solver:
             request,
             task,
             deadline_s=self._deadline_s,
-            has_constraint_layer=self._has_constraint_layer,
+            has_constraint_layer=self.has_constraint_layer,
         )
         packed = await anyio.to_thread.run_sync(pack)
         if isinstance(packed, Refusal):

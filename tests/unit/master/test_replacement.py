@@ -2,11 +2,13 @@
 
 import itertools
 import random
+from typing import Any
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
+from exo.master import replacement_job
 from exo.master.placement.costs import cost_rounds
 from exo.master.placement.evaluate import violations
 from exo.master.placement.place import place_instance
@@ -15,6 +17,7 @@ from exo.master.placement.weigh import weigh_given
 from exo.master.recovery_ladder import attempts, without
 from exo.master.replacement import NEAR_ENOUGH, kept_variants, least_moved, moved_bytes
 from exo.master.replacement_job import METHOD, KeepJob, Kept, keep_job, kept, pack_keep_job
+from exo.shared.types.commands import Refusal
 from exo.shared.types.events import InstanceCreated, NodeDisconnected, StageChanged
 from exo.shared.types.ids import CommandId, DeviceId, InstanceId, ModelId, NodeId
 from exo.shared.types.instances import (
@@ -318,3 +321,29 @@ def test_the_solver_process_answers_what_is_answered_here() -> None:
     # Without any time the fastest plan is the answer.
     hurried = kept(freed, state.instances[I], request, fastest, should_stop=lambda: True)
     assert hurried.plan == fastest
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_the_constraint_layer_is_left_out_here_as_well(
+    is_wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = cluster(*(machine(name, "cuda:0", vram_mib=400) for name in "abcde"))
+    state = lost(with_stages(nodes, ("c", 0, 2), ("a", 2, 4), ("e", 4, 6)), "a")
+    _, fastest, _, freed = solved(state)
+    asked: list[bool] = []
+
+    def place(*told: Any, has_constraint_layer: bool, **named: Any) -> Plan | Refusal:
+        asked.append(has_constraint_layer)
+        return place_instance(*told, has_constraint_layer=has_constraint_layer, **named)
+
+    monkeypatch.setattr(replacement_job, "place_instance", place)
+    job = KeepJob(
+        state=freed,
+        instance=state.instances[I],
+        request=attempts(freed, state.instances[I])[0].request,
+        fastest=fastest,
+        deadline_s=60.0,
+        has_constraint_layer=is_wanted,
+    )
+    keep_job(pack_keep_job(job))
+    assert asked == [is_wanted]
