@@ -7,6 +7,7 @@ import msgspec
 
 from exo.master.migration import Offer, load_s_of
 from exo.master.placement.figures import heat_of, used_by_others_percent
+from exo.master.placement.ladder.cost_model import is_usable
 from exo.master.placement.words import milliseconds
 from exo.master.recovery import trouble_of
 from exo.master.recovery_ladder import Surroundings, is_legal, surroundings, where_to
@@ -53,7 +54,7 @@ def circumstances(state: State) -> Circumstances:
         (key, round(_PACE_STEPS_PER_DOUBLING * math.log2(pace.bandwidth_bytes_per_s)))
         for live in state.live.values()
         for key, pace in live.paces.items()
-        if pace.bandwidth_bytes_per_s > 0
+        if is_usable(pace.bandwidth_bytes_per_s)
     )
     return Circumstances(surroundings=surroundings(state), devices=devices, paces=paces)
 

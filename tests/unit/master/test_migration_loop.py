@@ -32,7 +32,7 @@ from exo.shared.types.events import (
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
 from exo.shared.types.instances import Prediction, StageState
 from exo.shared.types.nodes import NodeIdentity
-from exo.shared.types.pace import InstancePace
+from exo.shared.types.pace import DevicePace, InstancePace
 from exo.shared.types.state import State
 from support.device_stories import devices_of, failed, machine, on
 from support.mastered import in_virtual_time, led
@@ -307,6 +307,25 @@ def test_circumstances_change_in_steps_and_not_with_every_reading() -> None:
     # What the instance's own work does to its device is no change.
     assert circumstances(reading(state, "a", load_percent=99)) == before
     assert circumstances(reading(state, "a", load_percent=50, sustained=0.6)) != before
+
+
+@pytest.mark.parametrize("bandwidth", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_pace_that_cannot_be_is_no_circumstance(bandwidth: float) -> None:
+    state = busy_on_a()
+    pace = DevicePace(
+        device_id=DeviceId("a/cuda:0"),
+        engine="mlx",
+        dtype="4-bit",
+        step_overhead_s=0.0,
+        layer_overhead_s=0.0,
+        bandwidth_bytes_per_s=bandwidth,
+        reads_min_bytes=1,
+        reads_max_bytes=1,
+        measurement_count=100,
+        error_percent=1.0,
+    )
+    live = replace(state.live[NodeId("a")], paces={"a/cuda:0 mlx 4-bit": pace})
+    assert circumstances(replace(state, live={**state.live, NodeId("a"): live})) == circumstances(state)
 
 
 def test_plans_are_compared_by_what_was_measured_of_both_or_by_makers_figures_of_both() -> None:
