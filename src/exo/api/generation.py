@@ -48,6 +48,8 @@ class RunningGeneration:
         self._instance_id = instance_id
         self._arrived_s = arrived_s
         self._first_token_s: float | None = None
+        self._first_count = 0
+        """Tokens that came at once with the first: no time passed between them that would tell a speed."""
         self._last_token_s = 0.0
         self._is_closing = False
         self.prompt_tokens = stream.prompt_tokens
@@ -78,6 +80,7 @@ class RunningGeneration:
         self._last_token_s = time.perf_counter()
         if self._first_token_s is None:
             self._first_token_s = self._last_token_s
+            self._first_count = len(batch)
         self.completion_tokens += len(batch)
         self._spending.tokens(len(batch))
         finish_reason = batch[-1].finish_reason
@@ -106,10 +109,11 @@ class RunningGeneration:
 
     @property
     def time_per_output_token_s(self) -> float | None:
-        """Mean time between tokens after the first; None when there were fewer than two."""
-        if self._first_token_s is None or self.completion_tokens < 2:
+        """Mean time between tokens after those that came first; None when there were no more."""
+        later = self.completion_tokens - self._first_count
+        if self._first_token_s is None or later < 1:
             return None
-        return (self._last_token_s - self._first_token_s) / (self.completion_tokens - 1)
+        return (self._last_token_s - self._first_token_s) / later
 
     def usage(self) -> dict[str, Any]:
         """Return the shape `Usage`."""
@@ -121,14 +125,12 @@ class RunningGeneration:
 
     def timings(self) -> dict[str, Any]:
         """Return the shape `Timings`."""
-        first_token_s = self._first_token_s
-        decoding_s = 0.0 if first_token_s is None else self._last_token_s - first_token_s
-        has_rate = self.completion_tokens > 1 and decoding_s > 0
+        per_token_s = self.time_per_output_token_s
         to_first_s = self.time_to_first_token_s
         return {
             "instance_id": self._instance_id,
             "time_to_first_token_s": None if to_first_s is None else round(to_first_s, 6),
-            "tokens_per_s": round((self.completion_tokens - 1) / decoding_s, 2) if has_rate else None,
+            "tokens_per_s": round(1 / per_token_s, 2) if per_token_s else None,
         }
 
 

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from exo.cli.output import size
 from exo.cli.place import find_device, find_instance, find_node
@@ -28,6 +29,7 @@ from exo.shared.types.devices import (
     SystemProfile,
 )
 from exo.shared.types.ids import NodeId
+from exo.shared.types.state import NodeTelemetry
 from exo.shared.types.voters import Voters
 from support.api_world import INSTANCE_ID, STAGE_ADDRESS, World
 from support.cli_run import Run, RunningWorld
@@ -97,15 +99,17 @@ def test_what_a_node_told_before_it_went_away_is_not_shown_as_if_it_were_so_now(
     unplaced: RunningWorld, run: Run
 ) -> None:
     memory = MemoryProfile(ram_total=8 * GIB, ram_available=5 * GIB, swap_total=0, swap_available=0)
-    told = events.NodeProfileUpdated(
-        node_id=NodeId("b"), profile=NodePerformanceProfile(memory=memory, system=SystemProfile())
-    )
+    told = NodeTelemetry(profile=NodePerformanceProfile(memory=memory, system=SystemProfile()))
     coordinator = unplaced.world.coordinator
-    unplaced.portal.call(coordinator.publish, [told])
-    assert "5.0 GiB of 8.0 GiB" in run("status").out
+    unplaced.portal.call(coordinator.set_state, replace(coordinator.state, live={NodeId("b"): told}))
+
+    def of_b() -> str:
+        return next(line for line in run("status").out.splitlines() if line.startswith("host-b"))
+
+    assert "5.0 GiB of 8.0 GiB" in of_b()
     gone = events.NodeDisconnected(node_id=NodeId("b"), reason="no answer for 5 s")
     unplaced.portal.call(coordinator.set_state, fold(coordinator.state, gone))
-    assert "5.0 GiB of 8.0 GiB" not in run("status").out
+    assert "away" in of_b() and "8.0 GiB" not in of_b()
 
 
 def test_devices_stand_in_the_order_of_their_numbers() -> None:
