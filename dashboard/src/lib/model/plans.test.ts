@@ -69,6 +69,7 @@ describe('a plan in words', () => {
     const [device] = node!.devices;
     expect(deviceName(device!.device_id, nodes)).toBe(`${device!.local_alias} of ${node!.name}`);
     expect(deviceName('gone/cuda:9', nodes)).toBe('gone/cuda:9');
+    expect(deviceName(`${node!.node_id}/cuda:9`, nodes)).toBe(`cuda:9 of ${node!.name}`);
   });
 
   it('tells the price of a device that is left out, and the memory that binds', () => {

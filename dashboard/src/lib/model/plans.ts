@@ -91,9 +91,15 @@ export function planFacts(plan: Plan, nodes: readonly Node[]): PlanFacts {
 export function deviceName(deviceId: string, nodes: readonly Node[]): string {
   for (const node of nodes) {
     const device = node.devices.find((one) => one.device_id === deviceId);
-    if (device) return `${device.local_alias} of ${nodeNames(nodes).get(node.node_id) ?? node.name}`;
+    const own = device?.local_alias ?? ownName(deviceId, node.node_id);
+    if (own !== null) return `${own} of ${nodeNames(nodes).get(node.node_id) ?? node.name}`;
   }
   return deviceId;
+}
+
+/** What a device is called on its node, by its id, which begins with the node's; null on another node. */
+function ownName(deviceId: string, nodeId: string): string | null {
+  return deviceId.startsWith(`${nodeId}/`) ? deviceId.slice(nodeId.length + 1) : null;
 }
 
 /** Milliseconds with three digits: `123 ms`, `4.56 ms`, `0.06 ms`. */
