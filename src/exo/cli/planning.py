@@ -21,6 +21,7 @@ _SHARES = (
 )
 _SHARE_SHOWN_MS = 0.0005
 _UNUSED_SHOWN_MAX = 12
+_NOTHING_SPECIAL = "nothing special"
 
 
 class NotPlaceableError(ExoError):
@@ -125,8 +126,7 @@ def show_why(client: NodeClient, text: str, *, decision: int | None, as_json: bo
     out.print(plain(_when(recorded)), soft_wrap=True)
     if recorded["reason"]:
         out.print(plain(f"because {recorded['reason']}"), soft_wrap=True)
-    asked = _asked(explained["request"])
-    out.print(plain(f"asked for: {asked}"), soft_wrap=True)
+    out.print(plain(asked_line(found["request"], explained["request"])), soft_wrap=True)
     out.print()
     print_plan(recorded["plan"], found["model_id"], names, is_explained=True)
     out.print()
@@ -346,6 +346,15 @@ def _again(explained: Json) -> str:
     return "made again on what it was made on, the answer differs (another release, or another time limit):"
 
 
+def asked_line(wanted: Json, request: Json) -> str:
+    """Return what a person asked for and, where that could not be had when it moved, what took its place."""
+    asked, granted = _asked(wanted), _asked(request)
+    if asked == granted:
+        return f"asked for: {asked}"
+    made = "without that" if granted == _NOTHING_SPECIAL else f"for: {granted}"
+    return f"asked for: {asked}; this decision was made {made}"
+
+
 def _asked(request: Json) -> str:
     """Return what of a request is not as usual."""
     usual = {
@@ -363,7 +372,7 @@ def _asked(request: Json) -> str:
         for key, value in request.items()
         if key != "model_id" and value != usual.get(key, []) and value != []
     ]
-    return "; ".join(told) or "nothing special"
+    return "; ".join(told) or _NOTHING_SPECIAL
 
 
 def _listed(value: Any) -> str:

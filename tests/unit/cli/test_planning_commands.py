@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from exo.cli.planning import asked_line
 from exo.master.loop import Master
 from exo.shared.types.commands import DeleteInstance, PlaceInstance
 from exo.shared.types.ids import CommandId, InstanceId, ModelId
@@ -125,6 +126,17 @@ def test_why_tells_the_decision_and_what_else_was_possible(lab: RunningWorld, ru
     index = found["decisions"][0]["index"]
     assert run("why", "big", "--decision", str(index)).code == 0
     assert run("why", "big", "--decision", "1").code == 1
+
+
+def test_why_tells_what_was_asked_for_from_what_could_be_had_later() -> None:
+    usual = {"model_id": "big", "min_nodes": 1, "device_ids": []}
+    two = usual | {"min_nodes": 2}
+    assert asked_line(usual, usual) == "asked for: nothing special"
+    assert asked_line(two, two) == "asked for: min nodes 2"
+    assert asked_line(two, usual) == "asked for: min nodes 2; this decision was made without that"
+    assert asked_line(two | {"min_nodes": 3}, two) == (
+        "asked for: min nodes 3; this decision was made for: min nodes 2"
+    )
 
 
 def test_why_of_one_that_is_gone(lab: RunningWorld, run: Run) -> None:
