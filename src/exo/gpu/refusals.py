@@ -43,13 +43,15 @@ def refusals(inventory: Inventory) -> tuple[DeviceRefusal, ...]:
 
 
 def _of_device(one: RefusedDevice) -> DeviceRefusal:
+    # What a driver that hangs is told with ends with the step already.
+    is_step_told = one.kind == "hanging" and "restart the machine" in one.reason
     return DeviceRefusal(
         backend=one.device.backend,
         kind=one.kind,
         name=one.device.name,
         local_alias=one.device.local_alias,
         reason=one.reason,
-        next_step=_STEPS[one.kind],
+        next_step="" if is_step_told else _STEPS[one.kind],
     )
 
 

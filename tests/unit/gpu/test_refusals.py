@@ -54,6 +54,8 @@ def test_of_a_device_that_hung_in_its_check_nobody_says_that_it_computes_wrongly
     (told,) = refusals(Inventory(refused=(hung,)))
     assert told.kind == "hanging" and "restart the machine" in told.next_step
     assert "wrongly" not in told.next_step
+    hung = RefusedDevice(DEVICE, "hanging", "its driver hangs; if it does not answer, restart the machine")
+    assert refusals(Inventory(refused=(hung,)))[0].next_step == "", "it is told once"
 
 
 def test_of_very_many_those_that_want_someone_to_look_are_told() -> None:
