@@ -71,8 +71,7 @@ class RunningGeneration:
         except GenerationFailedError as error:
             if not error.is_retriable:
                 raise ApiError(500, error.code, error.message) from error
-            step = "" if "again" in error.message else "; ask again"
-            raise ApiError(503, error.code, f"{error.message}{step}") from error
+            raise ApiError(503, error.code, _to_be_asked_again(error.message)) from error
         if not batch:
             if self._is_closing:
                 raise shutting_down()
@@ -145,4 +144,9 @@ async def start_stream(client: TokenClient, first_stage: HostPort, request: Gene
     except GenerationRejected as error:
         raise ApiError(error.status, error.code, error.message) from error
     except StageUnreachableError as error:
-        raise ApiError(503, "stage_unreachable", error.message) from error
+        raise ApiError(503, "stage_unreachable", _to_be_asked_again(error.message)) from error
+
+
+def _to_be_asked_again(message: str) -> str:
+    """End with the next step: once its stages are there again, the model answers, here or elsewhere."""
+    return message if "again" in message else f"{message}; ask again in a few seconds"

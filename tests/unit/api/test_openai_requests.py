@@ -211,6 +211,7 @@ async def test_what_the_stage_refuses_has_its_status_before_a_body(
     response = await http.post("/v1/chat/completions", json=CHAT | {"stream": stream})
     assert error_of(response)[:2] == (status, code)
     assert ("retry-after" in response.headers) == (status in (429, 503))
+    assert ("; ask again in a few seconds" in response.text) is (code == "stage_unreachable")
 
 
 @pytest.mark.parametrize(("is_retriable", "status"), [(True, 503), (False, 500)])

@@ -69,7 +69,11 @@ def test_what_the_node_refuses_is_one_sentence(ready: RunningWorld, run: Run) ->
 
 def test_an_answer_that_breaks_off_keeps_what_came(ready: RunningWorld, run: Run) -> None:
     ready.world.client.acts = ("Hel", GenerationFailedError("stage_lost", "the last stage was lost"))
-    assert run("chat", "toy", "Hi") == (1, "Hel\n", "exo: the last stage was lost\n")
+    assert run("chat", "toy", "Hi") == (
+        1,
+        "Hel\n",
+        "exo: the last stage was lost; ask again in a few seconds\n",
+    )
 
 
 def talk(monkeypatch: pytest.MonkeyPatch, *turns: str | type[BaseException]) -> None:
