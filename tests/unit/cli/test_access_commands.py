@@ -73,7 +73,7 @@ def test_a_key_is_made_with_limits_which_the_list_shows(ruled: RunningWorld, run
     listed = " ".join(run("key", "list").out.split())
     assert "LIMITS" in listed and "60" in listed and "minute" in listed
     nowhere = run("key", "create", "--scope", "infer", "--device", "a/cuda:7")
-    assert nowhere.code == 2 and "there are a/cpu:0, b/cpu:0" in " ".join(nowhere.err.split())
+    assert nowhere.code == 2 and "there are host-a/cpu:0, host-b/cpu:0" in " ".join(nowhere.err.split())
     assert run("key", "create", "--scope", "infer", "--tokens-per-day", "0").code == 2
     everything = run("key", "create", "--scope", "admin", "--tokens-per-day", "5")
     assert everything.code == 1 and "leave out the scope admin" in " ".join(everything.err.split())
