@@ -50,9 +50,7 @@ class Attendance:
     ) -> None:
         self._grace_s = grace_s
         self._lost = {
-            node_id: _Loss(now_s, NOT_BACK, now_s + grace_s)
-            for node_id in expected
-            if node_id not in present
+            node_id: _Loss(now_s, NOT_BACK, now_s + grace_s) for node_id in expected if node_id not in present
         }
         self._begins_s = now_s + grace_s
 

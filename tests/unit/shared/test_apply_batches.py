@@ -204,9 +204,7 @@ telemetry: st.SearchStrategy[e.Telemetry] = st.one_of(
     ),
     st.builds(
         e.InstancePaceMeasured,
-        pace=st.builds(
-            InstancePace, instance_id=instance_ids, generation=small, measurement_count=small
-        ),
+        pace=st.builds(InstancePace, instance_id=instance_ids, generation=small, measurement_count=small),
     ),
 )
 frames = st.builds(
