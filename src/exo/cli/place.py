@@ -3,11 +3,12 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from exo.cli.client import NodeClient
 from exo.cli.output import answers, plain, print_json, remarks
 from exo.shared.errors import ConfigurationError, ExoError, NotReadyError
+from exo.shared.types.instances import Objective, Sharding
 
 Json = dict[str, Any]
 
@@ -42,8 +43,10 @@ def make_wish(
     """Return the body of `POST /instance`, without what was left at its default.
 
     Raises:
-        ConfigurationError: A name fits no node, or several; the layers are no numbers.
+        ConfigurationError: A name fits no node, or several; the layers are no numbers; there is no such kind.
     """
+    _check_kind("--objective", objective, get_args(Objective))
+    _check_kind("--sharding", sharding, get_args(Sharding))
     wish: Json = {
         "model_id": model,
         "min_nodes": min_nodes,
@@ -247,6 +250,11 @@ def find_device(nodes: Sequence[Json], text: str) -> str:
 def find_node_or_device(nodes: Sequence[Json], text: str) -> str:
     """Return the id of a node, or of a device `NODE/ALIAS`; raises as these do."""
     return find_device(nodes, text) if "/" in text else find_node(nodes, text)
+
+
+def _check_kind(flag: str, given: str, kinds: Sequence[str]) -> None:
+    if given not in kinds:
+        raise ConfigurationError(f"{flag} {given!r}: expected one of {', '.join(kinds)}")
 
 
 def _numbers(text: str) -> list[int]:

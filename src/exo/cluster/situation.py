@@ -209,7 +209,7 @@ class Situation:
         """This node was put out of its cluster."""
         assert self.cluster_id is not None
         logger.warning(
-            "this node was removed from its cluster: {}; to join it again: exo token create on one of its nodes, "
+            "this node was removed from its cluster ({}); to join it again: exo token create on one of its nodes, "
             "then here: exo join TOKEN",
             reason,
         )

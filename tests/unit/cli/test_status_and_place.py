@@ -213,6 +213,18 @@ def test_place_sends_every_wish(unplaced: RunningWorld, run: Run) -> None:
     assert (request.layer_split, request.sharding, request.engine) == ((2, 4), "pipeline", "mlx")
 
 
+@pytest.mark.parametrize(
+    ("flag", "kinds"),
+    [("--objective", "auto, latency, throughput"), ("--sharding", "auto, pipeline, tensor, hybrid")],
+)
+def test_place_names_the_kinds_that_there_are(
+    unplaced: RunningWorld, run: Run, flag: str, kinds: str
+) -> None:
+    outcome = run("place", "toy", flag, "cheap")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"exo: {flag} 'cheap': expected one of {kinds}\n"
+
+
 def test_place_sits_through_a_restart_and_tells_a_lasting_failure(unplaced: RunningWorld, run: Run) -> None:
     on_command(
         unplaced.world,

@@ -1,14 +1,12 @@
 """Shapes of placing a model: what is asked for, instances with their plans and stages, previews."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
 from exo.api.schemas.base import Shape, Text, Wish
 from exo.api.schemas.problems import RefusalView
-from exo.shared.types.instances import InstanceStatus, Sharding, StagePhase
-
-Objective = Literal["auto", "latency", "throughput"]
+from exo.shared.types.instances import InstanceStatus, Objective, Sharding, StagePhase
 
 # Limits far above what is sensible: whatever passes them can be sent to the master and kept in the log.
 COUNT_MAX = 1_000_000

@@ -10,6 +10,7 @@ from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import HostPort
 
 Sharding = Literal["auto", "pipeline", "tensor", "hybrid"]
+Objective = Literal["auto", "latency", "throughput"]
 StagePhase = Literal["pending", "starting", "loading", "loaded", "ready", "failed"]
 InstanceStatus = Literal["pending", "loading", "ready", "failed"]
 
@@ -31,7 +32,7 @@ class PlacementRequest(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int | None = None
     """Tokens per sequence to keep room for; None: the model's own limit, at most 4,096."""
     concurrency: int = 1
-    objective: Literal["auto", "latency", "throughput"] = "auto"
+    objective: Objective = "auto"
     layer_split: tuple[int, ...] = ()
     """When not empty: layers per stage, in order, instead of the fastest split."""
     must_use: tuple[str, ...] = ()
