@@ -78,8 +78,24 @@ class Bench:
         shares: Sequence[float] | None,
         tokens: int,
         min_nodes: int = 1,
+        yardstick: "Yardstick | None" = None,
     ) -> float:
-        """Place a split, or without layers the fastest one, have it serve one stream, and return its tokens/s."""
+        """Place a split, or without layers the fastest one, have it serve one stream, and return its tokens/s.
+
+        With a yardstick these are what they would have been while the machine was as fast as when that was set.
+        """
+        with self.served(model, nodes, layers, min_nodes=min_nodes) as first:
+            before = yardstick.speed() if yardstick is not None else 1.0
+            seen = self.stream(first, model, shares=shares, tokens=tokens)
+            if yardstick is None:
+                return seen
+            return seen / yardstick.drift(before, yardstick.speed())
+
+    @contextmanager
+    def served(
+        self, model: str, nodes: Nodes, layers: Layers = (), *, min_nodes: int = 1
+    ) -> Iterator[NodeProcess]:
+        """Have a split placed and loaded, and its node with the first stage told."""
         wish = {
             "model_id": model,
             "context_length": CONTEXT_LENGTH,
@@ -87,13 +103,21 @@ class Bench:
             "layer_split": list(layers),
             "min_nodes": min_nodes,
         }
+        kept = self._all_stages()
         status, instance = self._nodes[0].call("POST", "/instance", wish)
         if status != 201:
             raise CannotMeasureError(f"{model} was not placed: {instance}")
         instance_id = instance["instance_id"]
-        first = self._nodes[self._ids.index(instance["plan"]["stages"][0]["node_id"])]
         try:
             self._nodes[0].get(f"/instance/{instance_id}/wait?timeout_s=120", timeout_s=130)
+            yield self._nodes[self._ids.index(instance["plan"]["stages"][0]["node_id"])]
+        finally:
+            self._nodes[0].call("DELETE", f"/instance/{instance_id}")
+            self._until_gone(kept)
+
+    def stream(self, first: NodeProcess, model: str, *, shares: Sequence[float] | None, tokens: int) -> float:
+        """Stream one answer, with stages slowed down to their shares meanwhile; return its tokens/s."""
+        try:
             self._slow_down(shares)
             stream_chat(first.url, model=model, prompt=PROMPT, tokens=_WARM_TOKENS)
             times_s = stream_chat(first.url, model=model, prompt=PROMPT, tokens=tokens).times_s
@@ -101,17 +125,18 @@ class Bench:
             # The last second's steps are still to be told, at the pace at which they were made.
             time.sleep(1.2)
             self._slow_down(None)
-            self._nodes[0].call("DELETE", f"/instance/{instance_id}")
-            self._until_gone()
         return (len(times_s) - 1) / (times_s[-1] - times_s[0])
 
-    def _until_gone(self) -> None:
-        """Wait until no stage's process is left: its memory is the next one's."""
+    def _until_gone(self, kept: set[int]) -> None:
+        """Wait until only these stages' processes are left: the others' memory is the next one's."""
         deadline_s = time.monotonic() + _IDLE_TIMEOUT_S
-        while any(self._stages(node) for node in self._nodes):
+        while self._all_stages() - kept:
             if time.monotonic() > deadline_s:
                 raise CannotMeasureError("stages of an instance that was deleted do not end")
             time.sleep(0.1)
+
+    def _all_stages(self) -> set[int]:
+        return {pid for node in self._nodes for pid in self._stages(node)}
 
     def until_idle(self) -> None:
         """Wait until telemetry shows that nothing runs any more: own work of a moment ago is nobody's load."""
@@ -142,6 +167,36 @@ class Bench:
         return found
 
 
+class Yardstick:
+    """One split that stays loaded, and says how fast the machine is at the moment.
+
+    A virtual machine is slower by half from one minute to the next, whatever runs on it. What is measured between two
+    looks at the yardstick counts for as much as it would have while that was set.
+    """
+
+    def __init__(
+        self, bench: Bench, first: NodeProcess, model: str, *, shares: Sequence[float], tokens: int
+    ) -> None:
+        self._bench, self._first, self._model = bench, first, model
+        self._shares, self._tokens = shares, tokens
+        self._set: list[float] = []
+
+    def set(self) -> float:
+        """Look, and count this look among those that the others are compared to."""
+        self._set.append(self.speed())
+        return self._set[-1]
+
+    def speed(self) -> float:
+        """Look: return its tokens/s now."""
+        return self._bench.stream(self._first, self._model, shares=self._shares, tokens=self._tokens)
+
+    def drift(self, before: float, after: float) -> float:
+        """Return how fast the machine was between two looks, as a share of how fast it was when it was set."""
+        now = (before + after) / 2 / (sum(self._set) / len(self._set))
+        say(f"  the machine meanwhile: {now:.2f} times as fast as while it was learnt from")
+        return now
+
+
 @contextmanager
 def three_nodes(
     groups: Sequence[Throttle] = (),
@@ -164,7 +219,14 @@ def three_nodes(
             own.add([os.getpid()])
         namespace = f"pace-{time.time_ns()}"
         nodes = [
-            NodeProcess(Path(folder) / name, "--quiet", f"--models-dir={models}", namespace=namespace)
+            NodeProcess(
+                Path(folder) / name,
+                "--quiet",
+                f"--models-dir={models}",
+                namespace=namespace,
+                # A split that is slow on purpose would be moved to where it is not.
+                environment={"EXO_MIGRATION": "0"},
+            )
             for name in "abc"
         ]
         for node in nodes:
