@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from benchmarks.placement.front_faults import faults_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -260,3 +261,7 @@ def test_every_wish_is_kept_or_refused(wishes: dict[str, Any]) -> None:
         assert "a" not in nodes
     split = tuple(one.end_layer - one.start_layer for one in answer.stages)
     assert not wishes["layer_split"] or split == wishes["layer_split"]
+
+
+def test_a_refusal_is_the_same_in_whatever_order_devices_are_told() -> None:
+    assert faults_of(2032)["plan differs on permuted input"] == 0

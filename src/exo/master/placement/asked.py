@@ -159,7 +159,7 @@ def _about(state: State, problem: Problem, name: str) -> Refusal | None:
     node, of_name = _devices_of(state, name)
     called = node.identity.name if name == node.identity.node_id else _called(node, name)
     reasons: dict[str, str] = {one.device_id: one.reason for one in problem.excluded}
-    why = next((reasons[one] for one in of_name if one in reasons), "it has no device")
+    why = next((reasons[one] for one in sorted(of_name) if one in reasons), "it has no device")
     request = problem.request
     by_request = [
         why_not_wanted(node, device, request, {})
