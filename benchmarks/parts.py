@@ -20,7 +20,7 @@ def run_parts(package: str, parts: Sequence[str], *, quick: bool) -> list[Result
             results += measure(quick=quick)
         except CannotMeasureError as error:
             results.append(NotMeasured(name=part, reason=str(error)))
-        except Exception as error:
+        except Exception as error:  # One part that fails must not cost the figures of the others.
             traceback.print_exc()
             results.append(NotMeasured(name=part, reason=f"{type(error).__name__}: {error}"))
     return results

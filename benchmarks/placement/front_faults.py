@@ -58,7 +58,7 @@ def faults_of(seed: int) -> Counter[str]:
         answer, again = _placed(asked), _placed(permuted(asked, chance))
         more = with_one_more(asked, chance)
         later = _placed(more)
-    except Exception:
+    except Exception:  # Whatever is raised is the fault that is looked for.
         found["exception"] += 1
         return found
     found["plans" if isinstance(answer, Plan) else f"refused: {answer.code}"] += 1
