@@ -254,7 +254,7 @@ def test_wishes_that_a_plan_breaks_are_told() -> None:
     ),
     min_nodes=st.integers(1, 2),
 )
-def test_processors_beside_gpus_join_exactly_where_nothing_else_fits(
+def test_processors_beside_gpus_join_exactly_where_nothing_else_fits_or_is_as_fast(
     told: list[tuple[int, list[int]]], min_nodes: int
 ) -> None:
     state = machines(
@@ -277,9 +277,9 @@ def test_processors_beside_gpus_join_exactly_where_nothing_else_fits(
     if isinstance(answer, Refusal):
         assert at_first is None and joined is None
         return
-    best = at_first if at_first is not None else joined
-    assert answer.prediction is not None and answer.prediction.ms_per_token == pytest.approx(best)
+    assert joined is not None
+    assert answer.prediction is not None and answer.prediction.ms_per_token == pytest.approx(joined)
     offloaded = {one.node_id for one in answer.stages if one.is_offloaded}
-    assert bool(offloaded) == (at_first is None)
+    assert bool(offloaded) == (at_first is None or joined < at_first)
     with_gpu = {name for name, (_, vram) in zip("ab", told, strict=False) if vram}
     assert offloaded <= with_gpu

@@ -16,9 +16,10 @@ from exo.master.placement.problem import Problem, build_problem
 from exo.master.placement.score import GPUDeviceScore, device_scores
 from exo.shared.types.commands import CommitPlan, Refusal
 from exo.shared.types.devices import GPUDevice, ThermalStatus
-from exo.shared.types.ids import CommandId, DeviceId, InstanceId, ModelId
+from exo.shared.types.ids import CommandId, DeviceId, InstanceId, ModelId, NodeId
 from exo.shared.types.instances import ExcludedDevice, PlacementRequest, Plan, StagePlan
-from exo.shared.types.state import State
+from exo.shared.types.nodes import Link
+from exo.shared.types.state import NodeTelemetry, State
 from support.placing import MIXED, big, mixed_state, never, place, planned, reading
 from support.states import GIB, cluster, cpu, gpu, identity
 
@@ -226,6 +227,48 @@ def test_offload_leaves_most_to_the_gpus_of_all_nodes_and_the_deadline_changes_n
     assert isinstance(at_once, Plan)
     layers = sum(one.end_layer - one.start_layer for one in at_once.stages if one.is_offloaded)
     assert 0 < layers <= 5
+
+
+def far_apart(*gib: int) -> State:
+    """PCs with a card and a processor each; a token takes a second from one to the other."""
+    names = "abc"[: len(gib)]
+    state = machines(
+        **{name: [cpu(name, 64 * GIB), card(name, free)] for name, free in zip(names, gib, strict=True)}
+    )
+    ways = {
+        NodeId(one): NodeTelemetry(
+            links={
+                NodeId(other): Link(
+                    source_node_id=NodeId(one),
+                    dest_node_id=NodeId(other),
+                    latency_ms=1000.0,
+                    bandwidth_mbps=1.0,
+                )
+                for other in names
+                if other != one
+            }
+        )
+        for one in names
+    }
+    return replace(state, live=ways)
+
+
+def test_a_processor_helps_where_the_other_gpus_are_too_far_away_and_a_machine_more_slows_nothing() -> None:
+    alone, both = planned(far_apart(18)), planned(far_apart(18, 18))
+    for plan in (alone, both):
+        assert {one.device_ids[0] for one in plan.stages} == {"a/cuda:0", "a/cpu:0"}
+    assert both.prediction == alone.prediction
+    assert "since VRAM does not hold the model" in line(alone, "offloaded: ")
+    told = line(both, "offloaded: 3 layers run from host memory, since on GPUs alone each token would take ")
+    assert "more VRAM on host-a (cuda:0) all would run there" in told
+    assert both.certificate is not None and both.certificate.gap_percent == 0
+    near = planned(machines(a=[cpu("a", 64 * GIB), card("a", 18)], b=[cpu("b", 64 * GIB), card("b", 18)]))
+    assert not any(one.is_offloaded for one in near.stages)
+
+
+def test_a_split_that_was_given_is_not_widened() -> None:
+    plan = planned(far_apart(18, 18), layer_split=(10, 10))
+    assert not any(one.is_offloaded for one in plan.stages)
 
 
 def test_unified_memory_is_one_pool_and_no_offload() -> None:

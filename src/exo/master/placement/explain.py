@@ -85,9 +85,13 @@ def _offloaded(problem: Problem, weighed: Weighed) -> Iterator[str]:
         return
     layers = "layer runs" if told.layer_count == 1 else "layers run"
     card = next(one for one in problem.candidates if one.device.device_id == told.device_id)
-    line = f"offloaded: {told.layer_count} {layers} from host memory, since VRAM does not hold the model"
+    line = f"offloaded: {told.layer_count} {layers} from host memory, since "
+    if told.on_gpus_ms is None:
+        line += "VRAM does not hold the model"
+    else:
+        line += f"on GPUs alone each token would take {milliseconds(told.on_gpus_ms)}"
     now_ms = weighed.prediction.ms_per_token if weighed.prediction is not None else None
-    if now_ms is not None and told.in_vram_ms is not None:
+    if now_ms is not None and told.in_vram_ms is not None and told.in_vram_ms < now_ms:
         line += (
             f"; with {gibibytes(told.more_bytes)} more VRAM on {card.node_name} ({card.device.local_alias}) all "
             f"would run there, and each token take {milliseconds(told.in_vram_ms)} instead of {milliseconds(now_ms)}"

@@ -1,6 +1,6 @@
 """The placement problem, read off the state: which devices may take part, with how much room, and why others not."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 from msgspec.structs import replace
@@ -31,7 +31,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """Of the whole pool."""
     zone: str = ""
     is_offload: bool = False
-    """A processor beside a GPU of its node: it holds layers only because VRAM does not."""
+    """A processor beside a GPU of its node: GPUs come first."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +44,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     """Sorted by device id."""
     spare: tuple[Candidate, ...] = ()
-    """Processors beside GPUs, sorted by device id: they join only where VRAM does not hold the model."""
+    """Processors beside GPUs, sorted by device id: they join where VRAM does not hold the model, or not as fast."""
     excluded: tuple[ExcludedDevice, ...]
     excluded_names: Mapping[DeviceId, str] = {}
     """What people call them, such as `cuda:0 of oak`; ids may be long."""
@@ -65,14 +65,15 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         """Nodes with a candidate."""
         return len({one.node_id for one in self.candidates})
 
-    def with_offload(self) -> "Problem":
-        """Return the problem with the processors beside GPUs as candidates."""
-        joining = {one.device.device_id for one in self.spare}
+    def with_offload(self, device_ids: Collection[str] | None = None) -> "Problem":
+        """Return the problem with the processors beside GPUs as candidates: all of them, or these."""
+        joining = [one for one in self.spare if device_ids is None or one.device.device_id in device_ids]
+        names = {one.device.device_id for one in joining}
         return replace(
             self,
-            candidates=tuple(sorted((*self.candidates, *self.spare), key=lambda one: one.device.device_id)),
-            spare=(),
-            excluded=tuple(one for one in self.excluded if one.device_id not in joining),
+            candidates=tuple(sorted((*self.candidates, *joining), key=lambda one: one.device.device_id)),
+            spare=tuple(one for one in self.spare if one.device.device_id not in names),
+            excluded=tuple(one for one in self.excluded if one.device_id not in names),
         )
 
     def stage_memory_bytes(self, start_layer: int, end_layer: int) -> int:
@@ -163,8 +164,8 @@ def _of_node(
 ) -> tuple[list[Candidate], list[ExcludedDevice], list[Candidate]]:
     """Choose by kind: GPUs where there are any and they are wanted, else processors; a device that must be used always.
 
-    Returns the candidates, the devices left out, and those of them that may join where VRAM does not hold the model:
-    processors with memory of their own beside the GPUs.
+    Returns the candidates, the devices left out, and those of them that may join where GPUs alone do not do, or not as
+    fast: processors with memory of their own beside the GPUs.
     """
     gpus = [one for one in usable if one.device.backend != "cpu"]
     processors = [one for one in usable if one.device.backend == "cpu"]

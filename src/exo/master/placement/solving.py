@@ -1,4 +1,4 @@
-"""From a problem to the plan that stands: greedy and ladder, and processors beside GPUs where VRAM is too small."""
+"""From a problem to the plan that stands: greedy and ladder, and processors beside GPUs where those help."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,9 @@ from msgspec.structs import replace
 from exo.master.placement.costs import Costs, cost_rounds
 from exo.master.placement.greedy import solve_greedy
 from exo.master.placement.ladder.answer import Infeasible, Options
+from exo.master.placement.ladder.joining import worth_joining
 from exo.master.placement.problem import Problem
-from exo.master.placement.weigh import Offload, Weighed, weigh, weigh_given
+from exo.master.placement.weigh import Offload, Weighed, bounded, weigh, weigh_given
 from exo.shared.types.models import TENSOR_ENGINES
 from exo.shared.types.state import State
 
@@ -33,15 +34,43 @@ class Means(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def solve_placement(state: State, problem: Problem, *, should_stop: ShouldStop, means: Means) -> Solved:
-    """Solve; where VRAM does not hold the model, once more with the processors beside the GPUs."""
+    """Solve; processors beside GPUs join where VRAM does not hold the model, and where a plan with them is faster."""
     found = _solve(state, problem, should_stop, means)
-    if isinstance(found.answer, Weighed) or not problem.spare:
+    if not problem.spare:
         return found
+    if isinstance(found.answer, Weighed):
+        return _joined(state, found, found.answer, should_stop, means)
     again = _solve(state, problem.with_offload(), should_stop, means)
     if isinstance(again.answer, Weighed) and not means.options.wants_any:
         price = _price_offload(state, problem, again.answer, should_stop, means)
         again = replace(again, answer=replace(again.answer, offload=price))
     return again
+
+
+def _joined(state: State, found: Solved, on_gpus: Weighed, should_stop: ShouldStop, means: Means) -> Solved:
+    """Let processors join a model that GPUs hold, if that is faster; most are ruled out by price, without a solve."""
+    known = on_gpus.solution
+    if known is None or on_gpus.is_truncated or means.options.wants_any or should_stop():
+        return found
+    upper_ns = known.assessment.round_ns
+    spare = [one.device.device_id for one in found.problem.spare]
+    widened = cost_rounds(state, found.problem.with_offload(), means.tensor_engines)
+    worth = {name for one in widened.rounds for name in worth_joining(one, spare, upper_ns)}
+    if not worth or should_stop():
+        return found
+    problem = found.problem.with_offload(worth)
+    costs = widened if len(worth) == len(spare) else cost_rounds(state, problem, means.tensor_engines)
+    answer = weigh(problem, costs, None, should_stop=should_stop, options=means.options)
+    if isinstance(answer, Infeasible) or answer.solution is None:
+        return found
+    if answer.solution.assessment.round_ns >= upper_ns:
+        return replace(found, answer=bounded(on_gpus, answer.solution.lower_bound_ns))
+    told = on_gpus.prediction.ms_per_token if on_gpus.prediction is not None else None
+    price = _price_offload(state, found.problem, answer, should_stop, means)
+    if price is not None:
+        price = replace(price, on_gpus_ms=told)
+    answer = replace(answer, offload=price, baseline=on_gpus.baseline)
+    return Solved(problem=problem, costs=costs, answer=_confirmed(answer, costs))
 
 
 def would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, means: Means) -> bool:
@@ -82,13 +111,16 @@ def _confirmed(answer: Weighed | Infeasible, costs: Costs) -> Weighed | Infeasib
 def _price_offload(
     state: State, problem: Problem, weighed: Weighed, should_stop: ShouldStop, means: Means
 ) -> Offload | None:
-    """Ask what each token would take if the roomiest GPU also had the memory that is taken beside processors."""
+    """Ask what each token would take if the plan's roomiest GPU had the memory that is taken beside processors."""
     moved = [stage for stage in weighed.stages if stage.is_offloaded]
     cards = [one for one in problem.candidates if one.device.memory_kind == "vram"]
     if not moved or not cards:
         return None
     more_bytes = sum(stage.memory_bytes for stage in moved)
-    most = max(cards, key=lambda one: (one.memory_free_bytes, one.device.device_id))
+    used = {name for stage in weighed.stages for name in stage.device_ids}
+    most = max(
+        cards, key=lambda one: (one.device.device_id in used, one.memory_free_bytes, one.device.device_id)
+    )
     grown = replace(
         problem,
         candidates=tuple(

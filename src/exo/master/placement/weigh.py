@@ -31,6 +31,8 @@ class Offload(msgspec.Struct, frozen=True, kw_only=True):
     """That GPU."""
     in_vram_ms: float | None
     """What each token would take then; None where that could not be told."""
+    on_gpus_ms: float | None = None
+    """What each token takes on GPUs alone, where they hold the model but are slower; None where they do not."""
 
 
 class Weighed(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,9 +128,7 @@ def weigh(
         solution=chosen,
         assessment=chosen.assessment,
         prediction=_prediction(chosen.assessment),
-        certificate=Certificate(
-            lower_bound_ms=chosen.lower_bound_ns / _NS_PER_MS, gap_percent=chosen.gap * 100
-        ),
+        certificate=_certificate(chosen),
         baseline=_prediction(baseline) if baseline is not None else None,
         is_truncated=solution.is_truncated,
         notes=costs.notes,
@@ -176,6 +176,19 @@ def _told_of_variety(
 def weigh_given(costs: Costs, stages: Sequence[StagePlan], method: str) -> Weighed:
     """Predict a plan that was asked for as it is: nothing is searched, so there is no certificate."""
     return replace(_standing(stages, _rate(costs, stages), notes=costs.notes), method=method, baseline=None)
+
+
+def bounded(weighed: Weighed, lower_bound_ns: int) -> Weighed:
+    """Return a plan with a bound that holds for more devices than those it was found on: the lower of both."""
+    known = weighed.solution
+    if known is None or lower_bound_ns >= known.lower_bound_ns:
+        return weighed
+    known = replace(known, lower_bound_ns=lower_bound_ns)
+    return replace(weighed, solution=known, certificate=_certificate(known))
+
+
+def _certificate(solution: Solution) -> Certificate:
+    return Certificate(lower_bound_ms=solution.lower_bound_ns / _NS_PER_MS, gap_percent=solution.gap * 100)
 
 
 def _rate(costs: Costs, stages: Sequence[StagePlan]) -> _Rated | None:
