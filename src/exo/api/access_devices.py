@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from exo.api.access_callers import Caller
 from exo.api.access_gate import AccessRefused
+from exo.shared.types.commands import Preview
 from exo.shared.types.ids import DeviceId
 from exo.shared.types.instances import Instance, PlacementRequest
 from exo.shared.types.state import State
@@ -58,6 +59,15 @@ def narrowed(caller: Caller, state: State, request: PlacementRequest) -> Placeme
     if not there:
         _refuse(caller, f"{'this one is' if len(allowed) == 1 else 'these are'} not there now")
     return replace(request, device_ids=there)
+
+
+def with_own_remedy(caller: Caller, preview: Preview) -> Preview:
+    """Return a preview whose remedy does not lead to devices that the caller may not use."""
+    remedy = preview.remedy
+    if not caller.limits.device_ids or remedy is None:
+        return preview
+    is_within = remedy.request.device_ids and set(remedy.request.device_ids) <= set(caller.limits.device_ids)
+    return preview if is_within else replace(preview, remedy=None)
 
 
 def _refuse(caller: Caller, found: str) -> NoReturn:

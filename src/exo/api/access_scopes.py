@@ -21,6 +21,7 @@ ROUTE_SCOPES: dict[tuple[str, str], Needed] = {
     ("GET", "/state"): "read",
     ("GET", "/events"): "read",
     ("GET", "/gpu/info"): "read",
+    ("GET", "/devices/known"): "read",
     ("GET", "/metrics"): "read",
     ("GET", "/models"): "read",
     ("GET", "/peers"): "read",

@@ -110,6 +110,7 @@ def preview(value: Preview) -> View:
             "missing_bytes": refusal.missing_bytes,
             "nodes": refusal.nodes,
         },
+        "remedy": value.remedy,
     }
 
 

@@ -1,6 +1,9 @@
 """Answers to questions about placement as the outside sees them; see `present`."""
 
+from collections.abc import Iterable
+
 from exo.api.present import View, preview
+from exo.shared.device_figures import KnownDevice
 from exo.shared.types.commands import Decided, Planned, Preview, Why
 
 
@@ -12,6 +15,24 @@ def planned(value: Planned) -> View:
         "added": value.added,
         "verdict": value.verdict,
     }
+
+
+def known_devices(devices: Iterable[KnownDevice]) -> list[View]:
+    """Return the shapes `KnownDeviceView`."""
+    ordered = sorted(devices, key=lambda one: (one.kind != "gpu", one.name))
+    return [
+        {
+            "name": one.name,
+            "vendor": one.vendor,
+            "kind": one.kind,
+            "memory_kind": one.memory_kind,
+            "memory_gib": one.memory.gib,
+            "memory_bandwidth_bytes_per_s": None
+            if one.memory.bandwidth_gb_per_s is None
+            else one.memory.bandwidth_gb_per_s * 1e9,
+        }
+        for one in ordered
+    ]
 
 
 def why(value: Why) -> View:

@@ -168,11 +168,15 @@ def _place(job: _Job, clock: _Time) -> Solution:
 
 def _preview(job: _Job, clock: _Time) -> Solution:
     from exo.master.placement.previews import preview_placements
+    from exo.master.remedy import remedy_for
 
     layer = job.has_constraint_layer
-    return Solution(
-        previews=preview_placements(job.state, job.request, share=clock.share, has_constraint_layer=layer)
-    )
+    previews = preview_placements(job.state, job.request, share=clock.share, has_constraint_layer=layer)
+    if previews and previews[0].refusal is not None:
+        # The first is what was asked for; the others' refusals are of ways that nobody asked for.
+        remedy = remedy_for(job.state, job.request, Change(), should_stop=clock, has_constraint_layer=layer)
+        previews = (msgspec.structs.replace(previews[0], remedy=remedy), *previews[1:])
+    return Solution(previews=previews)
 
 
 def _imagine(job: _Job, change: Change, clock: _Time) -> Solution:

@@ -7,8 +7,9 @@ from exo.master.placement.place import find_model, place_instance
 from exo.master.placement.previews import Share
 from exo.master.placement.words import milliseconds, rate
 from exo.master.recovery_ladder import without as freed_of
+from exo.master.remedy import called, remedy_for
 from exo.shared.near_matches import near_matches
-from exo.shared.types.commands import Planned, Preview, Refusal
+from exo.shared.types.commands import Planned, Preview, Refusal, Remedy
 from exo.shared.types.ids import InstanceId, NodeId
 from exo.shared.types.instances import PlacementRequest, Plan
 from exo.shared.types.models import ENGINES_BY_FORMAT
@@ -78,8 +79,31 @@ def imagine(
             return Preview(title=title, request=request, plan=answer)
         return Preview(title=title, request=request, refusal=answer)
 
+    def helped(answer: Preview, on: State, wish: PlacementRequest) -> Remedy | None:
+        if answer.plan is not None:
+            return None
+        return remedy_for(
+            on,
+            wish,
+            change,
+            should_stop=share(1),
+            has_constraint_layer=has_constraint_layer,
+            names=called(state),
+        )
+
+    def kept() -> Remedy | None:
+        """Return the first of what is taken to be gone with which it would fit."""
+        for one in change.without:
+            less = replace(change, without=tuple(name for name in change.without if name != one))
+            there = changed(state, request, less)
+            if not isinstance(there, Refusal) and solved("", there[0], 1).plan is not None:
+                words = f"Keep {called(state).get(one, one)}"
+                return Remedy(words=words, request=request, without=less.without, instead=less.instead)
+        return None
+
     if change.is_none:
-        return Planned(answer=solved("As it is", state, 1))
+        answer = solved("As it is", state, 1)
+        return Planned(answer=replace(answer, remedy=helped(answer, state, request)))
     imagined = changed(state, request, change)
     if isinstance(imagined, Refusal):
         return imagined
@@ -95,6 +119,8 @@ def imagine(
         if missed is None
         else Preview(title=how, request=request, refusal=missed)
     )
+    remedy = helped(after, other, wanted) or (kept() if after.plan is None else None)
+    after = replace(after, remedy=remedy)
     return Planned(answer=after, before=before, added=added, verdict=verdict(after, before, how, added))
 
 
@@ -129,7 +155,7 @@ def _missed(state: State, other: State, request: PlacementRequest, how: str) -> 
     ):
         name = next((one for one in names if one in gone), None)
         if name is not None:
-            told = f"{key} names {_called(state).get(name, name)}, which is taken to be gone; give up one of them."
+            told = f"{key} names {called(state).get(name, name)}, which is taken to be gone; give up one of them."
             return Refusal(status=422, code="contradictory_request", message=told)
     return None
 
@@ -167,7 +193,7 @@ def _unknown(kind: str, name: str, known: tuple[str, ...]) -> Refusal:
 
 
 def _how(state: State, added: tuple[AddedNode, ...], change: Change) -> str:
-    names = _called(state)
+    names = called(state)
     parts: list[str] = []
     if added:
         parts.append(f"with {_listed([one.name for one in added])}")
@@ -177,15 +203,6 @@ def _how(state: State, added: tuple[AddedNode, ...], change: Change) -> str:
         parts.append(f"in the place of {_listed(change.instead)}")
     text = " and ".join(parts)
     return f"{text[:1].upper()}{text[1:]}"
-
-
-def _called(state: State) -> dict[str, str]:
-    """Return what people call nodes and devices, by their ids."""
-    return {str(key): node.identity.name for key, node in state.nodes.items()} | {
-        str(one.device_id): f"{one.local_alias} of {node.identity.name}"
-        for node in state.nodes.values()
-        for one in node.identity.devices
-    }
 
 
 def _listed(names: list[str] | tuple[str, ...]) -> str:

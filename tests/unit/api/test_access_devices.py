@@ -6,14 +6,16 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from exo.api.access_callers import Caller
-from exo.api.access_devices import narrowed
+from exo.api.access_devices import narrowed, with_own_remedy
 from exo.api.access_gate import AccessRefused
 from exo.api.access_keys import PlainKey
 from exo.api.schemas.access import KeyList, KeyMade
 from exo.api.schemas.problems import OpenAIError, Problem
 from exo.shared.types.access import KeyId, KeyLimits
+from exo.shared.types.commands import Preview, Remedy
 from exo.shared.types.events import DeviceLost, KeyLimited, StageChanged
 from exo.shared.types.ids import DeviceId, InstanceId, ModelId, NodeId
 from exo.shared.types.instances import PlacementRequest
@@ -197,3 +199,15 @@ async def test_limits_are_given_shown_and_written_down(world: World) -> None:
         assert (one.requests_per_minute, one.tokens_per_day, one.device_ids) == (60, 1000, [ON_B, ON_A])
     assert line["details"]["requests_per_minute"] == 60 and line["details"]["tokens_per_day"] == 1000
     assert line["details"]["device_ids"] == [ON_B, ON_A, ON_B]
+
+
+def test_no_remedy_leads_to_devices_of_others() -> None:
+    asked = PlacementRequest(model_id=ModelId("toy"), device_ids=(ON_B,), min_nodes=2)
+    fewer = Preview(title="x", request=asked, remedy=Remedy(words="x", request=replace(asked, min_nodes=1)))
+    others = Preview(
+        title="x", request=asked, remedy=Remedy(words="x", request=replace(asked, device_ids=()))
+    )
+    limited_caller = Caller(kind="key", limits=KeyLimits(device_ids=(ON_B,)))
+    assert with_own_remedy(limited_caller, fewer) == fewer
+    assert with_own_remedy(limited_caller, others).remedy is None
+    assert with_own_remedy(Caller(kind="key"), others) == others

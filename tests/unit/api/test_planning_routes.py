@@ -7,7 +7,7 @@ import pytest
 
 from exo.api.routes.events import encode_item
 from exo.api.schemas.instances import PreviewList
-from exo.api.schemas.planning import PlannedView, WhyView
+from exo.api.schemas.planning import KnownDeviceList, PlannedView, WhyView
 from exo.api.schemas.problems import Problem
 from exo.master.loop import Master
 from exo.shared.types.commands import DeleteInstance, PlaceInstance
@@ -65,6 +65,38 @@ async def test_a_plan_that_is_refused_is_an_answer_not_an_error(
     found = await planned(http, context_length=4096, concurrency=1_000_000)
     assert found.answer.plan is None
     assert found.answer.refusal is not None and found.answer.refusal.status in {409, 422}
+
+
+async def test_a_refused_plan_names_the_one_wish_in_the_way(
+    world: World, http: httpx.AsyncClient, master: Master
+) -> None:
+    found = await planned(http, min_nodes=len(world.coordinator.state.nodes) + 1)
+    remedy = found.answer.remedy
+    assert remedy is not None and remedy.words.startswith("Ask for ")
+    wish = remedy.request.model_dump(mode="json")
+    assert (await planned(http, **wish)).answer.plan is not None
+    params = {**WISH, "min_nodes": len(world.coordinator.state.nodes) + 1}
+    response = await http.get("/instance/previews", params=params)
+    first, *others = parse(PreviewList, response.content).previews
+    assert first.remedy == remedy
+    assert all(one.remedy is None for one in others)
+
+
+async def test_whatever_is_known_can_be_asked_for_by_its_name(
+    http: httpx.AsyncClient, master: Master
+) -> None:
+    response = await http.get("/devices/known")
+    known = [one for one in parse(KnownDeviceList, response.content).devices if one.kind == "gpu"]
+    assert len(known) > 100 and known[0].name < known[-1].name
+    names = {one.name: one for one in known}
+    assert names["GeForce RTX 3090"].memory_gib == [24]
+    assert names["GeForce RTX 3090"].memory_bandwidth_bytes_per_s == pytest.approx(936e9, rel=0.01)
+    assert len(names["GeForce RTX 4060 Ti"].memory_gib) == 2 and names["Apple M2 Max"].memory_gib == []
+    for one in known[:: len(known) // 8]:
+        size = int((one.memory_gib or [32])[-1] * 2**30)
+        device = {"name": one.name, "memory_total_bytes": size}
+        found = await planned(http, machines=[{"name": "PC", "devices": [device]}])
+        assert found.added[0].devices[0].name == one.name
 
 
 async def test_a_machine_that_is_not_there_is_compared(http: httpx.AsyncClient, master: Master) -> None:

@@ -64,6 +64,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/devices/known": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Known Devices
+         * @description The devices whose figures are known by their names, for `machines` of `POST /instance/plan`.
+         */
+        get: operations["list_known_devices"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/events": {
         parameters: {
             query?: never;
@@ -2031,6 +2051,44 @@ export interface components {
              */
             tokens_per_day?: number | null;
         };
+        /** KnownDeviceList */
+        KnownDeviceList: {
+            /**
+             * Devices
+             * @description GPUs first, by name.
+             */
+            devices: components["schemas"]["KnownDeviceView"][];
+        };
+        /**
+         * KnownDeviceView
+         * @description A device of the catalogue: its name is all that `machines` needs, and a size where it is sold with several.
+         */
+        KnownDeviceView: {
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "gpu" | "processor";
+            /**
+             * Memory Bandwidth Bytes Per S
+             * @description Null where its maker does not tell: then it is estimated.
+             */
+            memory_bandwidth_bytes_per_s: number | null;
+            /**
+             * Memory Gib
+             * @description Every size that it is sold with; empty: it has its machine's memory, so say how much that is.
+             */
+            memory_gib: number[];
+            /**
+             * Memory Kind
+             * @enum {string}
+             */
+            memory_kind: "vram" | "ram" | "unified";
+            /** Name */
+            name: string;
+            /** Vendor */
+            vendor: string;
+        };
         /**
          * LinkView
          * @description One direction between two nodes, as measured. `bandwidth_mbps` is 10^6 bits per second.
@@ -2708,6 +2766,8 @@ export interface components {
         PreviewView: {
             plan: components["schemas"]["PlanView"] | null;
             refusal: components["schemas"]["RefusalView"] | null;
+            /** @description Of a refusal, for what was asked for itself; null where no single thing helps. */
+            remedy: components["schemas"]["RemedyView"] | null;
             request: components["schemas"]["PlacementRequestView"];
             /** Title */
             title: string;
@@ -2819,6 +2879,29 @@ export interface components {
             nodes: components["schemas"]["NodeMemoryView"][];
             /** Status */
             status: number;
+        };
+        /**
+         * RemedyView
+         * @description One thing to give up with which what was refused can be placed.
+         */
+        RemedyView: {
+            /**
+             * Instead
+             * @description Instances that would have to be gone then.
+             */
+            instead: string[];
+            /** @description What to ask for then. */
+            request: components["schemas"]["PlacementRequestView"];
+            /**
+             * Without
+             * @description Nodes and devices that are taken to be gone then: of a what-if, what it may leave out all the same.
+             */
+            without: string[];
+            /**
+             * Words
+             * @description What to do, such as `Ask for 2 nodes, not 3`.
+             */
+            words: string;
         };
         /**
          * StagePlanView
@@ -3467,6 +3550,26 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["AuditVerification"];
+                };
+            };
+        };
+    };
+    list_known_devices: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["KnownDeviceList"];
                 };
             };
         };

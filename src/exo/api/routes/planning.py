@@ -3,10 +3,11 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
+from msgspec.structs import replace
 
 from exo.api import present, present_planning
 from exo.api.access_callers import present_caller
-from exo.api.access_devices import require_instance
+from exo.api.access_devices import require_instance, with_own_remedy
 from exo.api.context import Context
 from exo.api.routes.answers import json_answer, problems
 from exo.api.routes.instances import (
@@ -17,7 +18,8 @@ from exo.api.routes.instances import (
     unexpected,
 )
 from exo.api.schemas.instances import PreviewList, PreviewWish
-from exo.api.schemas.planning import PlannedView, PlanWish, WhyView, WishedMachineWish
+from exo.api.schemas.planning import KnownDeviceList, PlannedView, PlanWish, WhyView, WishedMachineWish
+from exo.shared.device_figures import catalogue
 from exo.shared.types.commands import (
     ExplainInstance,
     Planned,
@@ -49,7 +51,8 @@ async def preview_placements(wish: Annotated[PreviewWish, Query()], context: Con
     reply = await send_command(context, command)
     if not isinstance(reply, Previews):
         unexpected(command, reply)
-    return json_answer({"previews": [present.preview(value) for value in reply.previews]})
+    previews = [with_own_remedy(present_caller(), value) for value in reply.previews]
+    return json_answer({"previews": [present.preview(value) for value in previews]})
 
 
 @router.post(
@@ -76,7 +79,14 @@ async def plan_instance(wish: PlanWish, context: Context) -> Response:
     reply = await send_command(context, command)
     if not isinstance(reply, Planned):
         unexpected(command, reply)
-    return json_answer(present_planning.planned(reply))
+    answer = with_own_remedy(present_caller(), reply.answer)
+    return json_answer(present_planning.planned(replace(reply, answer=answer)))
+
+
+@router.get("/devices/known", operation_id="list_known_devices", response_model=KnownDeviceList)
+async def list_known_devices() -> Response:
+    """The devices whose figures are known by their names, for `machines` of `POST /instance/plan`."""
+    return json_answer({"devices": present_planning.known_devices(catalogue())})
 
 
 @router.get(

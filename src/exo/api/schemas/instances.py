@@ -244,6 +244,19 @@ class InstanceList(Shape):
     """Sorted by `instance_id`."""
 
 
+class RemedyView(Shape):
+    """One thing to give up with which what was refused can be placed."""
+
+    words: str
+    """What to do, such as `Ask for 2 nodes, not 3`."""
+    request: PlacementRequestView
+    """What to ask for then."""
+    without: list[str]
+    """Nodes and devices that are taken to be gone then: of a what-if, what it may leave out all the same."""
+    instead: list[str]
+    """Instances that would have to be gone then."""
+
+
 class PreviewView(Shape):
     """One way to place the model, or why that way is not open: either `plan` or `refusal` is set."""
 
@@ -251,6 +264,8 @@ class PreviewView(Shape):
     request: PlacementRequestView
     plan: PlanView | None
     refusal: RefusalView | None
+    remedy: RemedyView | None
+    """Of a refusal, for what was asked for itself; null where no single thing helps."""
 
 
 class PreviewList(Shape):

@@ -48,6 +48,24 @@ class WishedMachineWish(Wish):
     link_latency_ms: Annotated[float, Field(ge=0, le=60_000, allow_inf_nan=False)] | None = None
 
 
+class KnownDeviceView(Shape):
+    """A device of the catalogue: its name is all that `machines` needs, and a size where it is sold with several."""
+
+    name: str
+    vendor: str
+    kind: Literal["gpu", "processor"]
+    memory_kind: MemoryKind
+    memory_gib: list[float]
+    """Every size that it is sold with; empty: it has its machine's memory, so say how much that is."""
+    memory_bandwidth_bytes_per_s: float | None
+    """Null where its maker does not tell: then it is estimated."""
+
+
+class KnownDeviceList(Shape):
+    devices: list[KnownDeviceView]
+    """GPUs first, by name."""
+
+
 class PlanWish(InstanceWish):
     """What a placement would be, on the cluster as it is or as it would be. Decides nothing."""
 

@@ -208,6 +208,17 @@ class Deleted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     index: int
 
 
+class Remedy(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing to give up with which what was refused can be placed."""
+
+    words: str
+    """What to do, such as `Ask for 2 nodes, not 3`."""
+    request: PlacementRequest
+    without: tuple[str, ...] = ()
+    instead: tuple[str, ...] = ()
+    """As in `Change`: how the cluster would be another one, so that the request can be placed there."""
+
+
 class Preview(msgspec.Struct, frozen=True, kw_only=True):
     """One way to place the model, or why that way is not open."""
 
@@ -215,6 +226,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     request: PlacementRequest
     plan: Plan | None = None
     refusal: Refusal | None = None
+    remedy: Remedy | None = None
+    """Of a refusal; None also where no single thing helps, or nobody looked for it."""
 
 
 class Previews(msgspec.Struct, frozen=True, kw_only=True, tag=True):
