@@ -136,7 +136,7 @@ def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_
     expect(refused).to_be_disabled()
     expect(dialog).to_contain_text("2097152 more than are free there")
     # The whole box chooses, and its explanation opens without choosing.
-    dialog.get_by_role("img", name="layers 1–3 on oak").click(force=True)
+    dialog.get_by_role("img", name="layers 0–2 on oak").click(force=True)
     expect(dialog.get_by_role("radio", name="Pipeline over 3 nodes")).to_be_checked()
     dialog.get_by_text("Why this way").first.click()
     expect(dialog.get_by_text("all 6 layers fit on oak")).to_be_visible()
@@ -152,7 +152,7 @@ def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_
     for words in ("about 667 tokens/s", "estimate", "2.2 times as fast as a split by memory alone"):
         expect(card).to_contain_text(words)
     expect(card.get_by_role("img", name="oak: 0.75 ms of each token, reading memory 0.35 ms")).to_be_visible()
-    ribbon = card.get_by_role("img", name="layers 1–3 on oak, layers 4–5 on reed, layer 6 on pine")
+    ribbon = card.get_by_role("img", name="layers 0–2 on oak, layers 3–4 on reed, layer 5 on pine")
     expect(ribbon).to_be_visible()
 
     node.set_stages("loading", ["loading", "ready", "starting"], [1, 2, 0])
@@ -165,7 +165,7 @@ def test_a_model_is_placed_and_its_stages_are_followed(node: ScriptedNode, open_
     node.set_stages("ready", ["ready"] * 3, [3, 2, 1])
     expect(card.locator("header")).to_contain_text("ready")
     expect(card).not_to_contain_text("moved")
-    expect(node_card(page, "reed").get_by_role("list", name="Placed here")).to_contain_text("layers 4–5")
+    expect(node_card(page, "reed").get_by_role("list", name="Placed here")).to_contain_text("layers 3–4")
     widths = [band.bounding_box()["width"] for band in card.locator(".band").all()]  # type: ignore[index]
     assert widths[0] == pytest.approx(3 * widths[2], rel=0.05)
     screenshot(page, "ready")

@@ -93,10 +93,10 @@ function loadedShare(stage: Stage | undefined): number {
   return stage.total_layers > 0 ? Math.min(1, stage.loaded_layers / stage.total_layers) : 0;
 }
 
-/** `layers 1–4`, counted from one as people do; `endLayer` is exclusive. */
+/** `layers 0–3`: counted from 0, as in the weights' files, the API and the command line; `endLayer` is exclusive. */
 export function layerRange(range: { startLayer: number; endLayer: number }): string {
-  const first = range.startLayer + 1;
-  return first === range.endLayer ? `layer ${first}` : `layers ${first}–${range.endLayer}`;
+  const last = range.endLayer - 1;
+  return last === range.startLayer ? `layer ${last}` : `layers ${range.startLayer}–${last}`;
 }
 
 function statusText(instance: Instance): string {

@@ -121,7 +121,7 @@ describe('instances', () => {
     const bands = stageBands(instance.plan, state.topology.nodes, stages);
     expect(bands.map((band) => band.loaded)).toEqual([1 / 3, 1, 0]);
     expect(bands.map((band) => band.nodeName)).toEqual(['oak', 'reed', 'pine']);
-    expect(bands.map(layerRange)).toEqual(['layers 1–3', 'layers 4–5', 'layer 6']);
+    expect(bands.map(layerRange)).toEqual(['layers 0–2', 'layers 3–4', 'layer 5']);
   });
 
   it('finds stages by rank, not by their place in the list', () => {

@@ -68,7 +68,7 @@ class MlxStage(Stage):
         self._layer_count = len(layers)
         if not 0 <= spec.start_layer < spec.end_layer <= self._layer_count:
             raise ModelFilesError(
-                f"layers {spec.start_layer} to {spec.end_layer} are wanted of {spec.model_dir}, "
+                f"layers {spec.start_layer} to {spec.end_layer - 1} are wanted of {spec.model_dir}, "
                 f"which has {self._layer_count}; place the model again"
             )
         if self.is_first and self.is_last:

@@ -102,7 +102,7 @@ def _load(spec: RunnerSpec, control: Control) -> Stage:
     expected_last = spec.rank == spec.stage_count - 1
     if stage.is_last != expected_last or stage.is_first != (spec.rank == 0):
         raise EngineError(
-            f"layers {spec.start_layer} to {spec.end_layer} of {stage.layer_count} do not belong to stage "
+            f"layers {spec.start_layer} to {spec.end_layer - 1} of {stage.layer_count} do not belong to stage "
             f"{spec.rank} of {spec.stage_count}; place the model again"
         )
     return stage
