@@ -45,7 +45,7 @@ from exo.gpu.refusals import refusals
 from exo.gpu.registry import REGISTRY_FILE, DeviceRegistry
 from exo.gpu.thermal.settings import ThermalSettings
 from exo.master.loop import Master
-from exo.master.migration import Habits, is_migration_wanted
+from exo.master.migration import habits_from
 from exo.master.solver import Solver, is_constraint_layer_wanted
 from exo.node_announcing import DeviceAnnouncer
 from exo.node_store import Opened, note_members, open_node_store, regain_vote
@@ -191,9 +191,12 @@ async def _run_with(
         coordinator = _make_coordinator(settings, secret, identity, opened, transport, listener, trust)
         authority = NodeAuthority(trust.store, coordinator, trust.share_with(coordinator))
         solver = Solver(has_constraint_layer=is_constraint_layer_wanted(os.environ))
-        migration = Habits() if is_migration_wanted(os.environ) else None
         master = Master(
-            coordinator, solver, lambda: uuid4().hex[:12], authority=authority, migration=migration
+            coordinator,
+            solver,
+            lambda: uuid4().hex[:12],
+            authority=authority,
+            migration=habits_from(os.environ),
         )
         await tasks.start(coordinator.run)
         tasks.start_soon(master.run)

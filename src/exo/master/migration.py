@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from exo.shared.environment import is_off, number_from
 from exo.shared.types.instances import Instance, Plan
 
 DAY_S = 86_400.0
@@ -28,8 +29,9 @@ READ_BYTES_PER_S = 500e6
 """How fast weights are read where no load was seen yet: what a good SATA disk does."""
 IDLE_TOKENS_PER_S = 0.01
 """What is expected of an instance that nobody uses now: somebody may."""
-FIXED_TOKENS = 500.0
-"""What a move costs besides: the answer that is cut off, if there is one, has to be made anew."""
+LOOK_S = 15.0
+"""How often each instance is looked at; oftener where a better place has to stand for less than a minute."""
+_LOOKS_WHILE_IT_STANDS = 4
 
 
 class Habits(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,8 +48,15 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     pause_max_s: float = 4 * 3600.0
     quiet_wait_s: float = 120.0
     """How long a moment without requests is waited for, once it is time."""
+    cost_tokens: float = 500.0
+    """What a move costs besides the load: the answer that is cut off, if there is one, has to be made anew."""
     held_back_below: float = 0.7
     """A device that heat leaves less than this of its work for good is told of as a reason."""
+
+    @property
+    def look_s(self) -> float:
+        """How often each instance is looked at."""
+        return min(LOOK_S, self.stands_s / _LOOKS_WHILE_IT_STANDS)
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +111,7 @@ def lasting_s(offer: Offer, life: Life, habits: Habits) -> float | None:
     if not is_worth_a_look(offer, habits):
         return None
     rate = max(life.tokens_per_s, IDLE_TOKENS_PER_S)
-    cost_tokens = rate * offer.load_s + FIXED_TOKENS
+    cost_tokens = rate * offer.load_s + habits.cost_tokens
     gain_tokens_per_s = rate * offer.gain
     # As long again as it has lived so far.
     if gain_tokens_per_s * life.age_s <= cost_tokens:
@@ -169,6 +178,30 @@ def _largest_stage_bytes(plan: Plan) -> int:
     return max((stage.memory_bytes for stage in plan.stages), default=0)
 
 
-def is_migration_wanted(environment: Mapping[str, str]) -> bool:
-    """Read `EXO_MIGRATION`: with `0` healthy instances stay where they are."""
-    return environment.get("EXO_MIGRATION", "").strip().lower() not in {"0", "false", "no", "off"}
+def habits_from(environment: Mapping[str, str]) -> Habits | None:
+    """Read `EXO_MIGRATION*`.
+
+    Args:
+        environment: Usually `os.environ`.
+
+    Returns:
+        When healthy instances are moved; None where `EXO_MIGRATION=0` leaves them where they are.
+
+    Raises:
+        ConfigurationError: A value is no number, or none that makes sense; the message names it.
+    """
+    if is_off(environment, "EXO_MIGRATION"):
+        return None
+    usual = Habits()
+    pause_s = number_from(environment, "EXO_MIGRATION_PAUSE", usual.pause_s, least=0, most=DAY_S)
+    return Habits(
+        stands_s=number_from(environment, "EXO_MIGRATION_STANDS", usual.stands_s, least=1, most=DAY_S),
+        pause_s=pause_s,
+        pause_max_s=max(usual.pause_max_s, pause_s),
+        quiet_wait_s=number_from(
+            environment, "EXO_MIGRATION_QUIET_WAIT", usual.quiet_wait_s, least=0, most=DAY_S
+        ),
+        cost_tokens=number_from(
+            environment, "EXO_MIGRATION_COST_TOKENS", usual.cost_tokens, least=0, most=1e9
+        ),
+    )

@@ -41,8 +41,6 @@ from exo.shared.types.ids import DeviceId, InstanceId
 from exo.shared.types.instances import Instance, PlacementRequest
 from exo.shared.types.state import State
 
-LOOK_S = 15.0
-"""How often each instance is looked at."""
 RATE_MEMORY_S = 600.0
 """Over how long the use of an instance is averaged."""
 
@@ -81,7 +79,6 @@ class Migrator:
         solver: Places models.
         deciding: Held from the look at the state to the commit; shared with what else the master decides.
         habits: When an instance is moved.
-        look_s: How often each instance is looked at.
         clock: Monotonic seconds, as the event loop sleeps.
     """
 
@@ -92,14 +89,12 @@ class Migrator:
         deciding: anyio.Lock,
         *,
         habits: Habits | None = None,
-        look_s: float = LOOK_S,
         clock: Callable[[], float] = anyio.current_time,
     ) -> None:
         self._coordinator = coordinator
         self._solver = solver
         self._deciding = deciding
         self._habits = habits or Habits()
-        self._look_s = look_s
         self._clock = clock
         self._known: dict[InstanceId, _Known] = {}
 
@@ -108,7 +103,7 @@ class Migrator:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch)
             while True:
-                await anyio.sleep(self._look_s)
+                await anyio.sleep(self._habits.look_s)
                 for instance_id in sorted(self._known):
                     # In a large cluster a look alone takes milliseconds.
                     await anyio.lowlevel.checkpoint()

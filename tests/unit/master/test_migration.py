@@ -9,18 +9,19 @@ from msgspec.structs import replace
 
 from exo.master.migration import (
     DAY_S,
-    FIXED_TOKENS,
+    LOOK_S,
     START_S,
     Habits,
     Life,
     Offer,
     Record,
     decide_migration,
-    is_migration_wanted,
+    habits_from,
     lasting_s,
     load_s_of,
     moved,
 )
+from exo.shared.errors import ConfigurationError
 from exo.shared.types.ids import CommandId, DeviceId, InstanceId, ModelId, NodeId
 from exo.shared.types.instances import Instance, PlacementRequest, Plan, StagePlan, StageState
 from support.states import card
@@ -45,7 +46,7 @@ def looked(offer: Offer | None, life: Life, *, until_s: float, every_s: float = 
 def test_a_better_place_is_taken_once_it_has_stood_for_a_minute() -> None:
     assert looked(TWICE, BUSY, until_s=600) == 120.0  # What staying costs by then is what moving costs.
     lasts_s = lasting_s(TWICE, BUSY, HABITS)
-    assert lasts_s == (20.0 * 30.0 + FIXED_TOKENS) / (20.0 * 0.5) == 110.0
+    assert lasts_s == (20.0 * 30.0 + HABITS.cost_tokens) / (20.0 * 0.5) == 110.0
     quick = replace(TWICE, load_s=2.0)
     assert looked(quick, BUSY, until_s=600) == HABITS.stands_s
     assert looked(None, BUSY, until_s=DAY_S) is None
@@ -68,7 +69,7 @@ def test_what_has_not_lived_long_enough_to_pay_for_the_move_stays() -> None:
     assert lasting_s(TWICE, replace(BUSY, age_s=111.0), HABITS) is not None
     long = replace(TWICE, load_s=3600.0)
     assert lasting_s(long, replace(BUSY, age_s=7200.0), HABITS) is None
-    assert lasting_s(long, BUSY, HABITS) == pytest.approx((20 * 3600 + FIXED_TOKENS) / 10)
+    assert lasting_s(long, BUSY, HABITS) == pytest.approx((20 * 3600 + HABITS.cost_tokens) / 10)
     # One that nobody uses gains nothing for a long time.
     idle = replace(BUSY, tokens_per_s=0.0, age_s=3600.0)
     assert lasting_s(TWICE, idle, HABITS) is None
@@ -247,6 +248,24 @@ def test_how_long_a_load_takes_is_what_the_last_one_took_for_a_byte() -> None:
 
 
 def test_the_environment_can_forbid_it() -> None:
-    assert is_migration_wanted({}) and is_migration_wanted({"EXO_MIGRATION": "1"})
+    assert habits_from({}) == Habits() == habits_from({"EXO_MIGRATION": "1"})
     for text in ("0", "false", " NO ", "off"):
-        assert not is_migration_wanted({"EXO_MIGRATION": text})
+        assert habits_from({"EXO_MIGRATION": text}) is None
+
+
+def test_the_environment_says_how_soon_and_how_often() -> None:
+    told = habits_from(
+        {
+            "EXO_MIGRATION_STANDS": "2",
+            "EXO_MIGRATION_PAUSE": "20000",
+            "EXO_MIGRATION_QUIET_WAIT": "0",
+            "EXO_MIGRATION_COST_TOKENS": "0",
+        }
+    )
+    assert told == Habits(
+        stands_s=2.0, pause_s=20000.0, pause_max_s=20000.0, quiet_wait_s=0.0, cost_tokens=0.0
+    )
+    assert told.look_s == 0.5 and Habits().look_s == LOOK_S
+    for name, text in (("STANDS", "0"), ("PAUSE", "long"), ("QUIET_WAIT", "-1"), ("COST_TOKENS", "nan")):
+        with pytest.raises(ConfigurationError, match=f"EXO_MIGRATION_{name} is '{text}'; set it to a number"):
+            habits_from({f"EXO_MIGRATION_{name}": text})

@@ -4,8 +4,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from exo.master.migration import Habits, Offer
-from exo.master.migration_loop import LOOK_S
+from exo.master.migration import LOOK_S, Habits, Offer
 from exo.master.migration_view import (
     busy_share,
     can_be_moved,

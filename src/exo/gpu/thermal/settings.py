@@ -1,12 +1,11 @@
 """What of the governing of heat a user can set, by the environment; the defaults just work."""
 
 from collections.abc import Mapping
-from math import isfinite
 
 import msgspec
 
 from exo.gpu.thermal.policy import BatteryPolicy, ThermalPolicy
-from exo.shared.errors import ConfigurationError
+from exo.shared.environment import is_off, number_from
 
 STALE_INTERVALS = 3.0
 """Where devices are read seldom: so many readings may be missing before work fades."""
@@ -32,14 +31,20 @@ class ThermalSettings(msgspec.Struct, frozen=True, kw_only=True):
             ConfigurationError: A value is no number, or none that makes sense; the message names it.
         """
         usual, battery = ThermalPolicy(), BatteryPolicy()
-        slow_below = _number(environment, "EXO_BATTERY_SLOW_BELOW", battery.slow_below_percent, 0, 100)
-        pause_below = _number(environment, "EXO_BATTERY_PAUSE_BELOW", battery.pause_below_percent, 0, 100)
+        slow_below = number_from(
+            environment, "EXO_BATTERY_SLOW_BELOW", battery.slow_below_percent, least=0, most=100
+        )
+        pause_below = number_from(
+            environment, "EXO_BATTERY_PAUSE_BELOW", battery.pause_below_percent, least=0, most=100
+        )
         return ThermalSettings(
-            is_enabled=environment.get("EXO_THERMAL", "").strip().lower() not in {"0", "false", "no", "off"},
+            is_enabled=not is_off(environment, "EXO_THERMAL"),
             policy=msgspec.structs.replace(
                 usual,
-                margin_c=_number(environment, "EXO_THERMAL_MARGIN", usual.margin_c, 1, 40),
-                hysteresis_c=_number(environment, "EXO_THERMAL_HYSTERESIS", usual.hysteresis_c, 1, 40),
+                margin_c=number_from(environment, "EXO_THERMAL_MARGIN", usual.margin_c, least=1, most=40),
+                hysteresis_c=number_from(
+                    environment, "EXO_THERMAL_HYSTERESIS", usual.hysteresis_c, least=1, most=40
+                ),
                 stale_after_s=max(usual.stale_after_s, STALE_INTERVALS * interval_s),
                 blind_after_s=max(usual.blind_after_s, BLIND_INTERVALS * interval_s),
             ),
@@ -47,18 +52,3 @@ class ThermalSettings(msgspec.Struct, frozen=True, kw_only=True):
                 battery, slow_below_percent=slow_below, pause_below_percent=pause_below
             ),
         )
-
-
-def _number(environment: Mapping[str, str], name: str, usual: float, least: float, most: float) -> float:
-    text = environment.get(name, "")
-    if not text:
-        return usual
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not (isfinite(value) and least <= value <= most):
-        raise ConfigurationError(
-            f"{name} is {text!r}; set it to a number from {least:g} to {most:g}, or unset it for {usual:g}"
-        )
-    return value
