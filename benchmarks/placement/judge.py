@@ -6,7 +6,7 @@ import random
 from exo.shared.types.commands import Refusal
 from exo.shared.types.devices import GPUDevice
 from exo.shared.types.ids import DeviceId, NodeId
-from exo.shared.types.instances import PlacementRequest, Plan
+from exo.shared.types.instances import Instance, PlacementRequest, Plan
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import Node
 from exo.shared.types.state import State
@@ -180,7 +180,7 @@ def _of_request(state: State, request: PlacementRequest, plan: Plan) -> list[str
     ]:
         said.append("another split")
     for instance in state.instances.values():
-        if {instance.instance_id, instance.model.model_id} & set(request.apart_from):
+        if _are_apart(instance, request):
             shared = nodes & {stage.node_id for stage in instance.plan.stages}
             said += [f"{shared} run {instance.instance_id}"] if shared else []
     return said
@@ -281,7 +281,13 @@ def _fills(
 
 def _runs_what_to_avoid(state: State, request: PlacementRequest, node_id: NodeId) -> bool:
     return any(
-        {instance.instance_id, instance.model.model_id} & set(request.apart_from)
-        and any(stage.node_id == node_id for stage in instance.plan.stages)
+        _are_apart(instance, request) and any(stage.node_id == node_id for stage in instance.plan.stages)
         for instance in state.instances.values()
+    )
+
+
+def _are_apart(instance: Instance, request: PlacementRequest) -> bool:
+    """Whichever of the two was placed first."""
+    return bool({instance.instance_id, instance.model.model_id} & set(request.apart_from)) or (
+        request.model_id in instance.request.apart_from
     )

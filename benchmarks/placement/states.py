@@ -53,6 +53,7 @@ def random_asked(seed: int, *, nodes_max: int = 10) -> Asked:
         state, live={node: _telemetry(chance, state, node) for node in nodes if chance.random() < 0.8}
     )
     state = replace(state, instances=_instances(chance, state, model))
+    state = replace(state, instances=_some_apart(random.Random(f"apart {seed}"), state, model))
     return Asked(state, random_request(chance, state, model))
 
 
@@ -273,3 +274,13 @@ def _instances(chance: random.Random, state: State, model: ModelCard) -> dict[In
             created_by=CommandId("command"),
         )
     return found
+
+
+def _some_apart(chance: random.Random, state: State, model: ModelCard) -> dict[InstanceId, Instance]:
+    """Have some of those that run be apart from the model, as they were asked to be."""
+    return {
+        key: replace(one, request=replace(one.request, apart_from=(model.model_id,)))
+        if chance.random() < 0.2
+        else one
+        for key, one in state.instances.items()
+    }

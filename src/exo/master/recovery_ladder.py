@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from exo.master.placement.around import around
 from exo.master.placement.asked import is_known_to_run
 from exo.master.placement.evaluate import broken_wishes, violations
+from exo.master.placement.filters import also_apart_from
 from exo.master.placement.place import find_model
 from exo.master.placement.problem import build_problem, pool_of
 from exo.master.placement.words import gibibytes
@@ -96,8 +97,7 @@ def attempts(state: State, instance: Instance, avoid: Collection[DeviceId] = ())
             node_ids=tuple(one for one in asked.node_ids if one in known),
             exclude=tuple(one for one in asked.exclude if one in known),
             must_use=tuple(one for one in asked.must_use if one in known),
-            # What is deleted meanwhile is nowhere to be apart from.
-            apart_from=tuple(one for one in asked.apart_from if is_known_to_run(state, one)),
+            apart_from=apart_from(state, instance),
         ),
         (one for one in avoid if one in known),
     )
@@ -128,6 +128,15 @@ def attempts(state: State, instance: Instance, avoid: Collection[DeviceId] = ())
         slow = replace(_excluding(base, gpus), prefer_gpu=False, min_nodes=1, layer_split=())
         found.append(Attempt(rung="cpu", request=slow, refused="not on processors"))
     return [*found[:-1], replace(found[-1], is_last=True)]
+
+
+def apart_from(state: State, instance: Instance) -> tuple[str, ...]:
+    """Return what an instance is to be apart from, by its own wish or by the others'.
+
+    What was deleted meanwhile is nowhere to be apart from.
+    """
+    own = (one for one in instance.request.apart_from if is_known_to_run(state, one))
+    return tuple(dict.fromkeys((*own, *also_apart_from(state, instance.instance_id))))
 
 
 def why_refused(attempt: Attempt, refusal: Refusal) -> str:
@@ -213,6 +222,9 @@ def decide_move(
 def is_legal(state: State, instance: Instance, request: PlacementRequest, plan: Plan) -> bool:
     """Say whether an instance may go on by a plan that was made for a request, by the state as it is."""
     freed = without(around(state, plan.stages), instance.instance_id)
+    # Who is to be apart from it may have come since.
+    names = dict.fromkeys((*request.apart_from, *also_apart_from(freed, instance.instance_id)))
+    request = replace(request, apart_from=tuple(names))
     problem = build_problem(freed, instance.model, request, plan.engine)
     zones = {node_id: node.identity.zone for node_id, node in state.nodes.items()}
     return not broken_wishes(plan.stages, request, zones) and not violations(

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from exo.master.errors import BasisUnreadableError
 from exo.master.placement.basis import unpack
 from exo.master.placement.costs import cost_rounds
+from exo.master.placement.filters import also_apart_from
 from exo.master.placement.place import find_model, place_instance
 from exo.master.placement.previews import Share, folded, preview_placements, without_each
 from exo.master.placement.problem import build_problem
@@ -96,7 +97,9 @@ def place_today(
 ) -> Preview:
     """Return where an instance would be placed now, as the person asked for it, if its own memory were free."""
     state = freed_of(now, instance_id) if instance_id in now.instances else now
-    answer = place_instance(state, request, should_stop=share(1), has_constraint_layer=has_constraint_layer)
+    names = dict.fromkeys((*request.apart_from, *also_apart_from(state, instance_id)))
+    asked = replace(request, apart_from=tuple(names))
+    answer = place_instance(state, asked, should_stop=share(1), has_constraint_layer=has_constraint_layer)
     return _preview("Placed now", request, answer)
 
 

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from exo.master.placement.basis import pack, unpack
 from exo.master.placement.costs import cost_rounds
 from exo.master.placement.filters import zone_words
 from exo.master.placement.place import place_instance
 from exo.master.placement.problem import build_problem
 from exo.shared.types.commands import Refusal
 from exo.shared.types.events import NodeDisconnected
-from exo.shared.types.ids import DeviceId, ModelId, NodeId
+from exo.shared.types.ids import DeviceId, InstanceId, ModelId, NodeId
 from exo.shared.types.instances import PlacementRequest, Plan
 from exo.shared.types.state import State
 from support.states import GIB, card, cluster, cpu, fold, gpu, identity
@@ -89,6 +90,27 @@ def test_apart_from_an_instance_or_a_model_leaves_their_nodes_alone() -> None:
     assert isinstance(answer, Plan)
     told = next(one.reason for one in answer.excluded if one.device_id == "a/cpu:0")
     assert told == "its node runs i (toy), which this is to be apart from"
+
+
+def test_who_is_placed_later_leaves_those_alone_that_are_to_be_apart_from_it() -> None:
+    state = placed(ROOMS, node_ids=(NodeId("a"),))
+    first = state.instances[InstanceId("i")]
+
+    def wishing(*names: str) -> State:
+        asked = replace(first.request, apart_from=names)
+        return replace(state, instances={first.instance_id: replace(first, request=asked)})
+
+    assert "a" not in nodes_of(wishing("toy"), min_nodes=3)
+    assert len(nodes_of(wishing("other"), min_nodes=4)) == 4
+    answer = place(wishing("toy"))
+    assert isinstance(answer, Plan)
+    told = next(one.reason for one in answer.excluded if one.device_id == "a/cpu:0")
+    assert told == "its node runs i (toy), which is to be apart from toy"
+    refused = refusal(wishing("toy"), min_nodes=4)
+    assert refused.code == "too_few_nodes"
+    assert "cpu:0 of host-a: its node runs i (toy), which is to be apart from toy" in refused.message
+    basis = unpack(pack(wishing("toy"), PlacementRequest(model_id=ModelId("toy"))))
+    assert basis.state is not None and place(basis.state) == answer
 
 
 def test_links_between_zones_are_slower_than_within() -> None:

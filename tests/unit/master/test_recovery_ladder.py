@@ -1,5 +1,6 @@
 """Where an instance goes on: what is asked for, in which order, and what people are told."""
 
+import pytest
 from msgspec.structs import replace
 
 from exo.master.placement.place import place_instance
@@ -133,6 +134,45 @@ def test_what_it_is_to_be_apart_from_may_be_gone_meanwhile() -> None:
         (instance.model.model_id,)
     }
     assert devices_of(fold(state, moved(failed(state, "a/cuda:0")))) == ["a/cuda:1"]
+
+
+def apart(state: State, instance_id: str, *names: str) -> State:
+    """What was asked for when an instance was placed: to be apart from these."""
+    instance = state.instances[InstanceId(instance_id)]
+    asked = replace(instance.request, apart_from=names)
+    return replace(
+        state, instances={**state.instances, instance.instance_id: replace(instance, request=asked)}
+    )
+
+
+@pytest.mark.parametrize(("who", "name"), [("i", "j"), ("j", "i"), ("i", "toy"), ("j", "toy")])
+def test_what_is_to_be_apart_stays_so_whoever_of_the_two_asked_for_it(who: str, name: str) -> None:
+    nodes = cluster(machine("a", "cuda:0"), machine("b", "cuda:0", "cuda:1"), machine("c"))
+    state = on(on(nodes, "a/cuda:0"), "b/cuda:0", instance_id="j")
+    lost = failed(state, "a/cuda:0")
+    assert devices_of(fold(lost, moved(lost))) == ["b/cuda:1"]
+    state = apart(state, who, name)
+    lost = failed(state, "a/cuda:0")
+    event = moved(lost)
+    assert set(devices_of(fold(lost, event))) <= {"a/cpu:0", "c/cpu:0"}
+
+
+def test_a_move_that_was_solved_before_somebody_wanted_to_be_apart_is_not_committed() -> None:
+    nodes = cluster(machine("a", "cuda:0"), machine("b", "cuda:0", "cuda:1"))
+    lost = failed(on(on(nodes, "a/cuda:0"), "b/cuda:0", instance_id="j"), "a/cuda:0")
+    answer = solved(lost)
+    assert isinstance(answer, tuple) and answer[1].stages[0].node_id == "b"
+    (trouble,) = troubles(lost)
+    assert decide_move(lost, trouble, *answer) is not None
+    assert decide_move(apart(lost, "j", "i"), trouble, *answer) is None
+
+
+def test_a_refusal_tells_who_wants_to_be_apart() -> None:
+    nodes = cluster(machine("a", "cuda:0"), machine("b", "cuda:0", "cuda:1"))
+    state = on(on(nodes, "a/cuda:0", exclude=("a/cpu:0",)), "b/cuda:0", instance_id="j")
+    refused = solved(failed(apart(state, "j", "i"), "a/cuda:0"))
+    assert isinstance(refused, list)
+    assert "its node runs j (toy), which this is to be apart from" in refused[-1]
 
 
 def test_a_model_on_a_processor_goes_on_wherever_there_is_room() -> None:

@@ -133,7 +133,7 @@ def _node(node: Node, model_ids: Collection[str]) -> Node:
 
 
 def _instance(instance: Instance) -> Instance:
-    """Keep what it takes of the devices, and its names."""
+    """Keep what it takes of the devices, its names, and what it is to be apart from."""
     return Instance(
         instance_id=instance.instance_id,
         model=replace(instance.model, layer_bytes=(), layer_active_bytes=(), description=""),
@@ -144,7 +144,7 @@ def _instance(instance: Instance) -> Instance:
             explanation="",
             binding=None,
         ),
-        request=PlacementRequest(model_id=instance.request.model_id),
+        request=PlacementRequest(model_id=instance.request.model_id, apart_from=instance.request.apart_from),
         generation=instance.generation,
         stages=tuple(StageState(phase=one.phase) for one in instance.stages),
         created_by=instance.created_by,

@@ -1,10 +1,10 @@
 """The hard filters: why a device may take no part in a placement, by what was asked for and by how it is."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from exo.shared.types.devices import GPUDevice
-from exo.shared.types.ids import NodeId
-from exo.shared.types.instances import PlacementRequest
+from exo.shared.types.ids import InstanceId, NodeId
+from exo.shared.types.instances import Instance, PlacementRequest
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import Node
 from exo.shared.types.state import State
@@ -45,16 +45,47 @@ def why_not_wanted(
 
 
 def nodes_to_avoid(state: State, request: PlacementRequest) -> dict[NodeId, str]:
-    """Return the nodes that run what the request is to be apart from, each with the reason."""
+    """Return the nodes that run what the request is to be apart from, or what is to be apart from its model.
+
+    To be apart holds both ways: whichever of the two is placed or moved later leaves the other's nodes alone.
+
+    Args:
+        state: What runs. An instance that is being moved is not among it.
+        request: What was asked for. Of one that is placed already, see `also_apart_from`.
+
+    Returns:
+        Each of these nodes with the reason.
+    """
     avoided: dict[NodeId, str] = {}
     for instance_id, instance in sorted(state.instances.items()):
-        if instance_id in request.apart_from or instance.model.model_id in request.apart_from:
-            reason = (
-                f"its node runs {instance_id} ({instance.model.model_id}), which this is to be apart from"
-            )
-            for stage in instance.plan.stages:
-                avoided.setdefault(stage.node_id, reason)
+        who = f"its node runs {instance_id} ({instance.model.model_id}), which"
+        if _is_named(instance, request.apart_from):
+            reason = f"{who} this is to be apart from"
+        elif request.model_id in instance.request.apart_from:
+            reason = f"{who} is to be apart from {request.model_id}"
+        else:
+            continue
+        for stage in instance.plan.stages:
+            avoided.setdefault(stage.node_id, reason)
     return avoided
+
+
+def also_apart_from(state: State, instance_id: InstanceId) -> tuple[str, ...]:
+    """Return the instances that are to be apart from this one by its id: a request does not say whose it is.
+
+    Those that are to be apart from its model are found by the model.
+    """
+    return tuple(
+        sorted(
+            key
+            for key, one in state.instances.items()
+            if key != instance_id and instance_id in one.request.apart_from
+        )
+    )
+
+
+def _is_named(instance: Instance, names: Collection[str]) -> bool:
+    return instance.instance_id in names or instance.model.model_id in names
 
 
 def why_not_able(state: State, node: Node, device: GPUDevice, model: ModelCard, engine: str) -> str | None:
