@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
+from exo.api.schemas.planning import PlanWish
+
 Json = dict[str, Any]
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GATE_TIMEOUT_S = 20.0
-API_PATHS = ("/state", "/models", "/nodes", "/events", "/instance/previews")
+API_PATHS = ("/state", "/models", "/nodes", "/events", "/devices/known", "/instance/previews")
 
 
 def fixture(name: str) -> Json:
@@ -34,6 +36,7 @@ class ScriptedNode:
         self.models = fixture("models")
         self.previews = fixture("previews")
         self.why = fixture("why")
+        self.known = fixture("known")
         self.requests: list[tuple[str, str, Json | None]] = []
         """Method, path with query, and body of each request that changes or asks something."""
         self.state_request_count = 0
@@ -115,11 +118,20 @@ class ScriptedNode:
 
     def place(self, request: Json) -> Json:
         """Carry out `POST /instance`: a pending instance with the plan of the preview of this request."""
-        plan = next(p["plan"] for p in self.previews["previews"] if p["request"] == request)
+        same = {key: value for key, value in request.items() if key != "exclude"}
+        plan = next(
+            one["plan"] for one in self.previews["previews"] if same.items() <= one["request"].items()
+        )
         instance = fixture("instance") | {"plan": plan, "request": request}
         instance["stages"] = [stage_of(planned, "pending") for planned in plan["stages"]]
         self.change(instances={instance["instance_id"]: instance})
         return instance | {"index": self.state["index"]}
+
+    def imagine(self, wish: Json) -> Json:
+        """Answer `POST /instance/plan`: a machine more is faster, oak is missed, and three nodes cannot be had then."""
+        if wish["machines"]:
+            return fixture("planned")
+        return fixture("planned_refused" if wish["min_nodes"] > 2 else "planned_without")
 
     def set_stages(
         self, status: str, phases: list[str], loaded: list[int], reason: str | None = None
@@ -230,6 +242,8 @@ class _Handler(SimpleHTTPRequestHandler):
                 self._json(200, self.node.models)
             case "/nodes":
                 self._json(200, self.node.nodes)
+            case "/devices/known":
+                self._json(200, self.node.known)
             case "/instance/previews":
                 self.node.requests.append(("GET", self.path, None))
                 wanted = parse_qs(parts.query)["model_id"][0]
@@ -253,6 +267,9 @@ class _Handler(SimpleHTTPRequestHandler):
         self.node.requests.append(("POST", self.path, body))
         if self.path == "/instance":
             self._json(201, self.node.place(body))
+        elif self.path == "/instance/plan":
+            PlanWish.model_validate(body)
+            self._json(200, self.node.imagine(body))
         elif self.path.startswith("/nodes/") and self.path.endswith("/approve") and self.node.approve_error:
             self._json(*self.node.approve_error)
         elif self.path.startswith("/nodes/"):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from browser.driver import Locator, Page, expect
-from browser.scripted_node import ScriptedNode, fixture, stage_of, wait_until
+from browser.scripted_node import Json, ScriptedNode, fixture, stage_of, wait_until
 
 LOST = "Failed to load resource"
 
@@ -196,6 +196,142 @@ def test_a_larger_cluster_lets_people_say_over_how_many_nodes(node: ScriptedNode
     # Seven of six nodes is refused by the field itself.
     wait_until(lambda: len(node.requests) == 2, "a second question for previews")
     assert [path.partition("min_nodes=")[2] for _, path, _ in node.requests] == ["1", "5"]
+
+
+def open_what_if(page: Page) -> Locator:
+    """Open the dialog that places the model, and in it what would be if the cluster were another one."""
+    page.get_by_role("button", name="Place exo-tiny").click()
+    dialog = page.get_by_role("dialog", name="Place exo-tiny")
+    expect(dialog.get_by_role("radio").first).to_be_visible()
+    dialog.get_by_text("What if a node were gone").click()
+    expect(dialog.locator("datalist option").first).to_be_attached()
+    return dialog
+
+
+def asked(node: ScriptedNode, path: str) -> list[Json]:
+    return [body for _, asked_path, body in node.requests if asked_path == path and body is not None]
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+def test_a_machine_that_is_not_bought_yet_is_looked_at(
+    node: ScriptedNode, open_page, screenshot, width: int, height: int
+) -> None:
+    page = open_page(node.url, width=width, height=height)
+    dialog = open_what_if(page)
+    device = dialog.get_by_role("combobox", name="Device")
+    device.fill("RTX")
+    dialog.get_by_role("button", name="Add").click()
+    expect(dialog).to_contain_text("No known device is called that, or several are")
+    assert asked(node, "/instance/plan") == []
+    device.fill("rtx 3090")
+    expect(dialog).to_contain_text("GeForce RTX 3090: 24 GiB · 936 GB/s")
+    dialog.get_by_label("How many").fill("2")
+    dialog.get_by_label("Link").select_option("10 Gbit/s")
+    device.press("Enter")
+    expect(dialog).to_contain_text("2,326 tokens/s instead of 1,667, 39.5 % faster")
+    now, then = dialog.get_by_role("region", name="Now"), dialog.get_by_role("region", name="With 2 ×")
+    expect(now).to_contain_text("about 1,667 tokens/s")
+    for words in (
+        "about 2,326 tokens/s",
+        "proven: no plan is faster",
+        "2 GiB more memory on cuda:0 of 2 × GeForce RTX 3090 (not there) would save 0.05 ms per token",
+        "layers 0–5",
+    ):
+        expect(then).to_contain_text(words)
+    expect(dialog).to_contain_text("22.8 of 24 GiB taken as free, 936 GB/s (NVIDIA")
+    (wish,) = asked(node, "/instance/plan")
+    assert wish["machines"] == [
+        {
+            "name": "2 × GeForce RTX 3090",
+            "devices": [{"name": "GeForce RTX 3090", "kind": "gpu"}] * 2,
+            "zone": "",
+            "link_mbps": 10_000,
+        }
+    ]
+    assert scroll_overflow_px(page) == 0
+    assert dialog.evaluate("one => one.querySelector('.body').scrollWidth - one.clientWidth") <= 0
+    then.scroll_into_view_if_needed()
+    screenshot(page, f"what-if-{width}")
+    # What is not there cannot be placed on.
+    expect(dialog.get_by_role("button", name="Place without")).to_have_count(0)
+    dialog.get_by_role("button", name="Take 2 × GeForce RTX 3090, 10 Gbit/s away").click()
+    expect(now).to_have_count(0)
+
+
+def test_sizes_are_asked_for_where_a_device_is_sold_with_several(node: ScriptedNode, open_page) -> None:
+    dialog = open_what_if(open_page(node.url))
+    dialog.get_by_role("combobox", name="Device").fill("4060 Ti")
+    dialog.get_by_role("combobox", name="Memory").select_option("16 GiB")
+    dialog.get_by_role("button", name="Add").click()
+    expect(dialog).to_contain_text("GeForce RTX 4060 Ti with 16 GiB")
+    dialog.get_by_role("combobox", name="Device").fill("M2 Max")
+    dialog.get_by_label("Memory in GiB").fill("64")
+    dialog.get_by_role("button", name="Add").click()
+    expect(dialog).to_contain_text("Apple M2 Max with 64 GiB")
+    expect(dialog.get_by_role("region", name="Now")).to_be_visible()
+    wait_until(lambda: len(asked(node, "/instance/plan")) == 2, "both questions")
+    sizes = [one["devices"][0]["memory_total_bytes"] for one in asked(node, "/instance/plan")[1]["machines"]]
+    assert sizes == [16 << 30, 64 << 30]
+
+
+def test_a_node_is_left_out_with_the_keyboard_and_what_is_in_the_way_is_given_up(
+    node: ScriptedNode, open_page, screenshot
+) -> None:
+    page = open_page(node.url)
+    place = page.get_by_role("button", name="Place exo-tiny")
+    place.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog", name="Place exo-tiny")
+    dialog.get_by_role("radio", name="Pipeline over 3 nodes").focus()
+    page.keyboard.press("Space")
+    summary = dialog.locator("summary").filter(has_text="What if")
+    summary.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(dialog.get_by_role("checkbox", name="oak")).to_be_focused()
+    page.keyboard.press("Space")
+    expect(dialog.get_by_role("status")).to_contain_text(["it would not fit any more; now it runs at 667"])
+    then = dialog.get_by_role("region", name="Without oak")
+    expect(then).to_contain_text("2 of the 3 nodes wanted can take part")
+    remedy = then.get_by_role("button", name="Ask for 2 nodes, not 3")
+    remedy.scroll_into_view_if_needed()
+    screenshot(page, "what-if-refused")
+    node.previews = {"previews": [node.previews["previews"][1]]}
+    remedy.focus()
+    page.keyboard.press("Enter")
+    expect(dialog.locator(".given")).to_contain_text("Ask for 2 nodes, not 3.")
+    expect(then).to_contain_text("about 417 tokens/s")
+    assert node.requests[-2][1].startswith("/instance/previews?") and "min_nodes=2" in node.requests[-2][1]
+    screenshot(page, "what-if-without")
+    dialog.get_by_role("button", name="Place without oak").press("Enter")
+    expect(dialog).to_have_count(0)
+    (placed,) = asked(node, "/instance")
+    assert (placed["min_nodes"], placed["exclude"]) == (2, ["1f0c9a52d7e84b36"])
+
+
+def test_what_is_given_up_can_be_had_back(node: ScriptedNode, open_page) -> None:
+    node.place(node.previews["previews"][0]["request"])
+    node.requests.clear()
+    refused = fixture("planned_refused")["answer"] | {"title": "Fastest"}
+    refused["remedy"] = refused["remedy"] | {"without": []}
+    node.previews["previews"][0] = refused
+    page = open_page(node.url)
+    page.get_by_role("button", name="Place exo-tiny").click()
+    dialog = page.get_by_role("dialog", name="Place exo-tiny")
+    dialog.get_by_role("button", name="Ask for 2 nodes, not 3").click()
+    expect(dialog.locator(".given")).to_contain_text("Ask for 2 nodes, not 3.")
+    dialog.get_by_role("button", name="Undo").click()
+    expect(dialog.locator(".given")).to_have_count(0)
+    # An instance that is in the way is not stopped: it is looked at as if it were.
+    words = "Stop exo-tiny (7d93e1b0), which takes 65.0 MiB"
+    refused["remedy"] |= {"words": words, "request": refused["request"], "instead": ["7d93e1b0"]}
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Place exo-tiny").click()
+    expect(dialog).to_contain_text(f"What would help: {words}.")
+    dialog.get_by_role("button", name="Look at it without that").click()
+    wait_until(lambda: asked(node, "/instance/plan") != [], "the question")
+    assert asked(node, "/instance/plan")[-1]["instead"] == ["7d93e1b0"]
+    assert not any(method == "DELETE" for method, _, _ in node.requests)
 
 
 def test_an_instance_is_deleted_after_a_question(node: ScriptedNode, open_page, screenshot) -> None:

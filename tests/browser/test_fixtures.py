@@ -12,13 +12,17 @@ from exo.api.schemas.cluster import ClusterStateView
 from exo.api.schemas.instances import InstancePlaced, InstanceView, PreviewList, StageView
 from exo.api.schemas.models import ModelList
 from exo.api.schemas.openai import ChatCompletionChunk
-from exo.api.schemas.planning import WhyView
+from exo.api.schemas.planning import KnownDeviceList, PlannedView, WhyView
 
 SHAPES: dict[str, type[BaseModel]] = {
     "state": ClusterStateView,
     "nodes": NodeList,
     "previews": PreviewList,
     "why": WhyView,
+    "planned": PlannedView,
+    "planned_refused": PlannedView,
+    "planned_without": PlannedView,
+    "known": KnownDeviceList,
     "models": ModelList,
     "instance": InstanceView,
 }

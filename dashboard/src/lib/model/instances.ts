@@ -1,7 +1,7 @@
 // Instances as the page draws them: a ribbon of layers, cut into the stages that hold them.
-import type { ClusterState, Instance, Node, Plan, Stage, StagePhase } from '../types';
+import type { ClusterState, Instance, Plan, Stage, StagePhase } from '../types';
 import type { Condition } from './devices';
-import { hues, nodeNames } from './nodes';
+import { hues, nodeNames, type PlanNode } from './nodes';
 import { short } from './plans';
 
 export interface StageBand {
@@ -65,7 +65,11 @@ function speedSeen(instance: Instance): string {
 }
 
 /** The plan's stages in order; with `stages`, how far each of them is. */
-export function stageBands(plan: Plan, nodes: readonly Node[], stages: readonly Stage[] = []): StageBand[] {
+export function stageBands(
+  plan: Plan,
+  nodes: readonly PlanNode[],
+  stages: readonly Stage[] = [],
+): StageBand[] {
   const hueOf = hues(nodes);
   const nameOf = nodeNames(nodes);
   const connected = new Set(nodes.filter((node) => node.is_connected).map((node) => node.node_id));

@@ -52,10 +52,15 @@ export interface PlacedStage {
   phase: StagePhase;
 }
 
+/** What a plan's pictures need to know of a node; also of one that is not there. */
+export interface PlanNode extends Pick<Node, 'node_id' | 'name' | 'is_connected'> {
+  devices: readonly Pick<Device, 'device_id' | 'local_alias'>[];
+}
+
 export const HUE_COUNT = 6;
 
 /** Each node's colour number, by its place in the cluster's list. */
-export function hues(nodes: readonly Node[]): Map<string, number> {
+export function hues(nodes: readonly Pick<Node, 'node_id'>[]): Map<string, number> {
   return new Map(nodes.map((node, place) => [node.node_id, place % HUE_COUNT]));
 }
 
@@ -132,7 +137,7 @@ function placedStages(state: ClusterState, nodeId: string): PlacedStage[] {
 }
 
 /** Names for people: nodes of equal name (three on one machine) are told apart by the start of their id. */
-export function nodeNames(nodes: readonly Node[]): Map<string, string> {
+export function nodeNames(nodes: readonly Pick<Node, 'node_id' | 'name'>[]): Map<string, string> {
   const times = new Map<string, number>();
   for (const node of nodes) times.set(node.name, (times.get(node.name) ?? 0) + 1);
   return new Map(

@@ -112,7 +112,7 @@ describe('why an instance is where it is', () => {
     plan: base,
   };
   const request = (instanceAnswer as unknown as Instance).request;
-  const way = { title: 'Fewest nodes', request, plan: base, refusal: null };
+  const way = { title: 'Fewest nodes', request, plan: base, refusal: null, remedy: null };
   const why: Why = {
     instance_id: 'i',
     model_id: 'exo-tiny',
@@ -167,7 +167,7 @@ describe('why an instance is where it is', () => {
       missing_bytes: null,
       nodes: [],
     };
-    const refused = { title: 'GPUs only', request, plan: null, refusal };
+    const refused = { title: 'GPUs only', request, plan: null, refusal, remedy: null };
     const explained = {
       ...why.explained,
       is_identical: false,

@@ -1,8 +1,8 @@
 // A plan as the page explains it: how fast, how sure, what each stage spends its time on, who is left out and why.
-import type { Node, Plan, Why } from '../types';
+import type { Plan, Why } from '../types';
 import { bytes, count, UNKNOWN } from './format';
 import { layerRange } from './instances';
-import { hues, nodeNames } from './nodes';
+import { hues, nodeNames, type PlanNode } from './nodes';
 
 export type ShareKind = 'memory' | 'load' | 'heat' | 'overhead' | 'network';
 
@@ -63,7 +63,7 @@ export const SHARE_WORDS: Record<ShareKind, string> = {
 const PROVEN_PERCENT = 0.005;
 const AS_FAST = 1.005;
 
-export function planFacts(plan: Plan, nodes: readonly Node[]): PlanFacts {
+export function planFacts(plan: Plan, nodes: readonly PlanNode[]): PlanFacts {
   const stages = stageTimes(plan, nodes);
   const told = plan.prediction;
   return {
@@ -88,7 +88,7 @@ export function planFacts(plan: Plan, nodes: readonly Node[]): PlanFacts {
 }
 
 /** `RTX 3060 of oak`; of a device that is gone what its id tells. */
-export function deviceName(deviceId: string, nodes: readonly Node[]): string {
+export function deviceName(deviceId: string, nodes: readonly PlanNode[]): string {
   for (const node of nodes) {
     const device = node.devices.find((one) => one.device_id === deviceId);
     const own = device?.local_alias ?? ownName(deviceId, node.node_id);
@@ -107,7 +107,7 @@ export function milliseconds(value: number | null | undefined): string {
   return value === null || value === undefined ? UNKNOWN : `${short(value)} ms`;
 }
 
-function stageTimes(plan: Plan, nodes: readonly Node[]): StageTime[] {
+function stageTimes(plan: Plan, nodes: readonly PlanNode[]): StageTime[] {
   const hueOf = hues(nodes);
   const nameOf = nodeNames(nodes);
   return plan.stages.map((stage) => {
@@ -152,7 +152,7 @@ function baselineWords(plan: Plan): string | null {
     : `${times < 10 ? times.toFixed(times < 1.1 ? 2 : 1) : Math.round(times)} times as fast as a split by memory alone`;
 }
 
-function bindingWords(plan: Plan, nodes: readonly Node[]): string | null {
+function bindingWords(plan: Plan, nodes: readonly PlanNode[]): string | null {
   const bound = plan.binding;
   if (!bound) return null;
   const where = bound.device_ids.map((id) => deviceName(id, nodes)).join(', ');
@@ -184,7 +184,7 @@ export interface WhyCard {
   plan: Plan;
 }
 
-export function whyCard(why: Why, nodes: readonly Node[], moment: (at: string) => string): WhyCard {
+export function whyCard(why: Why, nodes: readonly PlanNode[], moment: (at: string) => string): WhyCard {
   const { explained } = why;
   const shown = explained.decision;
   const at = shown.at === null ? 'at a time that the log no longer tells' : moment(shown.at);
@@ -218,7 +218,7 @@ function againWords(explained: Why['explained']): string {
   return 'Made again on what it was made on, the answer is another one now:';
 }
 
-function wayRow(way: Why['explained']['alternatives'][number], nodes: readonly Node[]): WayRow {
+function wayRow(way: Why['explained']['alternatives'][number], nodes: readonly PlanNode[]): WayRow {
   if (!way.plan) return { title: way.title, speed: null, words: way.refusal?.message ?? '' };
   const stages = planFacts(way.plan, nodes).stages;
   return {

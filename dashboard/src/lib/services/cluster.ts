@@ -7,9 +7,13 @@ import type {
   InstanceDeleted,
   InstancePlaced,
   InstanceWish,
+  KnownDevice,
+  KnownDeviceList,
   Model,
   ModelList,
   NodeList,
+  Planned,
+  PlanWish,
   Preview,
   PreviewList,
   Why,
@@ -32,14 +36,25 @@ export async function getModels(): Promise<Model[]> {
 }
 
 /** Ways to place the model, each with its plan or its refusal. */
-export async function getPreviews(
-  modelId: string,
-  minNodes: number,
-  signal: AbortSignal,
-): Promise<Preview[]> {
-  const query = new URLSearchParams({ model_id: modelId, min_nodes: String(minNodes) });
+export async function getPreviews(wish: InstanceWish, signal: AbortSignal): Promise<Preview[]> {
+  const query = new URLSearchParams();
+  for (const [key, value] of Object.entries(wish)) {
+    const values: unknown[] = Array.isArray(value) ? value : [value];
+    for (const one of values) if (one !== null && one !== undefined) query.append(key, String(one));
+  }
   const options = { signal, timeoutS: PLACEMENT_TIMEOUT_S };
   return (await requestJson<PreviewList>(`instance/previews?${query}`, options)).previews;
+}
+
+/** What placing would decide on the cluster as it would be, beside what it would decide now. */
+export function planInstance(wish: PlanWish, signal: AbortSignal): Promise<Planned> {
+  const options = { method: 'POST', body: wish, signal, timeoutS: PLACEMENT_TIMEOUT_S } as const;
+  return requestJson<Planned>('instance/plan', options);
+}
+
+/** Devices whose figures are known by their names. */
+export async function getKnownDevices(): Promise<KnownDevice[]> {
+  return (await requestJson<KnownDeviceList>('devices/known')).devices;
 }
 
 export function placeInstance(wish: InstanceWish): Promise<InstancePlaced> {
