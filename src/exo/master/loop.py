@@ -12,6 +12,7 @@ from exo.master.authority import Authority
 from exo.master.decide import PLAN_OUTDATED, decide, existing_instance
 from exo.master.migration import Habits
 from exo.master.migration_loop import Migrator
+from exo.master.move_desk import MoveDesk
 from exo.master.questions import answer_question
 from exo.master.recovery import restarts
 from exo.master.recovery_loop import Mover
@@ -67,10 +68,9 @@ class Master:
         self._solver = solver
         self._new_id = new_id
         self._deciding = anyio.Lock()
-        self._mover = Mover(coordinator, solver, self._deciding)
-        self._migrator = (
-            None if migration is None else Migrator(coordinator, solver, self._deciding, habits=migration)
-        )
+        desk = MoveDesk(coordinator, solver, self._deciding)
+        self._mover = Mover(desk)
+        self._migrator = None if migration is None else Migrator(desk, migration)
         self._admission = Admission(coordinator, self._deciding, authority, now_s)
         coordinator.set_command_handler(self.handle)
 

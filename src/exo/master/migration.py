@@ -10,6 +10,9 @@ go, and each move costs a load of the model. Three things are asked for instead,
   as moving does. So a change that goes away again costs about twice what somebody would have paid who knew the future
   (A. Karlin, M. Manasse, L. Rudolph, D. Sleator, "Competitive snoopy caching", Algorithmica 3, 1988).
 - *It is not done too often.* After a move nothing moves for ten minutes, and for twice as long with each one of a day.
+
+Where an instance had to give something up that was asked for, as when a node was lost, it goes back to that once it
+can be had again: that need not pay, but has to last, and is not done too often either.
 """
 
 import math
@@ -70,6 +73,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """Whether both were confirmed by measured tokens/s."""
     load_s: float
     """How long the move takes the instance out of service."""
+    owed: str | None = None
+    """What the present place does not keep of what was asked for, and this plan does: then no gain is asked for."""
 
     @property
     def gain(self) -> float:
@@ -103,13 +108,15 @@ Step = Literal["stay", "wait", "move"]
 def is_worth_a_look(offer: Offer, habits: Habits) -> bool:
     """Say whether an offer saves so much that it may pay one day; less never does, however long it lasts."""
     least = habits.gain_least if offer.is_calibrated else habits.gain_least_uncalibrated
-    return offer.gain >= least
+    return offer.owed is not None or offer.gain >= least
 
 
 def lasting_s(offer: Offer, life: Life, habits: Habits) -> float | None:
     """Return for how long on end an offer has to stand until it is taken; None where it does not pay at all."""
     if not is_worth_a_look(offer, habits):
         return None
+    if offer.owed is not None:
+        return habits.stands_s
     rate = max(life.tokens_per_s, IDLE_TOKENS_PER_S)
     cost_tokens = rate * offer.load_s + habits.cost_tokens
     gain_tokens_per_s = rate * offer.gain

@@ -1,14 +1,12 @@
 """The thin loop that looks whether healthy instances should go on elsewhere, and moves one when it pays."""
 
 import math
-from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
 import msgspec
 from loguru import logger
 
-from exo.cluster.coordinator import Coordinator
 from exo.master.migration import (
     Habits,
     Life,
@@ -21,22 +19,23 @@ from exo.master.migration import (
 )
 from exo.master.migration_view import (
     QUIET_BELOW,
-    Circumstances,
+    Seen,
     busy_share,
     can_be_moved,
-    circumstances,
     decide_migrate,
     held_back,
     is_loading,
+    is_worth_another_look,
     offer_of,
+    seen_on,
     since_s,
     tokens_per_s,
+    what_is_owed,
 )
+from exo.master.move_desk import MoveDesk
 from exo.master.recovery_ladder import attempts, obstacle, without
-from exo.master.recovery_loop import keep
 from exo.master.replacement_job import Kept
-from exo.master.solver import Placement, Solver
-from exo.shared.errors import NoMasterError
+from exo.master.solver import Placement
 from exo.shared.types.ids import DeviceId, InstanceId
 from exo.shared.types.instances import Instance, PlacementRequest
 from exo.shared.types.state import State
@@ -57,7 +56,7 @@ class _Known(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float | None = None
     """How long its last load took."""
     record: Record = Record()
-    seen: Circumstances | None = None
+    seen: Seen | None = None
     """On which there was nothing better; None: there was, or nobody has looked."""
     held_back_since_s: dict[DeviceId, float] = {}
 
@@ -75,27 +74,13 @@ class Migrator:
     """Looks at one instance after the other, while this node leads.
 
     Args:
-        coordinator: Where decisions are committed.
-        solver: Places models.
-        deciding: Held from the look at the state to the commit; shared with what else the master decides.
+        desk: See there.
         habits: When an instance is moved.
-        clock: Monotonic seconds, as the event loop sleeps.
     """
 
-    def __init__(
-        self,
-        coordinator: Coordinator,
-        solver: Solver,
-        deciding: anyio.Lock,
-        *,
-        habits: Habits | None = None,
-        clock: Callable[[], float] = anyio.current_time,
-    ) -> None:
-        self._coordinator = coordinator
-        self._solver = solver
-        self._deciding = deciding
-        self._habits = habits or Habits()
-        self._clock = clock
+    def __init__(self, desk: MoveDesk, habits: Habits) -> None:
+        self._desk = desk
+        self._habits = habits
         self._known: dict[InstanceId, _Known] = {}
 
     async def run(self) -> None:
@@ -107,51 +92,48 @@ class Migrator:
                 for instance_id in sorted(self._known):
                     # In a large cluster a look alone takes milliseconds.
                     await anyio.lowlevel.checkpoint()
-                    try:
+                    with self._desk.enduring(instance_id, "is not looked at now", level="DEBUG"):
                         await self._look(instance_id)
-                    except (NoMasterError, anyio.BrokenWorkerProcess, OSError) as error:
-                        logger.debug("{} is not looked at now: {}", instance_id, error)
-                    except Exception:  # See `Mover`: a fault of a solver ends no master.
-                        logger.exception("{} is not looked at now", instance_id)
 
     async def _watch(self) -> None:
         """Note which instances there are and how long they load; all of it is forgotten when another node leads."""
         index = -1
-        async for state in self._coordinator.changes():
-            if not self._coordinator.leadership.is_self:
+        async for state in self._desk.coordinator.changes():
+            if not self._desk.is_leading:
                 self._known.clear()
                 index = -1
             elif state.index != index:
                 index = state.index
                 self._known = {
-                    instance_id: _watched(self._known.get(instance_id), instance, self._clock())
+                    instance_id: _watched(self._known.get(instance_id), instance, self._desk.clock())
                     for instance_id, instance in state.instances.items()
                 }
 
     async def _look(self, instance_id: InstanceId) -> None:
         """Take one look at an instance, and move it where that is called for."""
-        state = self._coordinator.state
+        state = self._desk.state
         known, instance = self._known.get(instance_id), state.instances.get(instance_id)
-        if known is None or instance is None or not self._coordinator.leadership.is_self:
+        if known is None or instance is None or not self._desk.is_leading:
             return
-        known = _used(known, state, instance, self._clock())
+        known = _used(known, state, instance, self._desk.clock())
         hot = held_back(state, instance, self._habits.held_back_below)
         known = msgspec.structs.replace(
-            known, held_back_since_s=since_s(known.held_back_since_s, hot, self._clock())
+            known, held_back_since_s=since_s(known.held_back_since_s, hot, self._desk.clock())
         )
         self._known[instance_id] = known
         if is_loading(state) or can_be_moved(state, instance_id, instance.generation) is None:
             self._keep_record(instance_id, msgspec.structs.replace(known.record, pays_since_s=None), None)
             return
-        around = circumstances(state)
-        if known.seen == around:
+        now = seen_on(state)
+        layer_bytes = max(instance.model.layer_bytes, default=0)
+        if known.seen is not None and not is_worth_another_look(known.seen, now, layer_bytes):
             return
         found = await self._find(state, instance)
-        now_s = self._clock()
+        now_s = self._desk.clock()
         life = Life(
             age_s=now_s - known.first_s,
             tokens_per_s=known.tokens_per_s,
-            is_quiet=busy_share(self._coordinator.state, instance) < QUIET_BELOW,
+            is_quiet=busy_share(self._desk.state, instance) < QUIET_BELOW,
         )
         step: Step
         record, step = decide_migration(
@@ -159,7 +141,7 @@ class Migrator:
         )
         # An offer that does not pay yet may pay as the instance lives on; too small a gain does not grow by itself.
         is_nothing = found is None or not is_worth_a_look(found.offer, self._habits)
-        self._keep_record(instance_id, record, around if is_nothing else None)
+        self._keep_record(instance_id, record, now if is_nothing else None)
         if step == "move" and found is not None:
             lasting = [
                 hot[device_id]
@@ -174,23 +156,24 @@ class Migrator:
         if obstacle(freed, instance) is not None:
             return None
         request = attempts(freed, instance)[0].request
-        answer = await self._solver.place(freed, request)
+        answer = await self._desk.solver.place(freed, request)
         if not isinstance(answer, Placement):
             return None
-        kept = await keep(self._solver, freed, instance, request, answer)
+        kept = await self._desk.keep(freed, instance, request, answer)
         known = self._known.get(instance.instance_id)
-        offer = offer_of(kept, instance, known.load_s if known is not None else None)
-        if offer is None or offer.gain <= 0:
+        owed = what_is_owed(freed, instance, request)
+        offer = offer_of(kept, instance, known.load_s if known is not None else None, owed)
+        if offer is None or (owed is None and offer.gain <= 0):
             return None
         return _Found(request=request, basis=answer.basis, kept=kept, offer=offer)
 
     async def _move(self, instance: Instance, found: _Found, causes: list[str]) -> None:
         # Decided and committed under one lock, so that an instance is never moved twice at a time.
-        async with self._deciding:
-            if not self._coordinator.leadership.is_self:
+        async with self._desk.newest() as state:
+            if state is None:
                 return
             event = decide_migrate(
-                self._coordinator.state,
+                state,
                 instance,
                 found.request,
                 found.kept.plan,
@@ -200,13 +183,13 @@ class Migrator:
             )
             if event is None:
                 return
-            await self._coordinator.propose([event], cause_id=instance.created_by)
+            await self._desk.commit(event, instance)
             logger.info("{}: {}", instance.instance_id, event.reason)
         known = self._known.get(instance.instance_id)
         if known is not None:
-            self._keep_record(instance.instance_id, moved(known.record, self._clock()), None)
+            self._keep_record(instance.instance_id, moved(known.record, self._desk.clock()), None)
 
-    def _keep_record(self, instance_id: InstanceId, record: Record, seen: Circumstances | None) -> None:
+    def _keep_record(self, instance_id: InstanceId, record: Record, seen: Seen | None) -> None:
         known = self._known.get(instance_id)
         if known is not None:
             self._known[instance_id] = msgspec.structs.replace(known, record=record, seen=seen)

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from exo.master.migration import Offer, load_s_of
+from exo.master.placement.evaluate import broken_wishes
 from exo.master.placement.figures import heat_of, used_by_others_percent
+from exo.master.placement.filters import nodes_to_avoid
 from exo.master.placement.ladder.cost_model import is_usable
+from exo.master.placement.problem import free_bytes_by_pool
 from exo.master.placement.words import milliseconds
 from exo.master.recovery import trouble_of
 from exo.master.recovery_ladder import Surroundings, is_legal, surroundings, where_to
@@ -15,12 +18,13 @@ from exo.master.replacement_job import Kept
 from exo.shared.serving import instance_status
 from exo.shared.types.events import InstanceMoved
 from exo.shared.types.ids import DeviceId, InstanceId, NodeId
-from exo.shared.types.instances import Instance, PlacementRequest, Plan, StagePlan
+from exo.shared.types.instances import Instance, PlacementRequest, Plan, Prediction, StagePlan
 from exo.shared.types.state import State
 
 QUIET_BELOW = 0.1
 """A share of its devices' time that an instance that nobody uses seems to take: other programs' odds and ends."""
 _PACE_STEPS_PER_DOUBLING = 4
+_ROOM_STEP = 1 / 8
 
 
 class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +35,39 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     """Load by others, share that heat leaves, degrees to the limit."""
     paces: frozenset[tuple[str, int]]
     """How fast stages were measured to be."""
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What nothing better was found on."""
+
+    circumstances: Circumstances
+    free_bytes: dict[str, int]
+    """Of each memory pool."""
+
+
+def seen_on(state: State) -> Seen:
+    """Return what a look at a state rests on."""
+    return Seen(circumstances=circumstances(state), free_bytes=free_bytes_by_pool(state))
+
+
+def is_worth_another_look(before: Seen, now: Seen, layer_bytes: int) -> bool:
+    """Say whether there may be something better now, where there was nothing before.
+
+    Free memory never stands still. Less of it offers nothing better. More is worth a look where it holds another layer,
+    and is an eighth more than it was: much memory that is free already leaves little to be had from a bit more.
+
+    Args:
+        before: On which nothing was found.
+        now: As it is.
+        layer_bytes: Of the model's largest layer.
+    """
+    if before.circumstances != now.circumstances:
+        return True
+    return any(
+        free - had > max(layer_bytes, had * _ROOM_STEP)
+        for pool, free in now.free_bytes.items()
+        if (had := before.free_bytes.get(pool, 0)) < free
+    )
 
 
 def circumstances(state: State) -> Circumstances:
@@ -134,22 +171,51 @@ def since_s(
     return {device_id: before.get(device_id, now_s) for device_id in found}
 
 
-def offer_of(kept: Kept, instance: Instance, seen_load_s: float | None) -> Offer | None:
-    """Return what a plan has to offer; None where it is the present one, or nothing can be compared."""
+def offer_of(
+    kept: Kept, instance: Instance, seen_load_s: float | None, owed: str | None = None
+) -> Offer | None:
+    """Return what a plan has to offer; None where it is the present one, or nothing can be compared.
+
+    Args:
+        kept: The plan, and how fast the present one is.
+        instance: As it is.
+        seen_load_s: How long its last load took; None: nobody saw.
+        owed: See `what_is_owed`.
+    """
     told, present = kept.plan.prediction, kept.present
-    if told is None or present is None or _is_same(kept.plan, instance.plan):
+    if _is_same(kept.plan, instance.plan):
         return None
-    is_calibrated = told.is_calibrated and present.is_calibrated
-    present_ms = present.ms_per_token if is_calibrated else kept.plain_present_ms
-    next_ms = told.ms_per_token if is_calibrated else kept.plain_ms
-    if present_ms is None or next_ms is None:
-        return None
+    is_calibrated = told is not None and present is not None and told.is_calibrated and present.is_calibrated
+    present_ms = _time_ms(present) if is_calibrated else kept.plain_present_ms
+    next_ms = _time_ms(told) if is_calibrated else kept.plain_ms
+    if told is None or present is None or present_ms is None or next_ms is None:
+        if owed is None:
+            return None
+        present_ms = next_ms = 0.0  # They cannot be compared, and need not be.
     return Offer(
         present_ms=present_ms,
         next_ms=next_ms,
         is_calibrated=is_calibrated,
         load_s=load_s_of(kept.plan, instance, seen_load_s),
+        owed=owed,
     )
+
+
+def what_is_owed(freed: State, instance: Instance, request: PlacementRequest) -> str | None:
+    """Say what the present place does not keep of what was asked for; None where it keeps all.
+
+    When something was lost there may have been nothing that kept it: fewer nodes, another split.
+
+    Args:
+        freed: The state without the instance.
+        instance: As it is.
+        request: What was asked for, without what is not there any more.
+    """
+    stages = instance.plan.stages
+    zones = {node_id: node.identity.zone for node_id, node in freed.nodes.items()}
+    avoided = nodes_to_avoid(freed, request)
+    company = (avoided[stage.node_id] for stage in stages if stage.node_id in avoided)
+    return "; ".join(dict.fromkeys((*broken_wishes(stages, request, zones), *company))) or None
 
 
 def decide_migrate(
@@ -176,17 +242,25 @@ def decide_migrate(
     present = can_be_moved(state, instance.instance_id, instance.generation)
     if present is None or not is_legal(state, present, request, plan):
         return None
-    faster = (
-        f"each token is predicted to take {milliseconds(offer.next_ms)} instead of "
-        f"{milliseconds(offer.present_ms)} elsewhere"
-    )
+    why = list(causes)
+    if offer.owed is not None:
+        why.append(f"what was asked for can be had again ({offer.owed})")
+    if offer.gain > 0:
+        why.append(
+            f"each token is predicted to take {milliseconds(offer.next_ms)} instead of "
+            f"{milliseconds(offer.present_ms)} elsewhere"
+        )
     return InstanceMoved(
         instance_id=present.instance_id,
         generation=present.generation + 1,
         plan=plan,
         basis=basis,
-        reason=f"{'; '.join((*causes, faster))}; it now runs{where_to(state, present, plan)}",
+        reason=f"{'; '.join(why)}; it now runs{where_to(state, present, plan)}",
     )
+
+
+def _time_ms(prediction: Prediction | None) -> float | None:
+    return prediction.ms_per_token if prediction is not None else None
 
 
 def _is_same(plan: Plan, other: Plan) -> bool:

@@ -1,14 +1,12 @@
 """The thin loop that has instances go on elsewhere when a device or node is lost: has it solved aside, commits."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import anyio
 import msgspec
 from loguru import logger
 
-from exo.cluster.coordinator import Coordinator
+from exo.master.move_desk import MoveDesk
 from exo.master.recovery import Patience, Trouble, due_s, troubles, unusable_since
 from exo.master.recovery_ladder import (
     Attempt,
@@ -23,12 +21,9 @@ from exo.master.recovery_ladder import (
     why_refused,
     without,
 )
-from exo.master.replacement_job import KEEP_DEADLINE_S, KeepJob, Kept, keep_job, pack_keep_job
-from exo.master.solver import Placement, Solver
-from exo.shared.errors import NoMasterError
+from exo.master.solver import Placement
 from exo.shared.types.events import InstanceMoved, InstanceStranded, InstanceWaits
 from exo.shared.types.ids import DeviceId, InstanceId
-from exo.shared.types.instances import Instance, PlacementRequest
 from exo.shared.types.state import State
 
 RETRY_S = 30.0
@@ -65,30 +60,15 @@ class Mover:
     """Moves one instance after the other, while this node leads.
 
     Args:
-        coordinator: Where decisions are committed.
-        solver: Places models.
-        deciding: Held from the look at the state to the commit; shared with what else the master decides.
+        desk: See there.
         patience: How long a device has to be out.
         retry_s: See `RETRY_S`.
-        clock: Monotonic seconds, as the event loop sleeps.
     """
 
-    def __init__(
-        self,
-        coordinator: Coordinator,
-        solver: Solver,
-        deciding: anyio.Lock,
-        *,
-        patience: Patience | None = None,
-        retry_s: float = RETRY_S,
-        clock: Callable[[], float] = anyio.current_time,
-    ) -> None:
-        self._coordinator = coordinator
-        self._solver = solver
-        self._deciding = deciding
+    def __init__(self, desk: MoveDesk, *, patience: Patience | None = None, retry_s: float = RETRY_S) -> None:
+        self._desk = desk
         self._patience = patience or Patience()
         self._retry_s = retry_s
-        self._clock = clock
         self._since_s: dict[DeviceId, float] = {}
         self._tried: dict[InstanceId, _Tried] = {}
         self._vain: dict[InstanceId, _Vain] = {}
@@ -101,15 +81,15 @@ class Mover:
             while True:
                 changed = self._changed
                 next_s = await self._mend()
-                with anyio.move_on_after(next_s - self._clock()):
+                with anyio.move_on_after(next_s - self._desk.clock()):
                     await changed.wait()
 
     async def _watch(self) -> None:
         """Note since when devices are out, also while a plan is being made; nothing while another node leads."""
-        async for state in self._coordinator.changes():
+        async for state in self._desk.coordinator.changes():
             before = self._since_s
-            is_leading = self._coordinator.leadership.is_self
-            self._since_s = unusable_since(before, troubles(state), self._clock()) if is_leading else {}
+            is_leading = self._desk.is_leading
+            self._since_s = unusable_since(before, troubles(state), self._desk.clock()) if is_leading else {}
             for instance_id in list(self._vain):
                 instance = state.instances.get(instance_id)
                 if instance is None or instance.status == "ready":
@@ -120,7 +100,7 @@ class Mover:
 
     async def _mend(self) -> float:
         """Try to move the first instance for which it is time; return when to look again."""
-        state = self._coordinator.state
+        state = self._desk.state
         found = troubles(state)
         self._tried = {
             one.instance_id: self._tried[one.instance_id] for one in found if one.instance_id in self._tried
@@ -130,10 +110,10 @@ class Mover:
         around = surroundings(state)
         # The one that has waited longest comes first: one that is tried often never holds the others up.
         start_s, instance_id = min((self._start_s(one, around), one.instance_id) for one in found)
-        if start_s > self._clock():
+        if start_s > self._desk.clock():
             return start_s
         await self._move(instance_id)
-        return self._clock()
+        return self._desk.clock()
 
     def _start_s(self, trouble: Trouble, around: Surroundings) -> float:
         """Return from when on to try to move an instance; it may be past."""
@@ -150,27 +130,22 @@ class Mover:
         return max(start_s, tried.at_s + (tried.retry_s if tried.stuck_on == around else pause_s))
 
     def _is_due(self, trouble: Trouble) -> bool:
-        """Say whether the devices have not come back meanwhile, nor another master."""
+        """Say whether the devices have not come back meanwhile."""
         start_s = due_s(trouble, self._since_s, self._patience)
-        return self._coordinator.leadership.is_self and start_s is not None and start_s <= self._clock()
+        return start_s is not None and start_s <= self._desk.clock()
 
     async def _move(self, instance_id: InstanceId) -> None:
         before = self._tried.get(instance_id)
         stuck_on: Surroundings | None = None
-        try:
+        with self._desk.enduring(instance_id, "is not moved now", level="WARNING"):
             stuck_on = await self._solve_and_commit(instance_id)
-        except (NoMasterError, anyio.BrokenWorkerProcess, OSError) as error:
-            # Whoever leads next sees the same trouble.
-            logger.warning("{} is not moved now: {}", instance_id, error)
-        except Exception:  # A fault of a solver would end this master, and then the next one.
-            logger.exception("{} is not moved now", instance_id)
         is_stuck_still = before is not None and before.stuck_on is not None and before.stuck_on == stuck_on
         retry_s = min(self._retry_s, 2 * before.retry_s) if before and is_stuck_still else RETRY_FIRST_S
-        self._tried[instance_id] = _Tried(at_s=self._clock(), stuck_on=stuck_on, retry_s=retry_s)
+        self._tried[instance_id] = _Tried(at_s=self._desk.clock(), stuck_on=stuck_on, retry_s=retry_s)
 
     async def _solve_and_commit(self, instance_id: InstanceId) -> Surroundings | None:
         """Move an instance, or say that it cannot go on; return on what there was nowhere to go."""
-        solved_on = self._coordinator.state
+        solved_on = self._desk.state
         trouble = present_trouble(solved_on, instance_id)
         if trouble is None:
             return None
@@ -178,10 +153,9 @@ class Mover:
         avoid = vain.avoid | trouble.unfit
         answer, refused = await self._solve(solved_on, instance_id, avoid)
         # Decided and committed under one lock, so that two plans never take the same memory.
-        async with self._deciding:
-            state = self._coordinator.state
-            trouble = present_trouble(state, instance_id)
-            if trouble is None or not self._is_due(trouble):
+        async with self._desk.newest() as state:
+            trouble = None if state is None else present_trouble(state, instance_id)
+            if state is None or trouble is None or not self._is_due(trouble):
                 return None
             event: InstanceMoved | InstanceStranded | InstanceWaits | None
             if answer is not None:
@@ -193,12 +167,11 @@ class Mover:
             else:
                 return None
             if event is not None:
-                cause = state.instances[instance_id].created_by
-                await self._coordinator.propose([event], cause_id=cause)
+                await self._desk.commit(event, state.instances[instance_id])
                 logger.warning("{}: {}", instance_id, event.reason)
             if isinstance(event, InstanceMoved):
                 self._vain[instance_id] = _Vain(moves=vain.moves + 1, avoid=avoid)
-            return surroundings(self._coordinator.state) if answer is None else None
+            return surroundings(self._desk.state) if answer is None else None
 
     async def _solve(
         self, state: State, instance_id: InstanceId, avoid: frozenset[DeviceId]
@@ -210,32 +183,9 @@ class Mover:
             return None, [why_none]
         refused: list[str] = []
         for attempt in attempts(freed, instance, avoid):
-            answer = await self._solver.place(freed, attempt.request)
+            answer = await self._desk.solver.place(freed, attempt.request)
             if isinstance(answer, Placement):
-                kept = await keep(self._solver, freed, instance, attempt.request, answer)
+                kept = await self._desk.keep(freed, instance, attempt.request, answer)
                 return (attempt, msgspec.structs.replace(answer, plan=kept.plan)), refused
             refused.append(why_refused(attempt, answer))
         return None, refused
-
-
-async def keep(
-    solver: Solver, freed: State, instance: Instance, request: PlacementRequest, answer: Placement
-) -> Kept:
-    """Have the solver process say which plan to take for an instance: see `keep_job`.
-
-    Args:
-        solver: Whose process it is.
-        freed: The state without the instance.
-        instance: What is placed.
-        request: What was asked for.
-        answer: The fastest plan for it.
-    """
-    job = KeepJob(
-        state=freed,
-        instance=instance,
-        request=request,
-        fastest=answer.plan,
-        deadline_s=KEEP_DEADLINE_S,
-        has_constraint_layer=solver.has_constraint_layer,
-    )
-    return msgspec.msgpack.decode(await solver.aside(keep_job, partial(pack_keep_job, job)), type=Kept)

@@ -6,12 +6,15 @@ from msgspec.structs import replace
 
 from exo.master.migration import LOOK_S, Habits, Offer
 from exo.master.migration_view import (
+    Seen,
     busy_share,
     can_be_moved,
     circumstances,
     decide_migrate,
     held_back,
+    is_worth_another_look,
     offer_of,
+    seen_on,
     since_s,
     tokens_per_s,
 )
@@ -33,8 +36,8 @@ from exo.shared.types.instances import Prediction, StageState
 from exo.shared.types.nodes import NodeIdentity
 from exo.shared.types.pace import DevicePace, InstancePace
 from exo.shared.types.state import State
-from support.device_stories import devices_of, failed, machine, on
-from support.mastered import in_virtual_time, led
+from support.device_stories import devices_of, failed, machine, on, told
+from support.mastered import Story, in_virtual_time, led
 from support.states import cluster, fold
 from support.stories import stage
 
@@ -174,6 +177,116 @@ async def test_a_device_that_heat_holds_back_for_long_is_left_and_a_short_one_is
         assert why.startswith(
             "cuda:0 of host-a is held back to 30% by heat; each token is predicted to take "
         )
+
+
+@in_virtual_time
+async def test_memory_that_another_program_gives_back_is_looked_at() -> None:
+    """Nothing else changes: no device, no load, no instance."""
+    full = told(busy_on_a(card("b", gb_per_s=1200)), "b/cuda:0", used_mib=900)
+    async with led(full, HABITS) as story:
+        await anyio.sleep(HOUR_S)
+        looks = len(story.solver.requests)
+        # What comes and goes a little is not looked at again and again.
+        for used_mib in (880, 900, 870, 890) * 10:
+            story.become(lambda state, used=used_mib: told(state, "b/cuda:0", used_mib=used))
+            await anyio.sleep(LOOK_S)
+        assert story.events == [] and len(story.solver.requests) == looks
+        story.become(lambda state: told(state, "b/cuda:0", used_mib=100))
+        await anyio.sleep(HABITS.stands_s + HABITS.quiet_wait_s + 3 * LOOK_S)
+        assert story.events == [InstanceMoved] and devices_of(story.state) == ["b/cuda:0"]
+
+
+@in_virtual_time
+async def test_memory_of_a_deleted_instance_is_looked_at_though_readings_show_it_later() -> None:
+    both = on(busy_on_a(card("b", gb_per_s=1200)), "b/cuda:0", instance_id="j", exclude=("a",))
+    async with led(told(both, "b/cuda:0", used_mib=900), HABITS) as story:
+        await anyio.sleep(HOUR_S)
+        assert story.events == []
+        story.become(lambda state: fold(state, InstanceDeleted(instance_id=InstanceId("j"), reason="test")))
+        # Its processes end slowly.
+        await anyio.sleep(3 * LOOK_S)
+        assert story.events == []
+        story.become(lambda state: told(state, "b/cuda:0"))
+        await anyio.sleep(HABITS.stands_s + HABITS.quiet_wait_s + 3 * LOOK_S)
+        assert story.events == [InstanceMoved] and devices_of(story.state) == ["b/cuda:0"]
+
+
+def test_more_memory_is_worth_a_look_where_it_holds_a_layer_and_is_an_eighth_more() -> None:
+    before = seen_on(told(busy_on_a(), "a/cuda:0", used_mib=124))
+    pool = next(key for key, free in before.free_bytes.items() if key == "a/cuda:0")
+    had = before.free_bytes[pool]
+
+    def with_more(more_bytes: int) -> Seen:
+        return replace(before, free_bytes={**before.free_bytes, pool: had + more_bytes})
+
+    assert not is_worth_another_look(before, before, 1000)
+    assert not is_worth_another_look(before, with_more(-had // 2), 1000)
+    assert not is_worth_another_look(before, with_more(had // 8), 1000)
+    assert is_worth_another_look(before, with_more(had // 8 + 1), 1000)
+    assert not is_worth_another_look(before, with_more(had // 8 + 1), had // 4)
+    assert is_worth_another_look(before, with_more(had // 4 + 1), had // 4)
+    came = replace(before, free_bytes={**before.free_bytes, "new": 1001})
+    assert is_worth_another_look(before, came, 1000)
+
+
+@in_virtual_time
+async def test_fewer_nodes_than_asked_for_are_made_up_for_when_they_are_back_though_it_is_slower() -> None:
+    nodes = cluster(card("a"), card("b"))
+    async with led(on(nodes, "a/cuda:0", "b/cuda:0", min_nodes=2), HABITS) as story:
+        await anyio.sleep(HOUR_S)
+        story.become(lambda state: fold(state, NodeDisconnected(node_id=NodeId("b"), reason="cable")))
+        await anyio.sleep(60)
+        assert story.events == [InstanceMoved] and devices_of(story.state) == ["a/cuda:0"]
+        story.become(lambda state: stage(state, 0, "ready"))
+        await anyio.sleep(HOUR_S)
+        assert story.events == [InstanceMoved]
+        story.become(join, card("b"))
+        await anyio.sleep(HABITS.stands_s - LOOK_S)
+        assert story.events == [InstanceMoved], "it has to last"
+        await anyio.sleep(4 * LOOK_S)
+        assert story.events == [InstanceMoved] * 2
+        assert sorted(devices_of(story.state)) == ["a/cuda:0", "b/cuda:0"]
+        why = story.state.instances[I].moved_reason or ""
+        assert why.startswith(
+            "what was asked for can be had again (1 of 2 nodes take part); it now runs in 2 "
+        )
+        for rank in (0, 1):
+            story.become(lambda state, rank=rank: stage(state, rank, "ready"))
+        await anyio.sleep(24 * HOUR_S)
+        assert story.events == [InstanceMoved] * 2
+
+
+@in_virtual_time
+async def test_a_node_that_comes_and_goes_is_made_up_for_less_and_less_often() -> None:
+    nodes = cluster(card("a"), card("b"))
+    async with led(on(nodes, "a/cuda:0", "b/cuda:0", min_nodes=2), HABITS) as story:
+        for _ in range(6):
+            story.become(lambda state: fold(state, NodeDisconnected(node_id=NodeId("b"), reason="cable")))
+            await anyio.sleep(120)
+            story.become(join, card("b"))
+            for _ in range(13):
+                for rank in range(len(story.state.instances[I].stages)):
+                    story.become(lambda state, rank=rank: stage(state, rank, "ready"))
+                await anyio.sleep(60)
+        assert sum("can be had again" in one.reason for one in moves(story)) == 4
+
+
+@in_virtual_time
+async def test_what_a_former_release_placed_together_is_taken_apart() -> None:
+    nodes = cluster(machine("a", "cuda:0", "cuda:1"), machine("b", "cuda:0"))
+    state = on(on(nodes, "a/cuda:0"), "a/cuda:1", instance_id="j", exclude=("b",))
+    instance = state.instances[I]
+    asked = replace(instance.request, apart_from=("j",))
+    state = replace(state, instances={**state.instances, I: replace(instance, request=asked)})
+    async with led(state, HABITS) as story:
+        await anyio.sleep(5 * 60)
+        assert story.events == [InstanceMoved] and devices_of(story.state) == ["b/cuda:0"]
+        why = story.state.instances[I].moved_reason or ""
+        assert "(its node runs j (toy), which this is to be apart from)" in why
+
+
+def moves(story: Story) -> list[InstanceMoved]:
+    return [one for one in story.coordinator.proposed if isinstance(one, InstanceMoved)]
 
 
 @in_virtual_time

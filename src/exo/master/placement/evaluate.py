@@ -79,14 +79,14 @@ def broken_wishes(
     nodes = {stage.node_id for stage in stages}
     devices = {device for stage in stages for device in stage.device_ids}
     if len(nodes) < request.min_nodes:
-        found.append(f"{len(nodes)} nodes take part, not {request.min_nodes}")
+        found.append(f"{len(nodes)} of {request.min_nodes} nodes take part")
     found.extend(f"{name} takes no part" for name in request.must_use if name not in nodes | devices)
     found.extend(
         f"{name} takes part, which was excluded" for name in request.exclude if name in nodes | devices
     )
     spread = {zones.get(node, "") for node in nodes}
     if len(spread) < request.min_zones:
-        found.append(f"{len(spread)} zones take part, not {request.min_zones}")
+        found.append(f"{len(spread)} of {request.min_zones} zones take part")
     if request.zones and not spread <= set(request.zones):
         found.append(f"it is in {', '.join(sorted(spread))}, not only in {', '.join(request.zones)}")
     if request.node_ids and not nodes <= set(request.node_ids):
