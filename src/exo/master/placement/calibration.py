@@ -22,6 +22,7 @@ from exo.master.placement.ladder.cost_model import (
     RequestShape,
     is_usable,
 )
+from exo.master.placement.ladder.ways import NodeWays
 from exo.master.placement.problem import Problem
 from exo.shared.step_reads import step_reads
 from exo.shared.types.ids import DeviceId, NodeId
@@ -165,12 +166,8 @@ def calibrated(
 
 def calibrated_ways(calibration: Calibration, ways: Ways) -> Ways:
     """Return the measured links with what software takes of each hop besides."""
-    # All devices of two nodes share what was measured between these: one value for all of them.
-    distinct = {id(link): link for link in ways.values()}
-    slowed = {
-        name: _slower(link, calibration.far_hop_s, calibration.host_hop_s) for name, link in distinct.items()
-    }
-    return {pair: slowed[id(link)] for pair, link in ways.items()}
+    more_s = calibration.far_hop_s if calibration.far_hop_s is not None else calibration.host_hop_s
+    return ways if more_s is None else NodeWays.of(ways).slower(more_s)
 
 
 def _is_sound(pace: DevicePace) -> bool:

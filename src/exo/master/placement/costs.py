@@ -5,37 +5,42 @@ changes from one second to the next (load, heat) counts in coarse steps, so that
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
+import numpy as np
 from msgspec.structs import replace
 
 from exo.master.placement.assumed import ASSUMED, assumed_for
-from exo.master.placement.calibration import Calibration, calibrated, calibrated_ways, calibration_of
+from exo.master.placement.calibration import Calibration, Ways, calibrated, calibrated_ways, calibration_of
 from exo.master.placement.figures import Candidates, Speed, figures_of
+from exo.master.placement.ladder.by_node import NodePairs
 from exo.master.placement.ladder.cost_model import (
     Assumptions,
     Built,
     LayerFigures,
-    LinkFigures,
     ModelFigures,
     RequestShape,
 )
 from exo.master.placement.ladder.cost_model import build_problem as build_costs
+from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.problem import CostProblem
 from exo.master.placement.ladder.solve import micro_batch_choices
 from exo.master.placement.ladder.tensor import TensorGroup
+from exo.master.placement.ladder.ways import NodeWays
 from exo.master.placement.problem import Candidate, Problem
 from exo.master.placement.tensor_groups import GROUPED, tensor_groups, with_groups
 from exo.master.placement.variety import heterogeneity
 from exo.master.placement.wishes import wishes_of
-from exo.shared.topology import links
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.models import TENSOR_ENGINES, ModelCard
-from exo.shared.types.nodes import Link
 from exo.shared.types.state import State
 
+ShouldStop = Callable[[], bool]
 _BITS = {"float64": 64.0, "float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
+_ASSUMED_LATENCY_S = ASSUMED.zone_link.latency_s
+_ASSUMED_BANDWIDTH = ASSUMED.zone_link.bandwidth_bytes_per_s
+"""Bytes/s."""
 _SCALE_BITS = 0.5
 """What scales take of each quantised weight: 32 bits for each group of 64."""
 
@@ -57,13 +62,23 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """How the candidates differ, in words; empty: they are alike."""
 
 
-def cost_rounds(state: State, problem: Problem, tensor_engines: Collection[str] = TENSOR_ENGINES) -> Costs:
+def cost_rounds(
+    state: State,
+    problem: Problem,
+    tensor_engines: Collection[str] = TENSOR_ENGINES,
+    *,
+    should_stop: ShouldStop = lambda: False,
+) -> Costs:
     """Return what the candidates of a problem cost on this state. Pure.
 
     Args:
         state: The cluster.
         problem: What may take part.
         tensor_engines: Those that can run a stage on several GPUs.
+        should_stop: Asked between steps, for of thousands of devices and a million links these take a second.
+
+    Raises:
+        StoppedError: `should_stop` said so.
     """
     told = figures_of(state, problem)
     request = problem.request
@@ -78,7 +93,7 @@ def cost_rounds(state: State, problem: Problem, tensor_engines: Collection[str] 
     counts = micro_batch_choices(request.concurrency) if has_rounds else (1,)
     if not _is_open(apart):
         counts = (1,)
-    measured = _ways(state, problem.candidates)
+    measured: Ways = _ways(state, problem.candidates, should_stop)
     calibration = calibration_of(state, problem, measured)
     measured = calibrated_ways(calibration, measured)
     rounds = [
@@ -115,7 +130,7 @@ def _built(
     told: Candidates,
     calibration: Calibration,
     assumed: Assumptions,
-    measured: Mapping[tuple[str, str], LinkFigures],
+    measured: Ways,
     *,
     micro_batches: int,
 ) -> tuple[Built, Mapping[str, Speed]]:
@@ -191,33 +206,45 @@ def bits_per_weight(dtype: str) -> float:
     return _BITS.get(dtype, 16.0)
 
 
-def _ways(state: State, candidates: Sequence[Candidate]) -> Mapping[tuple[str, str], LinkFigures]:
-    """Return the measured links between candidates of different hosts; what is missing is assumed by class."""
+def _ways(state: State, candidates: Sequence[Candidate], should_stop: ShouldStop) -> NodeWays:
+    """Return the measured links between candidates of different hosts; what is missing is assumed by class.
+
+    Raises:
+        StoppedError: `should_stop` said so; it is asked at every node.
+    """
     by_node: dict[NodeId, list[DeviceId]] = {}
     for one in candidates:
         by_node.setdefault(one.node_id, []).append(one.device.device_id)
-    found: dict[tuple[str, str], LinkFigures] = {}
-    for link in links(state):
-        sources, targets = by_node.get(link.source_node_id), by_node.get(link.dest_node_id)
-        if sources is None or targets is None or not _is_between_hosts(state, link):
+    number_of = {node_id: number for number, node_id in enumerate(by_node)}
+    hosts = [state.nodes[node_id].identity.host_id for node_id in by_node]
+    sources: list[int] = []
+    targets: list[int] = []
+    latencies_s: list[float] = []
+    bandwidths: list[float] = []
+    for source, node_id in enumerate(by_node):
+        if should_stop():
+            raise StoppedError
+        live = state.live.get(node_id)
+        if live is None:
             continue
-        latency_s = ASSUMED.zone_link.latency_s if link.latency_ms is None else link.latency_ms / 1000
-        bandwidth = (
-            ASSUMED.zone_link.bandwidth_bytes_per_s
-            if link.bandwidth_mbps is None
-            else link.bandwidth_mbps * 1e6 / 8
-        )
-        if link.latency_ms is not None or link.bandwidth_mbps is not None:
-            figures = LinkFigures(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth)
-            found.update({(source, target): figures for source in sources for target in targets})
-    return found
-
-
-def _is_between_hosts(state: State, link: Link) -> bool:
-    return link.link_type != "loopback" and _host(state, link.source_node_id) != _host(
-        state, link.dest_node_id
+        for dest, link in live.links.items():
+            target = number_of.get(dest)
+            if target is None or link.link_type == "loopback" or hosts[target] == hosts[source]:
+                continue
+            latency_ms, mbps = link.latency_ms, link.bandwidth_mbps
+            if latency_ms is None and mbps is None:
+                continue
+            sources.append(source)
+            targets.append(target)
+            latencies_s.append(_ASSUMED_LATENCY_S if latency_ms is None else latency_ms / 1000)
+            bandwidths.append(_ASSUMED_BANDWIDTH if mbps is None else mbps * 1e6 / 8)
+    order = np.lexsort((targets, sources))
+    return NodeWays(
+        NodePairs(
+            devices=tuple(map(tuple, by_node.values())),
+            sources=np.array(sources, dtype=np.int64)[order],
+            targets=np.array(targets, dtype=np.int64)[order],
+        ),
+        np.array(latencies_s, dtype=np.float64)[order],
+        np.array(bandwidths, dtype=np.float64)[order],
     )
-
-
-def _host(state: State, node_id: NodeId) -> str:
-    return state.nodes[node_id].identity.host_id

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from exo.master.placement.figures import Speed
+from exo.master.placement.ladder.by_node import NodeLinks
 from exo.master.placement.ladder.problem import CostProblem
 from exo.master.placement.problem import Problem
 
@@ -74,10 +75,7 @@ def _nearest_hop_ns(costs: CostProblem) -> dict[str, int]:
         hosts[device.zone, device.host] = hosts.get((device.zone, device.host), 0) + 1
         zones[device.zone] = zones.get(device.zone, 0) + 1
     links = costs.links
-    measured: dict[str, int] = {}
-    for link in links.measured:
-        source, hop = link.source_device_id, link.cost.forward_ns
-        measured[source] = min(measured.get(source, hop), hop)
+    measured = NodeLinks.of(links.measured).nearest_ns()
     found: dict[str, int] = {}
     for device in costs.devices:
         name = device.device_id

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from exo.master.placement.ladder.by_node import NodeLinks
 from exo.master.placement.ladder.problem import AVERAGE_TIME_WEIGHT, AtMost, CostProblem, LinkCost
 
 TIME_NS_MAX = 10**12
@@ -61,7 +62,10 @@ def _about_links(problem: CostProblem, ids: set[str]) -> Iterator[str]:
     links = problem.links
     costs = [("host", links.host), ("zone", links.zone), ("cluster", links.cluster)]
     sound: set[int] = set()
-    for link in links.measured:
+    measured = links.measured
+    if isinstance(measured, NodeLinks) and measured.is_within(ids, TIME_NS_MAX):
+        measured = ()  # All at once; of what is wrong, each is named below.
+    for link in measured:
         is_known = link.source_device_id in ids and link.target_device_id in ids
         if is_known and (id(link.cost) in sound or _is_cost(link.cost)):
             sound.add(id(link.cost))  # Devices of two nodes share it.

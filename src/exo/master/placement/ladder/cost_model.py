@@ -23,19 +23,16 @@ from exo.master.placement.ladder.problem import (
     Pool,
     Rule,
 )
+from exo.master.placement.ladder.ways import (
+    TIME_NS_MAX,
+    TOKEN_BYTES,
+    VALUE_BYTES,
+    LinkFigures,
+    NodeWays,
+    usable_links,
+)
 
 _NS_PER_S = 1e9
-_TIME_NS_MAX = 10**12
-_VALUE_BYTES = 2
-"""Activations travel as 16-bit values."""
-_TOKEN_BYTES = 4
-
-
-class LinkFigures(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a hop can do, one way."""
-
-    latency_s: float
-    bandwidth_bytes_per_s: float
 
 
 class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,8 +160,8 @@ def link_cost(link: LinkFigures, *, batch: int, hidden_size: int) -> LinkCost:
 
     Latency and bandwidth must be usable figures.
     """
-    forward_s = link.latency_s + _VALUE_BYTES * batch * hidden_size / link.bandwidth_bytes_per_s
-    back_s = link.latency_s + _TOKEN_BYTES * batch / link.bandwidth_bytes_per_s
+    forward_s = link.latency_s + VALUE_BYTES * batch * hidden_size / link.bandwidth_bytes_per_s
+    back_s = link.latency_s + TOKEN_BYTES * batch / link.bandwidth_bytes_per_s
     return LinkCost(forward_ns=_ns(forward_s), return_ns=_ns(back_s))
 
 
@@ -213,16 +210,14 @@ def build_problem(
                 is_required=device.is_required,
             )
         )
-    kept = {device.device_id for device in made}
+    kept = frozenset(device.device_id for device in made)
     links = Links(
         host=link_cost(assumed.host_link, batch=batch, hidden_size=model.hidden_size),
         zone=link_cost(assumed.zone_link, batch=batch, hidden_size=model.hidden_size),
         cluster=link_cost(assumed.cluster_link, batch=batch, hidden_size=model.hidden_size),
         measured=_measured(measured or {}, kept, batch, model.hidden_size, notes),
     )
-    activations = (
-        _VALUE_BYTES * assumed.activation_values_per_hidden * model.hidden_size * request.concurrency
-    )
+    activations = VALUE_BYTES * assumed.activation_values_per_hidden * model.hidden_size * request.concurrency
     problem = CostProblem(
         devices=tuple(made),
         pools=tuple(
@@ -256,33 +251,18 @@ def build_problem(
 
 def _measured(
     measured: Mapping[tuple[str, str], LinkFigures],
-    kept: set[str],
+    kept: frozenset[str],
     batch: int,
     hidden_size: int,
     notes: list[str],
-) -> tuple[MeasuredLink, ...]:
-    links: list[MeasuredLink] = []
-    # All devices of two nodes share what was measured between these.
-    costs: dict[tuple[float, float], LinkCost] = {}
-    for (source, target), figures in sorted(measured.items()):
-        if source not in kept or target not in kept or source == target:
-            continue
-        cost = costs.get((figures.latency_s, figures.bandwidth_bytes_per_s))
-        if cost is not None:
-            links.append(MeasuredLink(source_device_id=source, target_device_id=target, cost=cost))
-            continue
-        if not is_usable(figures.bandwidth_bytes_per_s) or not (
-            math.isfinite(figures.latency_s) and figures.latency_s >= 0
-        ):
-            notes.append(
-                f"The measured link {source} to {target} ({figures.latency_s} s, {figures.bandwidth_bytes_per_s} "
-                "bytes/s) is no use; what its class assumes takes its place."
-            )
-            continue
-        cost = link_cost(figures, batch=batch, hidden_size=hidden_size)
-        costs[figures.latency_s, figures.bandwidth_bytes_per_s] = cost
-        links.append(MeasuredLink(source_device_id=source, target_device_id=target, cost=cost))
-    return tuple(links)
+) -> Sequence[MeasuredLink]:
+    links, useless = usable_links(NodeWays.of(measured), kept, batch=batch, hidden_size=hidden_size)
+    notes.extend(
+        f"The measured link {source} to {target} ({figures.latency_s} s, {figures.bandwidth_bytes_per_s} "
+        "bytes/s) is no use; what its class assumes takes its place."
+        for source, target, figures in useless
+    )
+    return links if links is not None else ()
 
 
 def _tied_bytes(model: ModelFigures) -> int:
@@ -291,4 +271,4 @@ def _tied_bytes(model: ModelFigures) -> int:
 
 def _ns(seconds: float) -> int:
     """Round to nanoseconds, and cut off what is absurdly slow, so that it stays a number."""
-    return round(min(float(_TIME_NS_MAX), max(0.0, seconds * _NS_PER_S)))
+    return round(min(float(TIME_NS_MAX), max(0.0, seconds * _NS_PER_S)))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from exo.master.placement.ladder.by_node import NodeLinks
 from exo.master.placement.ladder.problem import AVERAGE_TIME_WEIGHT, AtMost, CostProblem, Device, LinkCost
 
 
@@ -123,15 +124,22 @@ def _stage_bytes(problem: CostProblem, stage: Stage, *, is_first: bool, is_last:
 def _hops_ns(problem: CostProblem, ring: Sequence[Device]) -> list[int]:
     if len(ring) < 2:
         return [0] * len(ring)
-    inside = {device.device_id for device in ring}
-    measured: dict[tuple[str, str], LinkCost] = {
-        (link.source_device_id, link.target_device_id): link.cost
-        for link in problem.links.measured
-        if link.source_device_id in inside and link.target_device_id in inside
-    }
+    measured = _measured(problem, ring)
     hops: list[int] = []
     for position, source in enumerate(ring):
         target = ring[(position + 1) % len(ring)]
         cost = measured.get((source.device_id, target.device_id)) or problem.links.between(source, target)
         hops.append(cost.return_ns if position == len(ring) - 1 else cost.forward_ns)
     return hops
+
+
+def _measured(problem: CostProblem, ring: Sequence[Device]) -> dict[tuple[str, str], LinkCost]:
+    """Return the measured hops of a ring."""
+    told = problem.links.measured
+    pairs = [(one.device_id, other.device_id) for one, other in zip(ring, (*ring[1:], ring[0]), strict=True)]
+    if isinstance(told, NodeLinks):
+        return {pair: cost for pair in pairs if (cost := told.cost(*pair)) is not None}
+    wanted = set(pairs)
+    return {
+        pair: link.cost for link in told if (pair := (link.source_device_id, link.target_device_id)) in wanted
+    }

@@ -14,7 +14,7 @@ from exo.master.placement.ladder.order_search import OrderSearch
 from exo.master.placement.ladder.outcome import Outcome
 from exo.master.placement.ladder.prices import Prices, entry_costs, price, survivors
 from exo.master.placement.ladder.programme import INFINITE
-from exo.master.placement.ladder.ring import link_matrices
+from exo.master.placement.ladder.ring import Hops, hops_of
 from exo.master.placement.ladder.rings import RingScale
 from exo.master.placement.ladder.subsets import SUBSETS_OF_MAX, best_of_subsets
 from exo.master.placement.ladder.tree import single_linkage
@@ -38,15 +38,15 @@ def search_irregular(of: Field, units: Units, options: Options, should_stop: Cal
     if is_lost or len(usable) < least or least > of.layer_count:
         return Outcome(single, upper, "single device", 0, is_truncated=False)
     prices = price(of, entry_costs(of), min_stages=max(of.problem.min_stages, units.least))
-    forward, back = link_matrices(of)
+    hops = hops_of(of)
     bests: list[tuple[Filled, Method]] = [] if single is None else [(single, "single device")]
-    filled = _water_filling(of, prices, units, forward, back)
+    filled = _water_filling(of, prices, units, hops)
     if filled is not None and filled.cost_ns < upper:
         upper = filled.cost_ns
         bests.append((filled, "water-filling"))
     kept = survivors(of, prices, upper)
     if filled is not None and len(kept) > _SAMPLE_WORTH_FROM:
-        near = _near(of, filled, kept, prices, (forward, back), units, should_stop)
+        near = _near(of, filled, kept, prices, hops, units, should_stop)
         if near is not None and near.cost_ns < upper:
             upper = near.cost_ns
             bests.append((near, "order search"))
@@ -61,7 +61,7 @@ def search_irregular(of: Field, units: Units, options: Options, should_stop: Cal
         part = narrowed(of, kept)
         inner = units_of(part)
         part = demanded_alone(part, inner)
-        ahead, home = forward[np.ix_(kept, kept)], back[np.ix_(kept, kept)]
+        ahead, home = hops.between(kept)
         tree = single_linkage(part, ahead, home, units=inner)
         # No rule ever asks for fewer than two stages here: one alone was weighed above.
         counted = least_of(part, tree, inner, upper_ns=upper, should_stop=should_stop)
@@ -123,9 +123,7 @@ def search_irregular(of: Field, units: Units, options: Options, should_stop: Cal
     return _outcome(bests, min(bound, upper), weighed, is_truncated=False)
 
 
-def _water_filling(
-    of: Field, prices: Prices, units: Units, forward: Integers, back: Integers
-) -> Filled | None:
+def _water_filling(of: Field, prices: Prices, units: Units, hops: Hops) -> Filled | None:
     """Return the plan that water-filling finds by the classes of the links, at the cost of the links as they are."""
     found = water_filling(of, prices, Filler(of), units)
     if found is None:
@@ -135,8 +133,9 @@ def _water_filling(
         int(of.layer_ns[index]) * count + int(of.overhead_ns[index])
         for index, count in zip(ring, found.layers, strict=True)
     )
-    hops = int(forward[ring[:-1], ring[1:]].sum()) + int(back[ring[-1], ring[0]])
-    return replace(found, cost_ns=stages + int(of.head_ns[ring[-1]]) + hops)
+    forward, back = hops.between(ring)
+    between = int(forward.diagonal(1).sum()) + int(back[-1, 0])
+    return replace(found, cost_ns=stages + int(of.head_ns[ring[-1]]) + between)
 
 
 def _near(
@@ -144,7 +143,7 @@ def _near(
     filled: Filled,
     kept: Integers,
     prices: Prices,
-    matrices: tuple[Integers, Integers],
+    hops: Hops,
     units: Units,
     should_stop: Callable[[], bool],
 ) -> Filled | None:
@@ -155,7 +154,7 @@ def _near(
     inner = units_of(part)
     part = demanded_alone(part, inner)
     search = OrderSearch(
-        RingScale(part, *(matrix[np.ix_(sample, sample)] for matrix in matrices)),
+        RingScale(part, *hops.between(sample)),
         part.size,
         required=frozenset(np.flatnonzero(part.is_required).tolist()),
         min_stages=max(2, of.problem.min_stages, units.least),

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exo.master.placement.ladder.field import Field, Flags, Integers
-from exo.master.placement.ladder.ring import link_matrices
+from exo.master.placement.ladder.ring import hops_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,7 @@ def entry_costs(of: Field) -> tuple[Integers, Integers]:
     if of.size < 2:
         return np.zeros(of.size, dtype=np.int64), np.zeros(of.size, dtype=np.int64)
     if not of.problem.links.is_hierarchical:
-        forward, back = (matrix.copy() for matrix in link_matrices(of))
-        for matrix in (forward, back):
-            np.fill_diagonal(matrix, 2**60)
-        return forward.min(axis=0), back.min(axis=0)
+        return hops_of(of).least_to()
     links = of.problem.links
     in_zone: dict[str, int] = {}
     on_host: dict[tuple[str, str], int] = {}

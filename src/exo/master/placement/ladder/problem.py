@@ -1,9 +1,27 @@
 """The placement problem as the solvers see it: integer nanoseconds and bytes, nothing of states or events."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import msgspec
+
+from exo.master.placement.ladder.by_node import LinkCost, MeasuredLink, NodeLinks
+
+__all__ = [
+    "AVERAGE_TIME_WEIGHT",
+    "AtLeast",
+    "AtMost",
+    "CostProblem",
+    "Device",
+    "Layer",
+    "LinkCost",
+    "Links",
+    "MeasuredLink",
+    "Model",
+    "Pool",
+    "Rule",
+    "canonical",
+    "device_groups",
+]
 
 AVERAGE_TIME_WEIGHT = 1_000_000
 """The `time_weight` of a layer that takes a device exactly its `layer_ns`."""
@@ -34,28 +52,14 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     """Whether every plan must use it."""
 
 
-class LinkCost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a hop costs per step: activations forward, and the sampled token back to the first stage."""
-
-    forward_ns: int
-    return_ns: int
-
-
-class MeasuredLink(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A hop between two devices that was measured; it takes the place of its class's cost, in this direction."""
-
-    source_device_id: str
-    target_device_id: str
-    cost: LinkCost
-
-
 class Links(msgspec.Struct, frozen=True, kw_only=True):
     """Hops by class (same host, same zone, anything further), and measured ones on top."""
 
     host: LinkCost
     zone: LinkCost
     cluster: LinkCost
-    measured: tuple[MeasuredLink, ...] = ()
+    measured: Sequence[MeasuredLink] = ()
+    """A `NodeLinks` where there are many: it has each once for all devices of two nodes."""
 
     @property
     def is_hierarchical(self) -> bool:
@@ -172,17 +176,10 @@ def canonical(problem: CostProblem) -> CostProblem:
         pools=tuple(sorted(problem.pools, key=lambda one: one.pool_id)),
         links=msgspec.structs.replace(
             problem.links,
-            measured=_sorted_links(problem.links.measured),
+            measured=NodeLinks.of(problem.links.measured) if problem.links.measured else (),
         ),
         rules=tuple(sorted((_sorted_rule(rule) for rule in problem.rules), key=repr)),
     )
-
-
-def _sorted_links(links: tuple[MeasuredLink, ...]) -> tuple[MeasuredLink, ...]:
-    names = [(one.source_device_id, one.target_device_id) for one in links]
-    if all(one <= other for one, other in pairwise(names)):
-        return links
-    return tuple(links[number] for number in sorted(range(len(links)), key=names.__getitem__))
 
 
 def _sorted_rule(rule: Rule) -> Rule:

@@ -2,53 +2,116 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from exo.master.placement.ladder.by_node import NodeLinks
 from exo.master.placement.ladder.field import Field, Integers
 from exo.master.placement.ladder.problem import Device, Links
 
+_FAR = 2**60
 
-def link_matrices(of: Field) -> tuple[Integers, Integers]:
-    """Return forward and return costs between all devices, [source, target]; the diagonals are zero.
 
-    Nobody writes into them: those of the last fields are kept, for one solve asks again and again.
+@dataclass(frozen=True, slots=True)
+class Hops:
+    """What hops between the devices of a field cost. Devices of one node are in one place, and share its hops."""
+
+    place: Integers
+    """The place of each device."""
+    forward_ns: Integers
+    """Between places, [source, target]; the diagonal is between two devices of one place."""
+    return_ns: Integers
+
+    def between(self, devices: Sequence[int] | Integers) -> tuple[Integers, Integers]:
+        """Return forward and return costs between some devices, [source, target]; the diagonals are zero."""
+        places = self.place[devices]
+        found = self.forward_ns[np.ix_(places, places)], self.return_ns[np.ix_(places, places)]
+        for one in found:
+            np.fill_diagonal(one, 0)
+        return found
+
+    def least_to(self) -> tuple[Integers, Integers]:
+        """Return the least that a hop to each device costs, forward and as the way back; of two devices at least."""
+        is_alone = np.bincount(self.place, minlength=len(self.forward_ns)) < 2
+
+        def least(costs: Integers) -> Integers:
+            own = np.where(is_alone, _FAR, costs.diagonal())
+            others = costs.copy()
+            np.fill_diagonal(others, own)
+            return others.min(axis=0)[self.place]
+
+        return least(self.forward_ns), least(self.return_ns)
+
+
+def hops_of(of: Field) -> Hops:
+    """Return what hops between all devices cost.
+
+    Nobody writes into it: those of the last fields are kept, for one solve asks again and again.
     """
     key = (id(of.problem.links), id(of.devices))
     for links, devices, found in _last:
         if (id(links), id(devices)) == key:
             return found
-    found = _link_matrices(of)
+    found = _hops_of(of)
     _last.appendleft((of.problem.links, of.devices, found))
     return found
 
 
-_last: deque[tuple[Links, tuple[Device, ...], tuple[Integers, Integers]]] = deque(maxlen=4)
+_last: deque[tuple[Links, tuple[Device, ...], Hops]] = deque(maxlen=4)
 """With what they are of, so that their ids stay theirs."""
 
 
-def _link_matrices(of: Field) -> tuple[Integers, Integers]:
+def link_matrices(of: Field) -> tuple[Integers, Integers]:
+    """Return forward and return costs between all devices, [source, target]; the diagonals are zero."""
+    return hops_of(of).between(np.arange(of.size))
+
+
+def _hops_of(of: Field) -> Hops:
     links = of.problem.links
-    zones = np.unique([one.zone for one in of.devices], return_inverse=True)[1]
-    hosts = np.unique([f"{one.zone}\0{one.host}" for one in of.devices], return_inverse=True)[1]
+    measured = NodeLinks.of(links.measured)
+    number_of = measured.pairs.number_of
+    places: dict[tuple[int, str, str], int] = {}
+    place = np.array(
+        [
+            places.setdefault((number_of.get(one.device_id, -1), one.zone, one.host), len(places))
+            for one in of.devices
+        ],
+        dtype=np.int64,
+    )
+    zones = np.unique([zone for _, zone, _ in places], return_inverse=True)[1]
+    hosts = np.unique([f"{zone}\0{host}" for _, zone, host in places], return_inverse=True)[1]
     same_zone = zones[:, np.newaxis] == zones[np.newaxis]
     same_host = hosts[:, np.newaxis] == hosts[np.newaxis]
 
     def spread(host: int, zone: int, cluster: int) -> Integers:
-        costs = np.where(same_host, host, np.where(same_zone, zone, cluster)).astype(np.int64)
-        np.fill_diagonal(costs, 0)
-        return costs
+        return np.where(same_host, host, np.where(same_zone, zone, cluster)).astype(np.int64)
 
     forward = spread(links.host.forward_ns, links.zone.forward_ns, links.cluster.forward_ns)
     back = spread(links.host.return_ns, links.zone.return_ns, links.cluster.return_ns)
-    index_of = {one.device_id: index for index, one in enumerate(of.devices)}
-    for link in links.measured:
-        source, target = index_of.get(link.source_device_id), index_of.get(link.target_device_id)
-        if source is not None and target is not None and source != target:
-            forward[source, target] = link.cost.forward_ns
-            back[source, target] = link.cost.return_ns
+    turns = _places_by_turn(list(places), len(measured.pairs.devices))
+    for ours in turns:
+        for theirs in turns:
+            sources, targets = ours[measured.pairs.sources], theirs[measured.pairs.targets]
+            rows = np.flatnonzero((sources >= 0) & (targets >= 0))
+            forward[sources[rows], targets[rows]] = measured.forward_ns[rows]
+            back[sources[rows], targets[rows]] = measured.return_ns[rows]
     forward.flags.writeable = back.flags.writeable = False
-    return forward, back
+    return Hops(place, forward, back)
+
+
+def _places_by_turn(places: Sequence[tuple[int, str, str]], count: int) -> list[Integers]:
+    """Return the place of each measured node, or -1; as many such rows as one has places, which mostly is one."""
+    turns: list[Integers] = []
+    seen: dict[int, int] = {}
+    for place, (number, _, _) in enumerate(places):
+        if number < 0:
+            continue
+        turn = seen[number] = seen.get(number, -1) + 1
+        if turn == len(turns):
+            turns.append(np.full(count, -1, dtype=np.int64))
+        turns[turn][number] = place
+    return turns
 
 
 def hierarchical_order(of: Field, used: Sequence[int], first: int, last: int) -> list[int]:
