@@ -1,5 +1,6 @@
 """Starts real nodes, for benchmarks and for tests that need the whole process."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import psutil
 
 
 class NodeFailedError(Exception):
@@ -97,6 +100,18 @@ class NodeProcess:
             except (OSError, ValueError, KeyError):
                 time.sleep(0.02)
         raise NodeFailedError(f"the node was not ready after {timeout_s} s:\n{self.log()}")
+
+    def stages(self) -> list[psutil.Process]:
+        """The stage processes that it runs."""
+        assert self.process is not None
+        found: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in psutil.Process(self.process.pid).children(recursive=True):
+                # Some end while they are looked at.
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if "exo.worker.runner.child" in one.cmdline():
+                        found.append(one)
+        return found
 
     def log(self) -> str:
         """What it has printed."""

@@ -5,12 +5,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from benchmarks.calibration import calibrate
 from benchmarks.nodes import NodeProcess
@@ -136,7 +134,7 @@ class Bench:
             time.sleep(0.1)
 
     def _all_stages(self) -> set[int]:
-        return {pid for node in self._nodes for pid in self._stages(node)}
+        return {pid for node in self._nodes for pid in _pids(node)}
 
     def until_idle(self) -> None:
         """Wait until telemetry shows that nothing runs any more: own work of a moment ago is nobody's load."""
@@ -154,17 +152,7 @@ class Bench:
     def _slow_down(self, shares: Sequence[float] | None) -> None:
         for number, (node, group) in enumerate(zip(self._nodes, self._groups, strict=False)):
             group.set_share(None if shares is None or shares[number] >= 1 else shares[number])
-            group.add(self._stages(node))
-
-    @staticmethod
-    def _stages(node: NodeProcess) -> list[int]:
-        assert node.process is not None
-        found: list[int] = []
-        for one in psutil.Process(node.process.pid).children(recursive=True):
-            with suppress(psutil.Error):
-                if "exo.worker.runner.child" in one.cmdline():
-                    found.append(one.pid)
-        return found
+            group.add(_pids(node))
 
 
 class Yardstick:
@@ -253,6 +241,10 @@ def told(name: str, told: Predicted, measured: float, *, bar: float | None) -> R
 
 def name_of(nodes: Nodes, layers: Layers) -> str:
     return f"{'/'.join(map(str, layers))} on {'/'.join('abc'[node] for node in nodes)}"
+
+
+def _pids(node: NodeProcess) -> list[int]:
+    return [one.pid for one in node.stages()]
 
 
 def _until_one_cluster(nodes: Sequence[NodeProcess]) -> None:

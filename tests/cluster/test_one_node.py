@@ -181,11 +181,7 @@ def test_a_stage_killed_in_mid_answer_ends_the_request_with_an_error_and_comes_b
             extra_body={"ignore_eos": True},
         )
         next(stream)
-        (stage,) = [
-            child
-            for child in psutil.Process(node.process.pid).children(recursive=True)
-            if "exo.worker.runner.child" in " ".join(child.cmdline())
-        ]
+        (stage,) = node.stages()
         stage.kill()
         with pytest.raises(openai.APIError):
             for _ in stream:

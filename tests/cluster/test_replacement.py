@@ -14,7 +14,16 @@ import psutil
 import pytest
 from benchmarks.nodes import NodeProcess
 
-from support.nodes import MODEL, answer, eventually, is_one_cluster, place
+from support.nodes import (
+    MODEL,
+    answer,
+    eventually,
+    is_one_cluster,
+    master_of,
+    node_id,
+    place,
+    stage_nodes,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -67,15 +76,6 @@ def three(cluster: list[NodeProcess]) -> Iterator[list[NodeProcess]]:
         print(f"--- {node.home.name}\n{node.log()[before:][-8000:]}")
 
 
-def node_id(node: NodeProcess) -> str:
-    return node.addresses["node_id"]
-
-
-def master_of(nodes: list[NodeProcess]) -> NodeProcess:
-    led_by = nodes[0].get("/state")["master_node_id"]
-    return next(node for node in nodes if node_id(node) == led_by)
-
-
 def loaded(node: NodeProcess, **asked: Any) -> tuple[dict[str, Any], float]:
     """Place the model; return the instance and how long its load took."""
     began_s = time.monotonic()
@@ -100,19 +100,6 @@ def moved(node: NodeProcess, instance_id: str, lost_s: float) -> tuple[dict[str,
         60,
     )
     return one, decided_s, time.monotonic() - lost_s
-
-
-def stage_nodes(instance: dict[str, Any]) -> list[str]:
-    return [stage["node_id"] for stage in instance["plan"]["stages"]]
-
-
-def stages_of(node: NodeProcess) -> list[psutil.Process]:
-    assert node.process is not None
-    return [
-        child
-        for child in psutil.Process(node.process.pid).children(recursive=True)
-        if "exo.worker.runner.child" in " ".join(child.cmdline())
-    ]
 
 
 def check_times(what: str, decided_s: float, served_s: float, load_s: float) -> None:
@@ -149,7 +136,7 @@ def test_the_model_of_a_killed_node_serves_elsewhere_and_the_node_is_of_use_when
 
     victim.start(60)
     eventually(lambda: is_one_cluster(three), "the node is back")
-    assert stages_of(victim) == []
+    assert victim.stages() == []
     second = place(spare, node_ids=[node_id(victim)])
     assert stage_nodes(second) == [node_id(victim)]
     assert answer(victim, PROMPT) == right
@@ -191,7 +178,7 @@ def test_a_node_that_was_silent_and_comes_back_as_it_was_ends_its_old_stage(thre
     had, master = stage_nodes(instance), master_of(three)
     victim = next(node for node in three if node_id(node) in had and node is not master)
     right = answer(master, PROMPT)
-    (old,) = stages_of(victim)
+    (old,) = victim.stages()
     assert victim.process is not None
     lost_s = time.monotonic()
     victim.process.send_signal(signal.SIGSTOP)
@@ -204,7 +191,7 @@ def test_a_node_that_was_silent_and_comes_back_as_it_was_ends_its_old_stage(thre
         victim.process.send_signal(signal.SIGCONT)
     eventually(lambda: is_one_cluster(three), "the node is back")
     eventually(lambda: not old.is_running() or old.status() == psutil.STATUS_ZOMBIE, "its old stage is ended")
-    eventually(lambda: stages_of(victim) == [], "it runs nothing")
+    eventually(lambda: victim.stages() == [], "it runs nothing")
     assert answer(victim, PROMPT) == right
     assert master.get(f"/instance/{instance['instance_id']}")["generation"] == 2
 
@@ -272,7 +259,7 @@ def test_a_request_in_flight_ends_with_an_error_that_says_that_it_can_be_tried_a
     victim = next(node for node in three if node_id(node) in had and node is not master)
     right = answer(master, PROMPT)
     # The victim's stage stands still first, so that the answer is surely under way when the node is lost.
-    (stage,) = stages_of(victim)
+    (stage,) = victim.stages()
     stage.suspend()
     asking = Streaming(master)
     asking.start()
