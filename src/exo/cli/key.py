@@ -57,8 +57,8 @@ def create(
 ) -> None:
     """Make an API key and print it. It is shown this once."""
     from exo.cli.durations import parse_duration_s
+    from exo.cli.naming import find_device
     from exo.cli.output import plain, print_json, remarks
-    from exo.cli.place import find_device
 
     lifetime_s = parse_duration_s(expires, "--expires") if expires else None
     with open_node(context, url) as client:

@@ -16,6 +16,15 @@ GIB = 1024**3
 FILE_BYTES_MAX = 1024 * 1024
 _MBPS_PER_GBIT = 1000.0
 
+_TYPES = {
+    "str": "a text in quotes",
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "array": 'a list such as ["RTX 3090"]',
+    "object": "a table",
+}
+
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e19)]
 Gibibytes = Annotated[float, msgspec.Meta(gt=0, le=2**20)]
 Size = Annotated[int, msgspec.Meta(gt=0, le=2**50)]
@@ -76,12 +85,27 @@ def read_machine(file: Path) -> dict[str, Any]:
     try:
         machine = msgspec.convert(tomllib.loads(text), _Machine)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"--with {file}: it is no TOML: {error}") from error
+        raise ConfigurationError(
+            f"--with {file}: it is no TOML: {error}; write a name and a value in each line, texts in quotes: "
+            'gpu = "RTX 4090"'
+        ) from error
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
-        what = what.replace(" | null", "").replace("`str`", "a text").replace("`float`", "a number")
         raise _wrong(file, text, where.rstrip("`").lstrip("."), what) from error
     return _body(file, text, machine)
+
+
+def in_words(what: str, where: str) -> str:
+    """Return what is wrong with a value for people who write TOML; a key that is not known with those that are."""
+    what = what.replace(" | null", "")
+    for name, words in _TYPES.items():
+        what = what.replace(f"`{name}`", words)
+    unknown = re.search(r"unknown field (`[^`]+`)", what)
+    if unknown is None:
+        return what
+    shape = _Device if where.startswith("devices[") else _Machine
+    known = [field.name for field in msgspec.structs.fields(shape) if field.type is not Any]
+    return f"there is no {unknown[1]} here, but {', '.join(known)}"
 
 
 def _read(file: Path) -> str:
@@ -180,7 +204,7 @@ def _wrong(file: Path, text: str, where: str, why: str) -> ConfigurationError:
     line = line_of(text, where, why)
     place = f"--with {file}" if line is None else f"--with {file}, line {line}"
     named = f"{where}: " if where and "catalogue" not in why else ""
-    return ConfigurationError(f"{place}: {named}{why}")
+    return ConfigurationError(f"{place}: {named}{in_words(why, where)}")
 
 
 def line_of(text: str, where: str, why: str = "") -> int | None:

@@ -2,7 +2,8 @@
 
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +53,18 @@ def size(size_bytes: int | None) -> str:
         value /= 1024
         unit += 1
     return f"{value:.0f} {_UNITS[unit]}" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def layer_range(stage: Mapping[str, Any]) -> str:
+    """Return a stage's layers, counted from 0: `0-15`, or `5` where it is one alone."""
+    first, last = stage["start_layer"], stage["end_layer"] - 1
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def layers(stage: Mapping[str, Any]) -> str:
+    """Return the same in words: `layers 0-15`, `layer 5`."""
+    told = layer_range(stage)
+    return f"layers {told}" if "-" in told else f"layer {told}"
 
 
 def print_json(value: object) -> None:

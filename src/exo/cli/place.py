@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from exo.cli.client import NodeClient
+from exo.cli.naming import find_device, find_instance, find_node, find_node_or_device
 from exo.cli.output import answers, plain, print_json, remarks
 from exo.shared.errors import ConfigurationError, ExoError, NotReadyError
 from exo.shared.types.instances import Objective, Sharding
@@ -13,7 +14,6 @@ from exo.shared.types.instances import Objective, Sharding
 Json = dict[str, Any]
 
 POLL_S = 0.1
-_PREFIX_MIN = 3
 
 
 class InstanceFailedError(ExoError):
@@ -185,71 +185,6 @@ def delete(client: NodeClient, text: str) -> None:
     instance = find_instance(client.get("/instance")["instances"], text)
     client.delete(f"/instance/{instance['instance_id']}")
     answers().print(f"{instance['instance_id']} ({plain(instance['model_id'])}) is deleted")
-
-
-def find_instance(instances: Sequence[Json], text: str) -> Json:
-    """Return the instance with this id, this start of an id, or of this model.
-
-    Raises:
-        ConfigurationError: None fits, or several do.
-    """
-    for one in instances:
-        if one["instance_id"] == text:
-            return one
-    fitting = [one for one in instances if one["model_id"] == text]
-    if not fitting and len(text) >= _PREFIX_MIN:
-        fitting = [one for one in instances if one["instance_id"].startswith(text)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        ids = ", ".join(one["instance_id"] for one in fitting)
-        raise ConfigurationError(f"{text!r} may be any of {ids}; give one id")
-    listed = ", ".join(f"{one['instance_id']} ({one['model_id']})" for one in instances)
-    there = f"there are {listed}" if listed else "nothing is placed: exo place MODEL places one"
-    raise ConfigurationError(f"there is no instance {text!r}; {there}")
-
-
-def find_node(nodes: Sequence[Json], text: str) -> str:
-    """Return the id of the node with this id, this name, or this start of an id.
-
-    Raises:
-        ConfigurationError: None fits, or several do.
-    """
-    if any(node["node_id"] == text for node in nodes):
-        return text
-    fitting = [node for node in nodes if node["name"] == text]
-    if not fitting and len(text) >= _PREFIX_MIN:
-        fitting = [node for node in nodes if node["node_id"].startswith(text)]
-    if len(fitting) == 1:
-        return str(fitting[0]["node_id"])
-    listed = ", ".join(f"{node['name']} ({node['node_id']})" for node in (fitting or nodes))
-    if fitting:
-        raise ConfigurationError(f"the node {text!r} may be any of {listed}; give an id")
-    raise ConfigurationError(f"there is no node {text!r}; there are {listed}")
-
-
-def find_device(nodes: Sequence[Json], text: str) -> str:
-    """Return the id of the device `NODE/ALIAS`, whose node may be given as in `find_node`.
-
-    Raises:
-        ConfigurationError: None fits, or several do.
-    """
-    known = {device["device_id"]: device for node in nodes for device in node["devices"]}
-    listed = ", ".join(f"{node['name']}/{one['local_alias']}" for node in nodes for one in node["devices"])
-    if text in known:
-        return text
-    node_text, separator, alias = text.partition("/")
-    if separator:
-        node_id = find_node(nodes, node_text)
-        for device_id, device in known.items():
-            if device_id.startswith(f"{node_id}/") and device["local_alias"] == alias:
-                return str(device_id)
-    raise ConfigurationError(f"there is no device {text!r}; there are {listed}")
-
-
-def find_node_or_device(nodes: Sequence[Json], text: str) -> str:
-    """Return the id of a node, or of a device `NODE/ALIAS`; raises as these do."""
-    return find_device(nodes, text) if "/" in text else find_node(nodes, text)
 
 
 def _check_kind(flag: str, given: str, kinds: Sequence[str]) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exo.cli.client import NodeClient, RefusedError
-from exo.cli.output import answers, plain, print_json, remarks, size, table
+from exo.cli.output import answers, layer_range, layers, plain, print_json, remarks, size, table
 from exo.shared.errors import ExoError
+from exo.shared.near_matches import near_matches
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,11 +65,15 @@ def dry_run(
     if plan is not None:
         print_plan(plan, wish["model_id"], names, is_explained=is_explained)
     if has_previews and len(found["previews"]) > 1:
+        # What was asked for itself is told above, or in the error below.
+        others = found["previews"] if plan is not None else found["previews"][1:]
         out.print()
-        out.print(ways(found["previews"], names))
+        print_ways(others, names)
     remarks().print("nothing was decided", style="dim")
     if plan is None:
-        raise NotPlaceableError(found["answer"]["refusal"]["message"])
+        remedy = found["answer"]["remedy"]
+        helps = "" if remedy is None else f" What would help: {lowered(remedy['words'])}."
+        raise NotPlaceableError(found["answer"]["refusal"]["message"] + helps)
 
 
 def print_plan(plan: Json, model_id: str, names: Mapping[str, str], *, is_explained: bool) -> None:
@@ -136,7 +141,7 @@ def show_why(client: NodeClient, text: str, *, decision: int | None, as_json: bo
     if explained["alternatives"]:
         out.print()
         out.print("other ways, on the same state:", style="bold")
-        out.print(ways(explained["alternatives"], names))
+        print_ways(explained["alternatives"], names)
     _print_since(found, names)
     if len(found["decisions"]) > 1:
         out.print()
@@ -145,13 +150,13 @@ def show_why(client: NodeClient, text: str, *, decision: int | None, as_json: bo
         out.print(plain(f"note: {note}"), style="dim", soft_wrap=True)
 
 
-def ways(previews: Sequence[Json], names: Mapping[str, str]) -> "Table":
-    """Return previews as a table."""
+def print_ways(previews: Sequence[Json], names: Mapping[str, str]) -> None:
+    """Print previews: a table of those that are open, and the others with their reasons, which are sentences."""
+    out = answers()
     made = table("WAY", "STAGES", "MEMORY", "ESTIMATE", "FOUND BY", right=("MEMORY", "ESTIMATE"))
     for preview in previews:
-        plan, refusal = preview["plan"], preview["refusal"]
+        plan = preview["plan"]
         if plan is None:
-            made.add_row(plain(preview["title"]), f"[red]{plain(refusal['message'])}[/red]", "-", "-", "-")
             continue
         made.add_row(
             plain(preview["title"]),
@@ -160,7 +165,17 @@ def ways(previews: Sequence[Json], names: Mapping[str, str]) -> "Table":
             _estimate(plan["prediction"]),
             plain(plan["method"]),
         )
-    return made
+    if made.row_count:
+        out.print(made)
+    for preview in previews:
+        if preview["refusal"] is not None:
+            words = plain(preview["refusal"]["message"])
+            out.print(f"[bold]not open:[/bold] {plain(preview['title'])}: [red]{words}[/red]")
+
+
+def lowered(words: str) -> str:
+    """Return words that began a sentence as they stand within one."""
+    return f"{words[:1].lower()}{words[1:]}"
 
 
 def node_names(client: NodeClient) -> dict[str, str]:
@@ -183,7 +198,7 @@ def _stages(plan: Json, names: Mapping[str, str]) -> "Table":
             str(stage["rank"]),
             plain(names.get(stage["node_id"], stage["node_id"])),
             plain(f"{where}{offloaded}"),
-            f"{stage['start_layer']}-{stage['end_layer'] - 1}",
+            layer_range(stage),
             size(stage["memory_bytes"]),
             time,
             plain(_shares(stage["shares"])),
@@ -278,7 +293,7 @@ def _decisions(decisions: Sequence[Json], shown: int | None, names: Mapping[str,
 
 def _stage(stage: Json, names: Mapping[str, str]) -> str:
     name = names.get(stage["node_id"], stage["node_id"])
-    return f"{name} layers {stage['start_layer']}-{stage['end_layer'] - 1}"
+    return f"{name} {layers(stage)}"
 
 
 def _device(device_id: str, names: Mapping[str, str]) -> str:
@@ -304,7 +319,7 @@ def _added(device: Json) -> str:
 
 def _instance_id(client: NodeClient, text: str) -> str:
     """Return the id of the instance that is meant; one that is gone is only known by its id."""
-    from exo.cli.place import find_instance
+    from exo.cli.naming import find_instance
     from exo.shared.errors import ConfigurationError
 
     instances = client.get("/instance")["instances"]
@@ -312,6 +327,9 @@ def _instance_id(client: NodeClient, text: str) -> str:
         return str(find_instance(instances, text)["instance_id"])
     except ConfigurationError:
         if sum(one["model_id"] == text or one["instance_id"].startswith(text) for one in instances) > 1:
+            raise
+        # One that is gone is told of by the log alone, which knows whole ids; a misspelt model is not looked for there.
+        if near_matches(text, [one["model_id"] for one in instances]):
             raise
         try:
             client.get(f"/instance/{text}/why")

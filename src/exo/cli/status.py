@@ -3,11 +3,13 @@
 from typing import Any
 
 from exo.cli.client import NodeClient
-from exo.cli.output import answers, plain, print_json, size, table
+from exo.cli.output import answers, layers, plain, print_json, size, table
 from exo.cli.peers import OLD_S
 
 Json = dict[str, Any]
 
+_NARROW_BELOW = 110
+"""Columns of a terminal: in fewer, devices are told below the table of nodes rather than in it."""
 _COLOURS = {"ready": "green", "failed": "red", "loading": "yellow", "pending": "yellow"}
 
 
@@ -32,7 +34,13 @@ def show_status(client: NodeClient, *, as_json: bool) -> None:
     console.print(plain(removal if removal and not master else agreement(state, names)))
     console.print(plain(state["topology"]["metrics"]["summary"]))
     console.print()
-    console.print(_nodes(state))
+    is_narrow = console.width < _NARROW_BELOW
+    console.print(_nodes(state, has_devices=not is_narrow))
+    if is_narrow:
+        console.print()
+        for node in state["topology"]["nodes"]:
+            for line in _device_lines(state, node):
+                console.print(f"{plain(node['name'])} {line}")
     for node in state["topology"]["nodes"]:
         for refused in node.get("refused_devices", ()):
             console.print(f"[yellow]not used on {plain(node['name'])}:[/yellow] {refusal_line(refused)}")
@@ -114,8 +122,12 @@ def short(long_id: str | None) -> str:
     return (long_id or "-")[:8]
 
 
-def _nodes(state: Json) -> Any:
-    made = table("NODE", "ID", "ADDRESS", "MEMORY FREE", "DEVICES", "MODELS", right=("MEMORY FREE", "MODELS"))
+def _nodes(state: Json, *, has_devices: bool) -> Any:
+    devices = ("DEVICES",) if has_devices else ()
+    made = table("NODE", "ID", "ADDRESS", "MEMORY FREE", *devices, "MODELS", right=("MEMORY FREE", "MODELS"))
+    for column in made.columns:
+        # Nobody can copy an address that is cut in two.
+        column.no_wrap = column.header in ("ID", "ADDRESS", "MEMORY FREE")
     for node in state["topology"]["nodes"]:
         # What a node that is away told last says nothing of now.
         is_there = node["is_connected"]
@@ -133,14 +145,18 @@ def _nodes(state: Json) -> Any:
         elif not node["is_worker"]:
             name += " (no worker)"
         address = f"{node['api_address']['host']}:{node['api_address']['port']}"
-        devices = [
-            device_line(device, state["gpu_device_state"].get(device["device_id"]) if is_there else None)
-            for device in sorted(node["devices"], key=alias_order)
-        ]
-        made.add_row(
-            name, short(node["node_id"]), address, memory, "\n".join(devices) or "-", str(len(node["models"]))
-        )
+        told = ("\n".join(_device_lines(state, node)) or "-",) if has_devices else ()
+        made.add_row(name, short(node["node_id"]), address, memory, *told, str(len(node["models"])))
     return made
+
+
+def _device_lines(state: Json, node: Json) -> list[str]:
+    """Return a line for each device of a node; of one that is away nothing is known of now."""
+    now: Json = state["gpu_device_state"] if node["is_connected"] else {}
+    return [
+        device_line(device, now.get(device["device_id"]))
+        for device in sorted(node["devices"], key=alias_order)
+    ]
 
 
 def alias_order(device: Json) -> tuple[str, int, str]:
@@ -194,7 +210,7 @@ def _instances(state: Json, names: dict[str, str]) -> Any:
             text += f", moved: {plain(instance['moved_reason'])}"
         stages = [
             f"{stage['rank']}: {names.get(stage['node_id'], short(stage['node_id']))} "
-            f"layers {plan['start_layer']}-{plan['end_layer'] - 1}, {size(plan['memory_bytes'])}"
+            f"{layers(plan)}, {size(plan['memory_bytes'])}"
             for stage, plan in zip(instance["stages"], instance["plan"]["stages"], strict=True)
         ]
         made.add_row(

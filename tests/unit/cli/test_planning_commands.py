@@ -88,6 +88,23 @@ def test_without_a_node_given_by_its_name(lab: RunningWorld, run: Run) -> None:
     assert run("place", "big", "--without", "zebra").code == 2
 
 
+def test_a_refusal_names_what_would_help_and_keeps_the_ways_that_are_open(
+    lab: RunningWorld, run: Run
+) -> None:
+    outcome = run("place", "big", "--dry-run", "--layers", "1,2")
+    assert outcome.code == 1
+    assert "What would help: do not prescribe the layers of each stage." in outcome.err
+    table, _, others = outcome.out.partition("not open: ")
+    assert "Fewest nodes" in table and "adds up to 3" not in outcome.out
+    assert others.startswith("Tensor parallel: ")
+
+
+def test_why_of_a_misspelt_model_guesses_it(lab: RunningWorld, run: Run) -> None:
+    place(lab)
+    outcome = run("why", "bigg")
+    assert (outcome.code, outcome.out) == (2, "") and "did you mean big?" in outcome.err
+
+
 def test_a_dry_run_that_ends_with_a_refusal_fails(lab: RunningWorld, run: Run) -> None:
     outcome = run("place", "big", "--dry-run", "--concurrency", "100000")
     assert outcome.code == 1

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from exo.cli import output
+from exo.cli.naming import find_device, find_instance, find_node
 from exo.cli.output import size
-from exo.cli.place import find_device, find_instance, find_node
 from exo.cli.status import alias_order, device_line
 from exo.cluster.facts import PeerSeen
 from exo.shared.errors import ConfigurationError
@@ -258,7 +259,7 @@ def test_delete_takes_an_id_or_a_models_name(ready: RunningWorld, run: Run) -> N
         assert run("delete", text) == (0, "i (toy) is deleted\n", "")
     assert [type(command) for command in commands] == [DeleteInstance, DeleteInstance]
     outcome = run("delete", "other")
-    assert (outcome.code, outcome.err) == (2, "exo: there is no instance 'other'; there are i (toy)\n")
+    assert (outcome.code, outcome.err) == (2, "exo: there is no instance 'other'; there is i (toy)\n")
 
 
 def test_without_a_node_there_is_one_sentence(run: Run) -> None:
@@ -295,7 +296,7 @@ def test_a_node_that_is_unclear_is_asked_about(text: str) -> None:
 def test_a_device_is_found_by_its_nodes_name_and_alias() -> None:
     assert find_device(NODES, "one/cpu:0") == "aaaa1/cpu:x"
     assert find_device(NODES, "aaaa1/cpu:x") == "aaaa1/cpu:x"
-    with pytest.raises(ConfigurationError, match="there is no device 'cpu:0'; there are one/cpu:0"):
+    with pytest.raises(ConfigurationError, match=r"'cpu:0'; did you mean one/cpu:0.* there is one/cpu:0"):
         find_device(NODES, "cpu:0")
 
 
@@ -315,6 +316,30 @@ def test_an_instance_is_found_by_id_model_or_the_start_of_an_id() -> None:
         find_instance(instances, "nothing")
     with pytest.raises(ConfigurationError, match="nothing is placed: exo place MODEL places one"):
         find_instance([], "nothing")
+
+
+def test_a_misspelt_name_is_guessed_and_of_many_only_some_are_listed() -> None:
+    many = [
+        {"node_id": f"{place:04}", "name": f"rack-{place}", "devices": [{"device_id": f"{place:04}/cpu:0"}]}
+        for place in range(1_000)
+    ]
+    with pytest.raises(ConfigurationError, match=r"did you mean one\?") as wrong:
+        find_node(NODES, "onee")
+    assert "two (bbbb1)" in wrong.value.message
+    with pytest.raises(ConfigurationError, match=r"and 992 more \(exo status\)$") as wrong:
+        find_node(many, "zebra")
+    assert len(wrong.value.message) < 300
+
+
+def test_a_narrow_terminal_cuts_no_address_and_has_devices_below(
+    ready: RunningWorld, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "_PIPED_WIDTH", 80)
+    shown = run("status").out
+    address = ready.world.coordinator.state.nodes[NodeId("a")].identity.api_address
+    assert f"{address.host}:{address.port}" in shown
+    assert "\nhost-a cpu:0 Test CPU" in shown and "DEVICES" not in shown
+    assert all(len(line) <= 80 for line in shown.splitlines()[3:])
 
 
 def test_a_device_is_one_line_of_what_is_known() -> None:
