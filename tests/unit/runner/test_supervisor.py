@@ -231,6 +231,28 @@ async def test_being_cancelled_leaves_nothing_behind() -> None:
     assert not psutil.pid_exists(pid)
 
 
+async def test_one_that_obeys_no_signal_is_left_behind_when_the_node_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a process that is stuck in a driver. Here it is the signals that do not reach it."""
+    watched = Watched("beat()\ntime.sleep(60)", RunnerTimeouts(heartbeat_s=60, kill_s=0.3))
+    await watched.wait_for(lambda message: isinstance(message, Heartbeat))
+    pid = watched.runner.pid
+    assert pid is not None
+    with monkeypatch.context() as deaf:
+        deaf.setattr(os, "killpg", lambda *_: None)
+        watched.task.cancel()
+        await asyncio.sleep(0)
+        watched.task.cancel()
+        async with asyncio.timeout(10):
+            with pytest.raises(asyncio.CancelledError):
+                await watched.task
+    assert psutil.pid_exists(pid)
+    os.kill(pid, signal.SIGKILL)
+    process = watched.runner._process  # pyright: ignore[reportPrivateUsage]
+    assert process is not None and await process.wait() == -signal.SIGKILL
+
+
 async def test_what_it_started_goes_with_it() -> None:
     watched = Watched(
         "import subprocess\nother = subprocess.Popen(['sleep', '60'])\n"

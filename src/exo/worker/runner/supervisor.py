@@ -52,6 +52,8 @@ class RunnerTimeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Between two words on how loading goes."""
     stop_s: float = 3.0
     """From the order to stop to SIGTERM, and from there to SIGKILL."""
+    kill_s: float = 3.0
+    """From SIGKILL to leaving it behind when the node itself ends: what is stuck in a driver obeys no signal."""
 
 
 class StageRunner:
@@ -213,15 +215,25 @@ class StageRunner:
         if process is None:
             return
         self._signal(signal.SIGKILL)
-        # SIGKILL is obeyed at once. Being cancelled has to wait for it: no process may be left behind.
+        # SIGKILL is obeyed at once, and being cancelled has to wait for it: no process may be left behind. But one that
+        # is stuck in the kernel ends with what it waits for, and no node can wait for that in order to end.
         cancelled: asyncio.CancelledError | None = None
+        ends_s = time.monotonic() + self._timeouts.kill_s
         with anyio.CancelScope(shield=True):
             waiting = asyncio.ensure_future(process.wait())
-            while not waiting.done():
+            while not waiting.done() and (left_s := ends_s - time.monotonic()) > 0:
                 try:
-                    await asyncio.shield(waiting)
+                    await asyncio.wait([waiting], timeout=left_s)
                 except asyncio.CancelledError as error:
                     cancelled = error
+        if not waiting.done():
+            waiting.cancel()
+            logger.error(
+                "{}: its process {} does not end, not even by SIGKILL; it is left behind, and ends when its device's "
+                "driver lets go of it",
+                self._name,
+                process.pid,
+            )
         if process.stdin is not None:
             process.stdin.close()
         if cancelled is not None:
