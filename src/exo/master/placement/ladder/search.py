@@ -128,13 +128,15 @@ class Search:
             is_decided = search.find_any()
         if self.options.wants_any and search.best is not None:
             return Outcome(search.best, 0, "prefix programme", search.splits, is_truncated=False)
-        search.climb()
         bound = single
         if not is_proven:
             ring = search.best.ring if search.best is not None else ()
             upper = search.best.cost_ns if search.best is not None else INFINITE
-            several = WindowBound(of).bound_ns(upper, start_price_ns(of, ring), self.should_stop)
+            windows = WindowBound(of)
+            several = windows.bound_ns(upper, start_price_ns(of, ring), self.should_stop)
             bound = min(single, several)
+            if search.best is None or bound < search.best.cost_ns:
+                search.climb(windows.drafts, least_ns=bound)
         self.is_truncated |= search.is_truncated or (
             search.best is None and not is_decided and bound < INFINITE
         )

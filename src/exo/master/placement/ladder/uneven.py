@@ -11,8 +11,9 @@ from exo.master.placement.ladder.field import Field
 from exo.master.placement.ladder.prefix import PrefixProgramme
 from exo.master.placement.ladder.programme import INFINITE
 from exo.master.placement.ladder.reach import rings_that_reach
-from exo.master.placement.ladder.ring import link_matrices
+from exo.master.placement.ladder.ring import hierarchical_order, link_matrices
 from exo.master.placement.ladder.rules import keeps_rules
+from exo.master.placement.ladder.uneven_moves import RingMoves, changed, changes_of, joined
 from exo.master.placement.ladder.water import Filled
 
 _REACHES_UP_TO = 13
@@ -21,7 +22,16 @@ _ALL_UP_TO, _ALL_WORK_MAX = 6, 80_000
 """Devices of which every order of every subset is tried, where orders times layers are not too many."""
 _REACHING_MAX = 4_000
 """Rings that reach the end, but break a rule or overfill a pool, after which no more are tried."""
-_SPLITS_MAX = 600
+_WEIGHED_MAX = 15000
+"""Changes of rings that are weighed at most."""
+_STARTS_MAX = 3
+_CLOSE_ENOUGH = 1e-4
+_NEAR, _WIDE = 2, 10
+"""Over how many places devices swap and move."""
+_ABSENT_MAX = 16
+"""Devices outside of a ring that are tried in it."""
+_LOOKED_AT_MAX, _TRIED_MAX = 40, 8
+"""Changes that look better: those that are looked at, and those of which the true cost is asked."""
 _IDLE_KICKS_MAX = 12
 _ORDERS_MAX = 200
 _SEED = 21
@@ -42,7 +52,9 @@ class UnevenSearch:
         self._forward: list[list[int]] = forward.tolist()
         self._back: list[list[int]] = back.tolist()
         self._names = [one.device_id for one in self.of.devices]
+        self._required = frozenset(np.flatnonzero(of.is_required).tolist())
         self._seen: set[tuple[int, ...]] = set()
+        self._least_ns = 0
 
     def try_ring(self, ring: Sequence[int]) -> bool:
         """Split the layers over a ring; say whether that is the best so far."""
@@ -70,7 +82,7 @@ class UnevenSearch:
             [self._names[one] for one in ring], problem.rules
         ):
             return False
-        return all(index in ring for index in np.flatnonzero(self.of.is_required).tolist())
+        return self._required <= set(ring)
 
     def _hops_ns(self, ring: tuple[int, ...]) -> int:
         if len(ring) < 2:
@@ -79,36 +91,101 @@ class UnevenSearch:
             self._forward[source][target] for source, target in pairwise(ring)
         )
 
-    def climb(self) -> None:
-        """Drop, exchange, add and move devices as long as that helps; then from a changed ring again."""
+    def climb(self, drafts: Sequence[tuple[int, ...]] = (), *, least_ns: int = 0) -> None:
+        """Drop, exchange, add, swap and move devices as long as that helps; then from a changed ring again.
+
+        `drafts` are rings that may not hold all layers, but nearly do. No plan costs less than `least_ns`.
+        """
+        moves = RingMoves(self.of)
+        self._least_ns = least_ns
+        starts = [self.best] if self.best is not None else []
+        for draft in drafts:
+            found = [self._weighed(ring) for ring in self._ordered(draft)]
+            fits = [one for one in found if one is not None]
+            if not fits and len(starts) < 2:
+                near = self._changed(moves, Filled(INFINITE, draft, ()), _NEAR)
+                fits = [near] if near is not None else []
+            starts.extend(fits)
+        for start in sorted(starts, key=lambda one: (one.cost_ns, one.ring))[:_STARTS_MAX]:
+            self._descend(moves, start, _NEAR)
+        self._wander(moves)
+        self.splits += moves.weighed
+
+    def _ordered(self, draft: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return a ring as it is, with hosts and zones kept together where they come on average, and by name."""
+        devices = self.of.devices
+        places: dict[tuple[str, ...], list[int]] = {}
+        for place, index in enumerate(draft):
+            one = devices[index]
+            for key in ((one.zone,), (one.zone, one.host)):
+                places.setdefault(key, []).append(place)
+        mean = {key: sum(inside) / len(inside) for key, inside in places.items()}
+        together = sorted(
+            range(len(draft)),
+            key=lambda place: (
+                mean[(zone := devices[draft[place]].zone,)],
+                zone,
+                mean[zone, (host := devices[draft[place]].host)],
+                host,
+                place,
+            ),
+        )
+        by_name = hierarchical_order(self.of, draft, draft[0], draft[-1])
+        return list(dict.fromkeys((draft, tuple(draft[place] for place in together), tuple(by_name))))
+
+    def _wander(self, moves: RingMoves) -> None:
         chance = random.Random(_SEED)
         at = self.best
         idle = 0
         while at is not None and self.best is not None and idle < _IDLE_KICKS_MAX:
             before = self.best
-            at = self._descended(at)
-            if self._is_over():
+            self._descend(moves, at, _WIDE)
+            if self._is_over(moves):
                 return
             idle = idle + 1 if self.best is before else 0
             at = self._weighed(self._kicked(self.best.ring, chance)) or self.best
 
-    def _is_over(self) -> bool:
+    def _descend(self, moves: RingMoves, at: Filled, span_max: int) -> None:
+        """Take the best change of all, first of the near ones, until none helps."""
+        span = _NEAR
+        while not self._is_over(moves):
+            found = self._changed(moves, at, span)
+            if found is not None:
+                at, span = found, _NEAR
+            elif span >= min(span_max, len(at.ring) - 1):
+                return
+            else:
+                span = span_max
+
+    def _is_over(self, moves: RingMoves) -> bool:
         if self._should_stop():
             self.is_truncated = True
-        return self.is_truncated or self.splits >= _SPLITS_MAX
+        is_best = self.best is not None and self.best.cost_ns * (1 - _CLOSE_ENOUGH) <= self._least_ns
+        return self.is_truncated or is_best or moves.weighed >= _WEIGHED_MAX
 
-    def _descended(self, at: Filled) -> Filled:
-        improved = True
-        while improved:
-            improved = False
-            for ring in self._around(at.ring):
-                if self._is_over():
-                    return at
-                found = self._weighed(ring)
-                if found is not None and found.cost_ns < at.cost_ns:
-                    at, improved = found, True
-                    break
-        return at
+    def _changed(self, moves: RingMoves, at: Filled, span: int) -> Filled | None:
+        """Return the best change that helps; memory that devices share is only looked at here."""
+        changes = changes_of(at.ring, self._absent(at.ring), span_max=span)
+        # What stages save is less than what a best plan would.
+        hops_max_ns = self._hops_ns(at.ring) + at.cost_ns - self._least_ns
+        costs = moves.costs_ns(at.ring, changes, hops_max_ns=hops_max_ns)
+        order = np.argsort(costs, kind="stable")
+        better: list[int] = order[costs[order] < at.cost_ns][:_LOOKED_AT_MAX].tolist()
+        together = joined(at.ring, [changes[one] for one in better])
+        tried = 0
+        for ring in (*together, *(changed(at.ring, changes[one]) for one in better)):
+            if ring in self._seen or not self._is_allowed(ring):
+                continue
+            tried += 1
+            found = self._weighed(ring)
+            if found is not None and found.cost_ns < at.cost_ns:
+                return found
+            if tried >= _TRIED_MAX:
+                break
+        return None
+
+    def _absent(self, ring: tuple[int, ...]) -> list[int]:
+        return [index for index in self._by_speed() if index not in ring][:_ABSENT_MAX]
 
     def _kicked(self, ring: tuple[int, ...], chance: random.Random) -> tuple[int, ...]:
         """Exchange two devices for others, or shuffle a part."""
@@ -135,17 +212,6 @@ class UnevenSearch:
                     return False
                 self.try_ring(ring)
         return self._has_own_pools
-
-    def _around(self, ring: tuple[int, ...]) -> list[tuple[int, ...]]:
-        absent = [index for index in self._by_speed() if index not in ring][:8]
-        around = [ring[turn:] + ring[:turn] for turn in range(1, len(ring))]
-        for one in range(len(ring)):
-            rest = ring[:one] + ring[one + 1 :]
-            around.append(rest)
-            around.extend(_put(rest, other, ring[one]) for other in range(one + 1, len(ring)))
-            around.extend(_put(rest, one, index) for index in absent)
-        around.extend(_put(ring, place, index) for place in range(len(ring) + 1) for index in absent)
-        return around
 
     def _by_speed(self) -> list[int]:
         usable = np.flatnonzero(self.of.room_bytes[self.of.pool] > 0)
@@ -194,10 +260,6 @@ class UnevenSearch:
             if tried >= _REACHING_MAX:
                 return False
         return self._has_own_pools or not is_open
-
-
-def _put(ring: tuple[int, ...], place: int, index: int) -> tuple[int, ...]:
-    return (*ring[:place], index, *ring[place:])
 
 
 def best_single_uneven(of: Field, search: UnevenSearch) -> int:
