@@ -1,5 +1,6 @@
 """What is asked of the cluster from here, beside decisions: a confirmed read, a history begun anew, leave to stop."""
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
@@ -71,9 +72,21 @@ class Asking:
                     [NodeDisconnected(node_id=own, reason=STOPPED)], cause_id=f"leave-{situation.boot_id}"
                 )
             else:
-                self._kernel.uplink.say_farewell()
+                await self._say_farewell()
             while situation.is_agreeing or situation.standing == "leader":
                 await self._kernel.board.changed.wait()
+
+    async def _say_farewell(self) -> None:
+        """Tell the master that this node stops, and wait until it knows.
+
+        A connection that ends with what was last written to it would look as if this node was lost. What is sent is
+        read in order: whoever answers what came behind the farewell has read that.
+        """
+        uplink = self._kernel.uplink
+        if uplink.master is not None:
+            uplink.say_farewell()
+            with contextlib.suppress(NoMasterError):
+                await uplink.confirm()
 
 
 def forget_fault(situation: Situation, node_ids: Sequence[NodeId]) -> str | None:

@@ -12,6 +12,7 @@ from exo.cluster.discovery.memory import MemoryDiscovery
 from exo.cluster.discovery.static import StaticDiscovery
 from exo.cluster.errors import LogWriteError
 from exo.cluster.log.store import memory_store, open_store
+from exo.cluster.membership import STOPPED
 from exo.cluster.options import CoordinatorOptions
 from exo.cluster.replica import EmbeddedCoordinator
 from exo.cluster.transport.tcp import TcpTransport
@@ -84,6 +85,33 @@ def test_followers_of_a_cluster_that_yields_go_along() -> None:
         assert ups["a"].state.nodes[NodeId("b")].identity.models == (model,), "a node's facts come along"
         ids = {ups[host].state.nodes[NodeId("b")].identity.boot_id for host in "abcde"}
         assert len(ids) == 1
+        await simulation.stop_all()
+
+    run(story())
+
+
+@pytest.mark.parametrize("host", ["master", "voter", "observer"])
+def test_whoever_stops_is_known_to_have_stopped_however_soon_it_ends_then(host: str) -> None:
+    async def story() -> None:
+        simulation = Simulation(8, "abcdefgh", delay_s=0.1)
+        await simulation.start_all()
+        await simulation.until(simulation.is_one, timeout_s=20)
+        await simulation.until(lambda: len(simulation.master.up.state.voters.voters) == 5, timeout_s=20)
+        voters = simulation.master.up.state.voters.members
+        others = [node for node in simulation.running if node is not simulation.master]
+        leaver = {
+            "master": simulation.master,
+            "voter": next(node for node in others if node.host in voters),
+            "observer": next(node for node in others if node.host not in voters),
+        }[host]
+        witness = next(node for node in others if node is not leaver)
+        await leaver.stop()
+
+        def is_told() -> bool:
+            one = witness.up.state.nodes[NodeId(leaver.host)]
+            return not one.is_connected and one.left_reason == STOPPED
+
+        await simulation.until(is_told, timeout_s=3)
         await simulation.stop_all()
 
     run(story())
