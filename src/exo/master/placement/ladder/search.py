@@ -22,6 +22,8 @@ from exo.master.placement.ladder.uneven_bound import WindowBound, start_price_ns
 from exo.master.placement.ladder.units import demanded_alone, units_of
 from exo.master.placement.ladder.water import Filled
 
+_FAIR = 2e-3
+"""A gap of unequal layers that is not worth prices for each of them."""
 _CLOSE_ENOUGH = 1e-4
 """A round this near to its bound is not worth another run of the programme."""
 _LIMITED_SHARE = 4
@@ -121,30 +123,40 @@ class Search:
         if self.options.wants_any and search.best is None and search.find_any():
             # Found, or none at all; else all orders have to say.
             bound = 0 if search.best is not None else INFINITE
-            return Outcome(search.best, bound, "prefix programme", search.splits, is_truncated=False)
+            return Outcome(search.best, bound, "prefix programme", search.evaluations, is_truncated=False)
         is_proven = not (self.options.wants_any and search.best is not None) and search.try_all()
         is_decided = is_proven
         if search.best is None and not is_proven:
             is_decided = search.find_any()
         if self.options.wants_any and search.best is not None:
-            return Outcome(search.best, 0, "prefix programme", search.splits, is_truncated=False)
+            return Outcome(search.best, 0, "prefix programme", search.evaluations, is_truncated=False)
         bound = single
         if not is_proven:
-            ring = search.best.ring if search.best is not None else ()
-            upper = search.best.cost_ns if search.best is not None else INFINITE
-            windows = WindowBound(of)
-            several = windows.bound_ns(upper, start_price_ns(of, ring), self.should_stop)
-            bound = min(single, several)
-            if search.best is None or bound < search.best.cost_ns:
-                search.climb(windows.drafts, least_ns=bound)
+            bound = min(single, self._bounded(of, search))
         self.is_truncated |= search.is_truncated or (
             search.best is None and not is_decided and bound < INFINITE
         )
-        self.evaluations += search.splits
+        self.evaluations += search.evaluations
         method: Method = "prefix programme"
         if search.best is not None:
             bound = search.best.cost_ns if is_proven else min(bound, search.best.cost_ns)
-        return Outcome(search.best, bound, method, search.splits, is_truncated=search.is_truncated)
+        return Outcome(search.best, bound, method, search.evaluations, is_truncated=search.is_truncated)
+
+    def _bounded(self, of: Field, search: UnevenSearch) -> int:
+        """Return what no plan of several stages can beat, and improve the plan at hand by what that comes upon."""
+        windows = WindowBound(of)
+
+        def upper_ns() -> int:
+            return search.best.cost_ns if search.best is not None else INFINITE
+
+        price = start_price_ns(of, search.best.ring if search.best is not None else ())
+        bound = windows.bound_ns(upper_ns(), price, self.should_stop)
+        search.descend(windows.drafts, least_ns=bound)
+        if upper_ns() - bound > _FAIR * upper_ns():
+            bound = windows.refined_ns(upper_ns())
+            search.descend(windows.drafts, least_ns=bound)
+            search.wander()
+        return bound
 
     def _rings_on_average(self, of: Field) -> Iterator[tuple[int, ...]]:
         """Plan as if all layers were the average one, and somewhat larger: what fits tightly then may not in truth."""

@@ -1,6 +1,7 @@
 """Plans for layers of unequal size or time: rings found on average layers, split with the true ones, and varied."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise, permutations
 from math import perm
@@ -24,11 +25,12 @@ _REACHING_MAX = 4_000
 """Rings that reach the end, but break a rule or overfill a pool, after which no more are tried."""
 _WEIGHED_MAX = 15000
 """Changes of rings that are weighed at most."""
-_STARTS_MAX = 3
-_CLOSE_ENOUGH = 1e-4
+_DRAFTS_MAX, _STARTS_MAX = 4, 3
+_CLOSE_ENOUGH, _FAIR = 1e-4, 1e-3
+"""Gaps at which all search ends, and at which no ring is changed by chance any more."""
 _NEAR, _WIDE = 2, 10
 """Over how many places devices swap and move."""
-_ABSENT_MAX = 16
+_ABSENT_MAX = 6
 """Devices outside of a ring that are tried in it."""
 _LOOKED_AT_MAX, _TRIED_MAX = 40, 8
 """Changes that look better: those that are looked at, and those of which the true cost is asked."""
@@ -55,6 +57,9 @@ class UnevenSearch:
         self._required = frozenset(np.flatnonzero(of.is_required).tolist())
         self._seen: set[tuple[int, ...]] = set()
         self._least_ns = 0
+        self._moves: RingMoves | None = None
+        self._favoured: list[int] = []
+        self._slower: list[int] = []
 
     def try_ring(self, ring: Sequence[int]) -> bool:
         """Split the layers over a ring; say whether that is the best so far."""
@@ -91,15 +96,21 @@ class UnevenSearch:
             self._forward[source][target] for source, target in pairwise(ring)
         )
 
-    def climb(self, drafts: Sequence[tuple[int, ...]] = (), *, least_ns: int = 0) -> None:
-        """Drop, exchange, add, swap and move devices as long as that helps; then from a changed ring again.
+    def descend(self, drafts: Sequence[tuple[int, ...]] = (), *, least_ns: int = 0) -> None:
+        """Drop, exchange, add, swap and move devices of the best rings as long as that helps.
 
         `drafts` are rings that may not hold all layers, but nearly do. No plan costs less than `least_ns`.
         """
-        moves = RingMoves(self.of)
+        if least_ns >= INFINITE:
+            return
+        moves = self._moves = self._moves or RingMoves(self.of)
         self._least_ns = least_ns
+        uses = Counter(index for draft in drafts for index in draft)
+        order = self._by_speed()
+        self._favoured = sorted((one for one in order if uses[one]), key=lambda one: -uses[one])
+        self._slower = [one for one in order if not uses[one]]
         starts = [self.best] if self.best is not None else []
-        for draft in drafts:
+        for draft in drafts[:_DRAFTS_MAX]:
             found = [self._weighed(ring) for ring in self._ordered(draft)]
             fits = [one for one in found if one is not None]
             if not fits and len(starts) < 2:
@@ -108,8 +119,25 @@ class UnevenSearch:
             starts.extend(fits)
         for start in sorted(starts, key=lambda one: (one.cost_ns, one.ring))[:_STARTS_MAX]:
             self._descend(moves, start, _NEAR)
-        self._wander(moves)
-        self.splits += moves.weighed
+
+    def wander(self) -> None:
+        """Descend with changes over more places, then from a changed ring again."""
+        moves = self._moves
+        chance = random.Random(_SEED)
+        at = self.best
+        idle = 0
+        while moves is not None and at is not None and self.best is not None and idle < _IDLE_KICKS_MAX:
+            before = self.best
+            self._descend(moves, at, _WIDE)
+            if self._is_over(moves) or self._is_within(_FAIR):
+                return
+            idle = idle + 1 if self.best is before else 0
+            at = self._weighed(self._kicked(self.best.ring, chance)) or self.best
+
+    @property
+    def evaluations(self) -> int:
+        """Rings that were split or weighed."""
+        return self.splits + (self._moves.weighed if self._moves is not None else 0)
 
     def _ordered(self, draft: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Return a ring as it is, with hosts and zones kept together where they come on average, and by name."""
@@ -133,18 +161,6 @@ class UnevenSearch:
         by_name = hierarchical_order(self.of, draft, draft[0], draft[-1])
         return list(dict.fromkeys((draft, tuple(draft[place] for place in together), tuple(by_name))))
 
-    def _wander(self, moves: RingMoves) -> None:
-        chance = random.Random(_SEED)
-        at = self.best
-        idle = 0
-        while at is not None and self.best is not None and idle < _IDLE_KICKS_MAX:
-            before = self.best
-            self._descend(moves, at, _WIDE)
-            if self._is_over(moves):
-                return
-            idle = idle + 1 if self.best is before else 0
-            at = self._weighed(self._kicked(self.best.ring, chance)) or self.best
-
     def _descend(self, moves: RingMoves, at: Filled, span_max: int) -> None:
         """Take the best change of all, first of the near ones, until none helps."""
         span = _NEAR
@@ -158,10 +174,13 @@ class UnevenSearch:
                 span = span_max
 
     def _is_over(self, moves: RingMoves) -> bool:
+        """Say whether the search is done; it ends by count, so that equal input gives the equal plan."""
         if self._should_stop():
             self.is_truncated = True
-        is_best = self.best is not None and self.best.cost_ns * (1 - _CLOSE_ENOUGH) <= self._least_ns
-        return self.is_truncated or is_best or moves.weighed >= _WEIGHED_MAX
+        return self.is_truncated or self._is_within(_CLOSE_ENOUGH) or moves.weighed >= _WEIGHED_MAX
+
+    def _is_within(self, share: float) -> bool:
+        return self.best is not None and self.best.cost_ns * (1 - share) <= self._least_ns
 
     def _changed(self, moves: RingMoves, at: Filled, span: int) -> Filled | None:
         """Return the best change that helps; memory that devices share is only looked at here."""
@@ -185,7 +204,9 @@ class UnevenSearch:
         return None
 
     def _absent(self, ring: tuple[int, ...]) -> list[int]:
-        return [index for index in self._by_speed() if index not in ring][:_ABSENT_MAX]
+        """Return devices outside of a ring, those first that drafts use, then by speed."""
+        inside = set(ring)
+        return [index for index in (*self._favoured, *self._slower) if index not in inside][:_ABSENT_MAX]
 
     def _kicked(self, ring: tuple[int, ...], chance: random.Random) -> tuple[int, ...]:
         """Exchange two devices for others, or shuffle a part."""

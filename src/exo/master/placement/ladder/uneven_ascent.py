@@ -5,7 +5,7 @@ with a penalty on how far it lies from the best point so far. Where prices come 
 together gets near the top in a handful of rounds; then finer bases follow.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,75 +20,84 @@ _WIDENINGS_MAX = 2
 _FIRST_RISE = 0.002
 """What a first step in a finer basis aims at, as a share of the value."""
 _EXCHANGES_MAX = 200
+_TINY = 1e-9
 
 
-def ascend(
-    value_of: Callable[[Floats], tuple[float, Floats]],
-    start: Floats,
-    *,
-    bases: Sequence[Floats | None],
-    upper: float,
-    rounds_max: int,
-    prices_max: float,
-) -> tuple[float, Floats]:
-    """Return the best value found and its prices; no value above `upper` is looked for.
+class Ascent:
+    """One climb, from basis to basis.
 
     Args:
         value_of: Value and slope of the function at a point.
         start: Where to begin.
-        bases: Orthonormal columns in which to move, one after the other; None moves every price by itself.
-        upper: What the function cannot rise above, or need not.
-        rounds_max: How often the function is asked at most.
-        prices_max: Prices beyond which it is not asked.
+        prices_max: Prices beyond which the function is not asked.
     """
-    value, slope = value_of(start)
-    points, values, slopes = [start], [value], [slope]
-    best, centre = value, start
-    left = rounds_max - 1
-    weight: float | None = None
-    for basis in bases:
-        widenings = nulls = 0
-        while left > 0 and best < upper * (1 - _CLOSE_ENOUGH):
-            planes = np.array(slopes[-_PLANES_MAX:])
-            errors = np.array(values[-_PLANES_MAX:]) - best
-            errors += np.einsum("ij,ij->i", planes, centre - np.array(points[-_PLANES_MAX:]))
+
+    def __init__(
+        self, value_of: Callable[[Floats], tuple[float, Floats]], start: Floats, *, prices_max: float
+    ) -> None:
+        self._value_of = value_of
+        self._prices_max = prices_max
+        value, slope = value_of(start)
+        self.best = value
+        """The greatest value so far."""
+        self.point = start
+        """Where it is."""
+        self._points, self._values, self._slopes = [start], [value], [slope]
+
+    def climb(self, basis: Floats | None, *, upper: float, rounds_max: int) -> int:
+        """Move in the span of a basis (orthonormal columns; None: all prices by themselves); return the rounds taken.
+
+        No value above `upper` is looked for.
+        """
+        weight: float | None = None
+        rounds = widenings = nulls = 0
+        while rounds < rounds_max and self.best < upper * (1 - _CLOSE_ENOUGH):
+            planes, errors = self._planes()
             moved = planes if basis is None else planes @ basis
             products = moved @ moved.T
             if weight is None:
                 slant = float(products[-1, -1])
                 if slant < _TINY:
                     break
-                aim = upper - best if len(values) == 1 else _FIRST_RISE * abs(best)
-                weight = min(aim, abs(best) + 1) / slant
-            shares = mixed(products, np.maximum(0.0, errors), weight)
+                aim = upper - self.best if len(self._values) == 1 else _FIRST_RISE * abs(self.best)
+                weight = min(aim, abs(self.best) + 1) / slant
+            shares = mixed(products, errors, weight)
             way = shares @ moved
-            rise = float(shares @ np.maximum(0.0, errors)) + weight * float(way @ way)
-            if rise < _WORTH * abs(best):
+            rise = float(shares @ errors) + weight * float(way @ way)
+            if rise < _WORTH * abs(self.best):
                 if widenings == _WIDENINGS_MAX or float(way @ way) < _TINY:
                     break
                 widenings, weight = widenings + 1, weight * 8
                 continue
-            point = centre + weight * (way if basis is None else basis @ way)
-            if float(np.abs(point).max()) > prices_max:
+            point = self.point + weight * (way if basis is None else basis @ way)
+            if float(np.abs(point).max()) > self._prices_max:
                 break
-            value, slope = value_of(point)
-            left -= 1
-            points.append(point)
-            values.append(value)
-            slopes.append(slope)
-            gain = value - best
-            if gain > 0:
-                best, centre = value, point
+            rounds += 1
+            gain = self._ask(point)
             if gain >= 0.5 * rise:
                 weight *= 2
             nulls = 0 if gain >= 0.1 * rise else nulls + 1
             if nulls >= 3 or gain < -3 * rise:
                 weight, nulls = weight / 2, 0
-        weight = None
-    return best, centre
+        return rounds
 
+    def _planes(self) -> tuple[Floats, Floats]:
+        """Return the slopes of the last planes, and how far each lies above the best value at the best point."""
+        planes = np.array(self._slopes[-_PLANES_MAX:])
+        ways = self.point - np.array(self._points[-_PLANES_MAX:])
+        errors = np.array(self._values[-_PLANES_MAX:]) - self.best + np.einsum("ij,ij->i", planes, ways)
+        return planes, np.maximum(0.0, errors)
 
-_TINY = 1e-9
+    def _ask(self, point: Floats) -> float:
+        """Return how much higher the function is at a point than at the best one."""
+        value, slope = self._value_of(point)
+        self._points.append(point)
+        self._values.append(value)
+        self._slopes.append(slope)
+        gain = value - self.best
+        if gain > 0:
+            self.best, self.point = value, point
+        return gain
 
 
 def mixed(products: Floats, errors: Floats, weight: float) -> Floats:
