@@ -226,14 +226,14 @@ class StageRunner:
                     await asyncio.wait([waiting], timeout=left_s)
                 except asyncio.CancelledError as error:
                     cancelled = error
-        if not waiting.done():
-            waiting.cancel()
-            logger.error(
-                "{}: its process {} does not end, not even by SIGKILL; it is left behind, and ends when its device's "
-                "driver lets go of it",
-                self._name,
-                process.pid,
-            )
+            if not waiting.done():
+                waiting.cancel()
+                logger.error(
+                    "{}: its process {} does not end, not even by SIGKILL; it is left behind, and ends when its device's "
+                    "driver lets go of it",
+                    self._name,
+                    process.pid,
+                )
         if process.stdin is not None:
             process.stdin.close()
         if cancelled is not None:
