@@ -58,6 +58,8 @@ def search_irregular(of: Field, units: Units, options: Options, should_stop: Cal
         if len(kept) < least:
             bound = upper
             break
+        if should_stop():
+            return _outcome(bests, min(bound, upper), weighed, is_truncated=True)
         part = narrowed(of, kept)
         inner = units_of(part)
         part = demanded_alone(part, inner)

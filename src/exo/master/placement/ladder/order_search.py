@@ -104,7 +104,7 @@ class OrderSearch:
         count = len(ring)
         used = np.zeros(self._size, dtype=np.bool_)
         used[ring] = True
-        floor = self._scale.floors_ns(used[np.newaxis])
+        floor = self._scale.floors_ns(ring[np.newaxis])
         if count > 3:
             yield ring[reorderings(count)], floor
         loose = np.array([index not in self._required for index in ring.tolist()])
@@ -136,9 +136,10 @@ class OrderSearch:
         return orders, np.repeat(self._floors_ns(sets), len(places))
 
     def _floors_ns(self, sets: Integers) -> Integers:
-        masks = self._masks(sets)
-        floors = self._scale.floors_ns(masks)
-        return floors if self._keeps_rules is None else np.where(self._keeps_rules(masks), floors, _FAR)
+        floors = self._scale.floors_ns(sets)
+        if self._keeps_rules is None:
+            return floors
+        return np.where(self._keeps_rules(self._masks(sets)), floors, _FAR)
 
     def _masks(self, rows: Integers) -> Flags:
         masks = np.zeros((len(rows), self._size), dtype=np.bool_)

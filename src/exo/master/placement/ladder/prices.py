@@ -31,7 +31,8 @@ def entry_costs(of: Field) -> tuple[Integers, Integers]:
     if of.size < 2:
         return np.zeros(of.size, dtype=np.int64), np.zeros(of.size, dtype=np.int64)
     if not of.problem.links.is_hierarchical:
-        return hops_of(of).least_to()
+        hops = hops_of(of)
+        return hops.least_forward_ns, hops.least_return_ns
     links = of.problem.links
     in_zone: dict[str, int] = {}
     on_host: dict[tuple[str, str], int] = {}

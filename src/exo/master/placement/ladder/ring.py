@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from exo.master.placement.ladder.by_node import NodeLinks
-from exo.master.placement.ladder.field import Field, Integers
+from exo.master.placement.ladder.field import Field, Flags, Integers
 from exo.master.placement.ladder.problem import Device, Links
 
 _FAR = 2**60
@@ -22,6 +22,9 @@ class Hops:
     forward_ns: Integers
     """Between places, [source, target]; the diagonal is between two devices of one place."""
     return_ns: Integers
+    least_forward_ns: Integers
+    """The least that a hop to each device costs; far beyond any cost where it is alone."""
+    least_return_ns: Integers
 
     def between(self, devices: Sequence[int] | Integers) -> tuple[Integers, Integers]:
         """Return forward and return costs between some devices, [source, target]; the diagonals are zero."""
@@ -31,35 +34,37 @@ class Hops:
             np.fill_diagonal(one, 0)
         return found
 
-    def least_to(self) -> tuple[Integers, Integers]:
-        """Return the least that a hop to each device costs, forward and as the way back; of two devices at least."""
-        is_alone = np.bincount(self.place, minlength=len(self.forward_ns)) < 2
-
-        def least(costs: Integers) -> Integers:
-            own = np.where(is_alone, _FAR, costs.diagonal())
-            others = costs.copy()
-            np.fill_diagonal(others, own)
-            return others.min(axis=0)[self.place]
-
-        return least(self.forward_ns), least(self.return_ns)
-
 
 def hops_of(of: Field) -> Hops:
     """Return what hops between all devices cost.
 
-    Nobody writes into it: those of the last fields are kept, for one solve asks again and again.
+    Nobody writes into it: those of the last fields are kept, for one solve asks again and again, and the solves that
+    give a plan's reasons ask for the same devices on the same links.
     """
-    key = (id(of.problem.links), id(of.devices))
-    for links, devices, found in _last:
-        if (id(links), id(devices)) == key:
+    links = of.problem.links
+    for known, devices, found in _last:
+        if _is_same(known, links) and _are_same(devices, of.devices):
             return found
     found = _hops_of(of)
-    _last.appendleft((of.problem.links, of.devices, found))
+    _last.appendleft((links, of.devices, found))
     return found
 
 
 _last: deque[tuple[Links, tuple[Device, ...], Hops]] = deque(maxlen=4)
-"""With what they are of, so that their ids stay theirs."""
+
+
+def _is_same(known: Links, links: Links) -> bool:
+    classes = (links.host, links.zone, links.cluster)
+    return known.measured is links.measured and (known.host, known.zone, known.cluster) == classes
+
+
+def _are_same(known: Sequence[Device], devices: Sequence[Device]) -> bool:
+    """Say whether devices are the same, or at least in the same places."""
+    return len(known) == len(devices) and all(
+        one is other
+        or (one.device_id == other.device_id and one.zone == other.zone and one.host == other.host)
+        for one, other in zip(known, devices, strict=True)
+    )
 
 
 def link_matrices(of: Field) -> tuple[Integers, Integers]:
@@ -79,13 +84,21 @@ def _hops_of(of: Field) -> Hops:
         ],
         dtype=np.int64,
     )
-    zones = np.unique([zone for _, zone, _ in places], return_inverse=True)[1]
-    hosts = np.unique([f"{zone}\0{host}" for _, zone, host in places], return_inverse=True)[1]
-    same_zone = zones[:, np.newaxis] == zones[np.newaxis]
-    same_host = hosts[:, np.newaxis] == hosts[np.newaxis]
+    zones: dict[str, list[int]] = {}
+    hosts: dict[tuple[str, str], list[int]] = {}
+    for (_, zone, host), number in places.items():
+        zones.setdefault(zone, []).append(number)
+        hosts.setdefault((zone, host), []).append(number)
 
     def spread(host: int, zone: int, cluster: int) -> Integers:
-        return np.where(same_host, host, np.where(same_zone, zone, cluster)).astype(np.int64)
+        costs = np.full((len(places), len(places)), zone if len(zones) == 1 else cluster, dtype=np.int64)
+        for inside in zones.values() if len(zones) > 1 else ():
+            costs[np.ix_(inside, inside)] = zone
+        for inside in hosts.values():
+            if len(inside) > 1:
+                costs[np.ix_(inside, inside)] = host
+        np.fill_diagonal(costs, host)
+        return costs
 
     forward = spread(links.host.forward_ns, links.zone.forward_ns, links.cluster.forward_ns)
     back = spread(links.host.return_ns, links.zone.return_ns, links.cluster.return_ns)
@@ -96,8 +109,20 @@ def _hops_of(of: Field) -> Hops:
             rows = np.flatnonzero((sources >= 0) & (targets >= 0))
             forward[sources[rows], targets[rows]] = measured.forward_ns[rows]
             back[sources[rows], targets[rows]] = measured.return_ns[rows]
-    forward.flags.writeable = back.flags.writeable = False
-    return Hops(place, forward, back)
+    is_alone = np.bincount(place, minlength=len(places)) < 2
+    least = [_least_to(costs, is_alone)[place] for costs in (forward, back)]
+    for one in (forward, back, *least):
+        one.flags.writeable = False
+    return Hops(place, forward, back, least[0], least[1])
+
+
+def _least_to(costs: Integers, is_alone: Flags) -> Integers:
+    """Return the least of each column; the diagonal counts where a place has several devices."""
+    own = costs.diagonal().copy()
+    np.fill_diagonal(costs, np.where(is_alone, _FAR, own))
+    least = costs.min(axis=0)
+    np.fill_diagonal(costs, own)
+    return least
 
 
 def _places_by_turn(places: Sequence[tuple[int, str, str]], count: int) -> list[Integers]:

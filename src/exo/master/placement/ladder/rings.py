@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from exo.master.placement.ladder.field import Field, Flags, Integers
+from exo.master.placement.ladder.field import Field, Integers
 from exo.master.placement.ladder.fill import Filler
 from exo.master.placement.ladder.water import Filled
 
@@ -20,6 +20,8 @@ class RingScale:
         self._forward_ns = forward_ns
         self._saved_ns = return_ns - forward_ns
         self._rank = np.lexsort((np.arange(of.size), of.layer_ns))
+        self._place_in_rank = np.empty_like(self._rank)
+        self._place_in_rank[self._rank] = np.arange(of.size)
         self._ranked_layer_ns = of.layer_ns[self._rank]
         self._ranked_stage_ns = (of.overhead_ns + of.layer_ns)[self._rank]
         self._ranked_more = of.most_layers[self._rank] - 1
@@ -49,15 +51,17 @@ class RingScale:
         self._floors[used] = found
         return found
 
-    def floors_ns(self, masks: Flags) -> Integers:
+    def floors_ns(self, sets: Integers) -> Integers:
         """Return `floor_ns` of many sets at once, one per row; far beyond any cost where they cannot hold the model."""
-        ranked = masks[:, self._rank]
-        more = np.where(ranked, self._ranked_more, 0)
-        left = self._layer_count - ranked.sum(axis=1)
+        ranked = np.sort(self._place_in_rank[sets], axis=1)
+        more = self._ranked_more[ranked]
+        left = self._layer_count - sets.shape[1]
         before = np.cumsum(more, axis=1) - more
-        taken = np.minimum(np.maximum(left[:, np.newaxis] - before, 0), more)
-        total = taken @ self._ranked_layer_ns + ranked @ self._ranked_stage_ns + self._least_head
-        return np.where((left >= 0) & (taken.sum(axis=1) == left), total, _FAR)
+        taken = np.minimum(np.maximum(left - before, 0), more)
+        total = (taken * self._ranked_layer_ns[ranked]).sum(axis=1) + self._ranked_stage_ns[ranked].sum(
+            axis=1
+        )
+        return np.where((left >= 0) & (taken.sum(axis=1) == left), total + self._least_head, _FAR)
 
     def least_hops_ns(self, orders: Integers) -> Integers:
         """Return the hops of many rings of one length, each begun where its hops cost least."""

@@ -43,15 +43,16 @@ def left_out(
     """
     used = {stage.device_id for stage in solution.stages}
     absent = [device for device in problem.devices if device.device_id not in used]
-    tried = sorted(absent, key=lambda device: (device.layer_ns, device.device_id))[:forced_max]
+    fastest = sorted(absent, key=lambda device: (device.layer_ns, device.device_id))[:forced_max]
+    tried = {device.device_id for device in fastest}
+    least = problem.model.stage_bytes + min(layer.size_bytes for layer in problem.model.layers)
     rooms = {pool.pool_id: pool.room_bytes for pool in problem.pools}
     found: list[LeftOut] = []
     for device in sorted(absent, key=lambda one: one.device_id):
-        least = problem.model.stage_bytes + min(layer.size_bytes for layer in problem.model.layers)
         if rooms[device.pool_id] < least:
             reason = f"one layer takes {least} bytes on it; it has {rooms[device.pool_id]}"
             found.append(LeftOut(device_id=device.device_id, reason=reason))
-        elif device not in tried or should_stop():
+        elif device.device_id not in tried or should_stop():
             found.append(LeftOut(device_id=device.device_id, reason="faster devices hold the model"))
         else:
             found.append(_forced(problem, solution, device, should_stop))
