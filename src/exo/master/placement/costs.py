@@ -5,16 +5,14 @@ changes from one second to the next (load, heat) counts in coarse steps, so that
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
-import numpy as np
 from msgspec.structs import replace
 
-from exo.master.placement.assumed import ASSUMED, assumed_for
+from exo.master.placement.assumed import assumed_for
 from exo.master.placement.calibration import Calibration, Ways, calibrated, calibrated_ways, calibration_of
 from exo.master.placement.figures import Candidates, Speed, figures_of
-from exo.master.placement.ladder.by_node import NodePairs
 from exo.master.placement.ladder.cost_model import (
     Assumptions,
     Built,
@@ -25,22 +23,19 @@ from exo.master.placement.ladder.cost_model import (
 from exo.master.placement.ladder.cost_model import build_problem as build_costs
 from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.problem import CostProblem
+from exo.master.placement.ladder.quick_bound import bound_without_links_ns
 from exo.master.placement.ladder.solve import micro_batch_choices
 from exo.master.placement.ladder.tensor import TensorGroup
-from exo.master.placement.ladder.ways import NodeWays
-from exo.master.placement.problem import Candidate, Problem
+from exo.master.placement.links import measured_ways
+from exo.master.placement.problem import Problem
 from exo.master.placement.tensor_groups import GROUPED, tensor_groups, with_groups
 from exo.master.placement.variety import heterogeneity
 from exo.master.placement.wishes import wishes_of
-from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.models import TENSOR_ENGINES, ModelCard
 from exo.shared.types.state import State
 
 ShouldStop = Callable[[], bool]
 _BITS = {"float64": 64.0, "float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
-_ASSUMED_LATENCY_S = ASSUMED.zone_link.latency_s
-_ASSUMED_BANDWIDTH = ASSUMED.zone_link.bandwidth_bytes_per_s
-"""Bytes/s."""
 _SCALE_BITS = 0.5
 """What scales take of each quantised weight: 32 bits for each group of 64."""
 
@@ -68,6 +63,7 @@ def cost_rounds(
     tensor_engines: Collection[str] = TENSOR_ENGINES,
     *,
     should_stop: ShouldStop = lambda: False,
+    has_links: bool = True,
 ) -> Costs:
     """Return what the candidates of a problem cost on this state. Pure.
 
@@ -75,46 +71,50 @@ def cost_rounds(
         state: The cluster.
         problem: What may take part.
         tensor_engines: Those that can run a stage on several GPUs.
-        should_stop: Asked between steps, for of thousands of devices and a million links these take a second.
+        should_stop: Asked every few milliseconds: with thousands of devices and a million links this takes a second.
+        has_links: Without them all links are as their classes assume, whatever was measured.
 
     Raises:
-        StoppedError: `should_stop` said so.
+        StoppedError: `should_stop` said so. It has a bound on all plans where the devices were known by then.
     """
-    told = figures_of(state, problem)
-    request = problem.request
+    told = figures_of(state, problem, should_stop=should_stop)
     assumed = replace(
         assumed_for(problem.model), bandwidth_share_by_device=dict.fromkeys(sorted(told.measured), 1.0)
     )
-    # Several stages on one processor, as several nodes of a host have them, take turns: they can share the latency
-    # of one micro-batch, but not work on several at a time.
-    is_alone = len(told.first_of_kind) == len(problem.candidates)
-    apart = problem if is_alone else replace(problem, candidates=told.first_of_kind)
-    has_rounds = request.objective != "latency" and request.concurrency > 1
-    counts = micro_batch_choices(request.concurrency) if has_rounds else (1,)
-    if not _is_open(apart):
-        counts = (1,)
-    measured: Ways = _ways(state, problem.candidates, should_stop)
+    counts, apart = _cuts(problem, told)
+    has_groups = problem.engine in tensor_engines and problem.request.sharding in GROUPED
+    try:
+        measured: Ways = measured_ways(state, problem.candidates, should_stop) if has_links else {}
+    except StoppedError:
+        # Groups, and processors that may join, could be faster than any single one of these devices.
+        is_bound = (
+            len(counts) == 1 and not problem.spare and not (has_groups and tensor_groups(state, problem))
+        )
+        calibration = calibration_of(state, problem, {})
+        bare = _built(problem, told, calibration, assumed, {}, micro_batches=1)[0] if is_bound else None
+        raise StoppedError(0 if bare is None else bound_without_links_ns(bare.problem)) from None
     calibration = calibration_of(state, problem, measured)
     measured = calibrated_ways(calibration, measured)
-    rounds = [
-        _built(problem if count == 1 else apart, told, calibration, assumed, measured, micro_batches=count)
-        for count in counts
-    ]
+    rounds: list[tuple[Built, Mapping[str, Speed]]] = []
+    for count in counts:
+        _ask(should_stop)
+        at = problem if count == 1 else apart
+        rounds.append(_built(at, told, calibration, assumed, measured, micro_batches=count))
     built = [one for one, _ in rounds]
     left_out = (f"{device_id} takes no part: {reason}" for device_id, reason in built[0].left_out)
     problems = [one.problem for one in built]
     groups: dict[str, TensorGroup] = {}
-    if problem.engine in tensor_engines and request.sharding in GROUPED:
-        found = tensor_groups(state, problem)
-        for place, one in enumerate(problems):
-            problems[place], members = with_groups(
-                one,
-                found,
-                request.sharding,
-                batch=-(-request.concurrency // one.micro_batches),
-                hidden_size=problem.model.hidden_size,
-            )
-            groups = {group.group_id: group for group in found if group.group_id in members}
+    found = tensor_groups(state, problem) if has_groups else ()
+    for place, one in enumerate(problems) if found else ():
+        _ask(should_stop)
+        problems[place], members = with_groups(
+            one,
+            found,
+            problem.request.sharding,
+            batch=-(-problem.request.concurrency // one.micro_batches),
+            hidden_size=problem.model.hidden_size,
+        )
+        groups = {group.group_id: group for group in found if group.group_id in members}
     return Costs(
         rounds=tuple(problems),
         groups=groups,
@@ -123,6 +123,25 @@ def cost_rounds(
         calibration=calibration,
         heterogeneity=heterogeneity(problem.candidates, told.speeds),
     )
+
+
+def _cuts(problem: Problem, told: Candidates) -> tuple[tuple[int, ...], Problem]:
+    """Return the numbers of micro-batches to weigh, and the problem of those with more than one.
+
+    Several stages on one processor, as several nodes of a host have them, take turns: they can share the latency of
+    one micro-batch, but not work on several at a time.
+    """
+    request = problem.request
+    is_alone = len(told.first_of_kind) == len(problem.candidates)
+    apart = problem if is_alone else replace(problem, candidates=told.first_of_kind)
+    has_rounds = request.objective != "latency" and request.concurrency > 1
+    counts = micro_batch_choices(request.concurrency) if has_rounds and _is_open(apart) else (1,)
+    return counts, apart
+
+
+def _ask(should_stop: ShouldStop) -> None:
+    if should_stop():
+        raise StoppedError
 
 
 def _built(
@@ -204,47 +223,3 @@ def bits_per_weight(dtype: str) -> float:
     if quantised is not None and int(quantised[1]) > 0:
         return int(quantised[1]) + _SCALE_BITS
     return _BITS.get(dtype, 16.0)
-
-
-def _ways(state: State, candidates: Sequence[Candidate], should_stop: ShouldStop) -> NodeWays:
-    """Return the measured links between candidates of different hosts; what is missing is assumed by class.
-
-    Raises:
-        StoppedError: `should_stop` said so; it is asked at every node.
-    """
-    by_node: dict[NodeId, list[DeviceId]] = {}
-    for one in candidates:
-        by_node.setdefault(one.node_id, []).append(one.device.device_id)
-    number_of = {node_id: number for number, node_id in enumerate(by_node)}
-    hosts = [state.nodes[node_id].identity.host_id for node_id in by_node]
-    sources: list[int] = []
-    targets: list[int] = []
-    latencies_s: list[float] = []
-    bandwidths: list[float] = []
-    for source, node_id in enumerate(by_node):
-        if should_stop():
-            raise StoppedError
-        live = state.live.get(node_id)
-        if live is None:
-            continue
-        for dest, link in live.links.items():
-            target = number_of.get(dest)
-            if target is None or link.link_type == "loopback" or hosts[target] == hosts[source]:
-                continue
-            latency_ms, mbps = link.latency_ms, link.bandwidth_mbps
-            if latency_ms is None and mbps is None:
-                continue
-            sources.append(source)
-            targets.append(target)
-            latencies_s.append(_ASSUMED_LATENCY_S if latency_ms is None else latency_ms / 1000)
-            bandwidths.append(_ASSUMED_BANDWIDTH if mbps is None else mbps * 1e6 / 8)
-    order = np.lexsort((targets, sources))
-    return NodeWays(
-        NodePairs(
-            devices=tuple(map(tuple, by_node.values())),
-            sources=np.array(sources, dtype=np.int64)[order],
-            targets=np.array(targets, dtype=np.int64)[order],
-        ),
-        np.array(latencies_s, dtype=np.float64)[order],
-        np.array(bandwidths, dtype=np.float64)[order],
-    )

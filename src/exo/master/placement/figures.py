@@ -4,13 +4,14 @@ Load and heat count in coarse steps, so that plans do not flutter from one secon
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from msgspec.structs import replace
 
 from exo.master.placement.assumed import ASSUMED
 from exo.master.placement.ladder.cost_model import DeviceFigures, free_share, is_usable
+from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.problem import Candidate, Problem, pool_of
 from exo.shared.device_figures import DeviceFigures as LookedUp
 from exo.shared.device_figures import figures_for
@@ -25,6 +26,8 @@ UTILIZATION_MAX_PERCENT = 80
 HEAT_STEP_C = 5
 HEAT_SHARE_STEP = 0.05
 _ROUNDING = 1e-9
+_ASKED_EVERY = 256
+"""Devices, of which each takes some ten microseconds."""
 
 Hardware = tuple[str, str, str]
 """Names a piece of hardware, whichever nodes tell of it."""
@@ -67,9 +70,15 @@ class _Twins(msgspec.Struct, frozen=True, kw_only=True):
     headroom_c: float | None
 
 
-def figures_of(state: State, problem: Problem) -> Candidates:
-    """Return what the candidates of a problem can do on this state. Pure."""
-    twins = _twins(state, problem)
+def figures_of(
+    state: State, problem: Problem, *, should_stop: Callable[[], bool] = lambda: False
+) -> Candidates:
+    """Return what the candidates of a problem can do on this state. Pure.
+
+    Raises:
+        StoppedError: `should_stop` said so; it is asked every few milliseconds.
+    """
+    twins = _twins(state, problem, should_stop)
     known: dict[GPUDevice, LookedUp] = {}
     # A machine is in one place, whatever its nodes say.
     zones: dict[str, str] = {}
@@ -80,7 +89,8 @@ def figures_of(state: State, problem: Problem) -> Candidates:
     measured: set[str] = set()
     speeds: dict[str, Speed] = {}
     first: dict[Hardware, Candidate] = {}
-    for one in problem.candidates:
+    for number, one in enumerate(problem.candidates):
+        _ask(number, should_stop)
         node = state.nodes[one.node_id]
         key = _hardware(node, one.device)
         made, speed, is_measured = _device(one, node, twins[key], known)
@@ -173,7 +183,12 @@ def _hardware(node: Node, device: GPUDevice) -> Hardware:
     return pool_of(node, device), device.backend, device.uuid or device.name
 
 
-def _twins(state: State, problem: Problem) -> dict[Hardware, _Twins]:
+def _ask(number: int, should_stop: Callable[[], bool]) -> None:
+    if number % _ASKED_EVERY == 0 and should_stop():
+        raise StoppedError
+
+
+def _twins(state: State, problem: Problem, should_stop: Callable[[], bool]) -> dict[Hardware, _Twins]:
     """Put together what the nodes tell of the same hardware, so that they are alike where they are the same."""
     told: dict[Hardware, list[tuple[GPUDevice, DeviceGPUState | None]]] = {}
     ours: set[Hardware] = set()
@@ -190,7 +205,11 @@ def _twins(state: State, problem: Problem) -> dict[Hardware, _Twins]:
             told.setdefault(key, []).append((device, reading))
             if device.device_id in placed:
                 ours.add(key)
-    return {key: _together(rows, is_ours=key in ours) for key, rows in told.items()}
+    found: dict[Hardware, _Twins] = {}
+    for number, (key, rows) in enumerate(told.items()):
+        _ask(number, should_stop)
+        found[key] = _together(rows, is_ours=key in ours)
+    return found
 
 
 def _together(rows: Sequence[tuple[GPUDevice, DeviceGPUState | None]], *, is_ours: bool) -> _Twins:

@@ -42,7 +42,7 @@ class GPUDeviceScore(msgspec.Struct, frozen=True, kw_only=True):
 def device_scores(
     problem: Problem, speeds: Mapping[str, Speed], costs: CostProblem
 ) -> dict[str, GPUDeviceScore]:
-    """Return the score of each candidate, by device id."""
+    """Return the score of each candidate whose speed is known, by device id."""
     hops = _nearest_hop_ns(costs)
     compute = {name: speed.flops_per_s * speed.load_share for name, speed in speeds.items()}
     most_compute = max(compute.values(), default=0.0)
@@ -52,7 +52,9 @@ def device_scores(
     found: dict[str, GPUDeviceScore] = {}
     for one in problem.candidates:
         name = one.device.device_id
-        speed = speeds[name]
+        speed = speeds.get(name)
+        if speed is None:
+            continue
         found[name] = GPUDeviceScore(
             compute=_share(compute[name], most_compute),
             memory=_share(one.memory_free_bytes, most_memory),

@@ -33,6 +33,24 @@ class NodeWays(Mapping[tuple[str, str], LinkFigures]):
     bandwidth_bytes_per_s: Floats
 
     @classmethod
+    def told(
+        cls,
+        devices: tuple[tuple[str, ...], ...],
+        sources: Integers,
+        targets: Integers,
+        latency_s: Floats,
+        bandwidth_bytes_per_s: Floats,
+    ) -> "NodeWays":
+        """Return ways between nodes, told in any order, but each once; see `NodePairs` for the first three."""
+        keys = sources * len(devices) + targets
+        if (np.diff(keys) < 0).any():
+            order = np.argsort(keys)
+            sources, targets = sources[order], targets[order]
+            latency_s, bandwidth_bytes_per_s = latency_s[order], bandwidth_bytes_per_s[order]
+        pairs = NodePairs(devices=devices, sources=sources, targets=targets)
+        return cls(pairs, latency_s, bandwidth_bytes_per_s)
+
+    @classmethod
     def of(cls, ways: Mapping[tuple[str, str], LinkFigures]) -> "NodeWays":
         """Return the same with each device as a node of its own; ways of a device to itself are none."""
         if isinstance(ways, NodeWays):
