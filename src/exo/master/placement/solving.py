@@ -1,16 +1,19 @@
 """From a problem to the plan that stands: greedy and ladder, and processors beside GPUs where those help."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from msgspec.structs import replace
 
+from exo.master.placement.at_hand import weigh_at_hand
 from exo.master.placement.costs import Costs, cost_rounds
 from exo.master.placement.greedy import solve_greedy
 from exo.master.placement.ladder.answer import Infeasible, Options
+from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.joining import worth_joining
 from exo.master.placement.problem import Problem
 from exo.master.placement.weigh import Offload, Weighed, bounded, weigh, weigh_given
+from exo.shared.types.instances import StagePlan
 from exo.shared.types.models import TENSOR_ENGINES
 from exo.shared.types.state import State
 
@@ -54,12 +57,17 @@ def _joined(state: State, found: Solved, on_gpus: Weighed, should_stop: ShouldSt
         return found
     upper_ns = known.assessment.round_ns
     spare = [one.device.device_id for one in found.problem.spare]
-    widened = cost_rounds(state, found.problem.with_offload(), means.tensor_engines)
-    worth = {name for one in widened.rounds for name in worth_joining(one, spare, upper_ns)}
-    if not worth or should_stop():
+    problem = found.problem.with_offload()
+    try:
+        costs = cost_rounds(state, problem, means.tensor_engines, should_stop=should_stop)
+        worth = {name for one in costs.rounds for name in worth_joining(one, spare, upper_ns)}
+        if not worth or should_stop():
+            return found
+        if len(worth) < len(spare):
+            problem = found.problem.with_offload(worth)
+            costs = cost_rounds(state, problem, means.tensor_engines, should_stop=should_stop)
+    except StoppedError:
         return found
-    problem = found.problem.with_offload(worth)
-    costs = widened if len(worth) == len(spare) else cost_rounds(state, problem, means.tensor_engines)
     answer = weigh(problem, costs, None, should_stop=should_stop, options=means.options)
     if isinstance(answer, Infeasible) or answer.solution is None:
         return found
@@ -90,13 +98,54 @@ def _solve(state: State, problem: Problem, should_stop: ShouldStop, means: Means
     """Take the greedy's plan, which is there at once, and the ladder's instead where it is faster."""
     # By memory alone there are only pipelines of single devices.
     stages = solve_greedy(problem) if problem.request.sharding in {"auto", "pipeline"} else None
-    costs = cost_rounds(state, problem, means.tensor_engines)
-    if not problem.request.layer_split:
-        answer = weigh(problem, costs, stages, should_stop=should_stop, options=means.options)
-    elif stages is None:
+    if problem.request.layer_split and stages is None:
         answer = Infeasible(code="infeasible", reasons=("The split that was given does not fit.",))
-    else:
+        return Solved(problem=problem, costs=Costs(rounds=(), notes=()), answer=answer)
+    try:
+        # Links cost time, never a plan.
+        has_links = not means.options.wants_any
+        costs = cost_rounds(
+            state, problem, means.tensor_engines, should_stop=should_stop, has_links=has_links
+        )
+    except StoppedError as stopped:
+        return _at_hand(state, problem, stages, stopped, should_stop, means)
+    if problem.request.layer_split and stages is not None:
         answer = weigh_given(costs, stages, "given split")
+    else:
+        answer = weigh(problem, costs, stages, should_stop=should_stop, options=means.options)
+    return Solved(problem=problem, costs=costs, answer=_confirmed(answer, costs))
+
+
+def _at_hand(
+    state: State,
+    problem: Problem,
+    stages: Sequence[StagePlan] | None,
+    stopped: StoppedError,
+    should_stop: ShouldStop,
+    means: Means,
+) -> Solved:
+    """Return the greedy's plan where there was no time for the costs of all; where it has none, any that there is."""
+    method = "given split" if problem.request.layer_split else "greedy"
+    if stages is None:
+        costs = cost_rounds(state, problem, means.tensor_engines, has_links=False)
+        any_will_do = replace(means.options, wants_any=True)
+        found = weigh(problem, costs, None, should_stop=should_stop, options=any_will_do)
+        if isinstance(found, Infeasible):
+            return Solved(problem=problem, costs=costs, answer=found)
+        stages, method = found.stages, found.method
+    costs, answer = weigh_at_hand(
+        state,
+        problem,
+        stages,
+        method,
+        tensor_engines=means.tensor_engines,
+        lower_bound_ns=stopped.lower_bound_ns,
+    )
+    if method == "greedy":
+        answer = replace(answer, baseline=answer.prediction)
+    elif problem.request.layer_split:
+        # Nothing was to be searched.
+        answer = replace(answer, certificate=None, is_truncated=False)
     return Solved(problem=problem, costs=costs, answer=_confirmed(answer, costs))
 
 
