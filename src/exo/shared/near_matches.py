@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 _CUTOFF = 0.4
 _COUNT_MAX = 3
+_IN_DOUBT = " (where its directory is there and cannot be read, `exo doctor` on that node says why)"
 
 
 def near_matches(name: str, known: Iterable[str]) -> tuple[str, ...]:
@@ -28,4 +29,4 @@ def unknown_model_sentence(name: str, known: Iterable[str]) -> str:
         )
     else:
         hint = "no node has any; put a model's directory into the models folder"
-    return f"there is no model {name!r}; {hint}"
+    return f"there is no model {name!r}; {hint}{_IN_DOUBT if names else ''}"

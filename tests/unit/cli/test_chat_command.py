@@ -62,7 +62,8 @@ def test_without_a_prompt_a_pipe_is_read(
 def test_what_the_node_refuses_is_one_sentence(ready: RunningWorld, run: Run) -> None:
     outcome = run("chat", "toi", "Hi")
     assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err == "exo: there is no model 'toi'; did you mean toy?\n"
+    assert outcome.err.startswith("exo: there is no model 'toi'; did you mean toy?")
+    assert outcome.err.count("\n") == 1 and "`exo doctor`" in outcome.err
     ready.world.client.refusal = GenerationRejected(400, "context_length_exceeded", "the prompt is too long")
     assert run("chat", "toy", "Hi") == (1, "", "exo: the prompt is too long\n")
 

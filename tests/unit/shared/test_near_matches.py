@@ -26,8 +26,9 @@ def test_only_known_names_are_suggested_each_once(name: str, known: list[str]) -
 
 
 def test_the_sentence_has_a_next_step_whatever_is_known() -> None:
-    assert unknown_model_sentence("toi", ["toy"]) == "there is no model 'toi'; did you mean toy?"
-    assert unknown_model_sentence("x", ["toy"]) == "there is no model 'x'; there is toy"
+    doctor = " (where its directory is there and cannot be read, `exo doctor` on that node says why)"
+    assert unknown_model_sentence("toi", ["toy"]) == f"there is no model 'toi'; did you mean toy?{doctor}"
+    assert unknown_model_sentence("x", ["toy"]) == f"there is no model 'x'; there is toy{doctor}"
     assert "put a model's directory" in unknown_model_sentence("x", [])
     many = unknown_model_sentence("x", [f"toy-{number:02}" for number in range(12)])
-    assert many.endswith("toy-09 and 2 more (`exo models`)")
+    assert many.endswith(f"toy-09 and 2 more (`exo models`){doctor}")

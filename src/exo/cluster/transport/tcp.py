@@ -110,8 +110,8 @@ class TcpTransport(Transport):
         if not self._gate.is_local(address.host):
             if not self._gate.has_identity:
                 raise NotDiallableError(
-                    f"cannot join the node at {address}: without node certificates only nodes of this host are "
-                    "admitted; ask to be taken in first: exo join"
+                    f"without node certificates only nodes of this host are admitted, and {address} is another host; "
+                    "ask to be taken in first: exo join"
                 )
             return await self._open_one(self._gate.tls_dialer(address), address, timeout_s)
         deadline_s = asyncio.get_running_loop().time() + timeout_s

@@ -78,10 +78,10 @@ class ModelStore:
         try:
             card = read(model_id, place.path)
         except ModelUnreadableError as error:
-            logger.warning("model {} is left out: {}", model_id, error.message)
+            logger.warning("model {} is left out (exo doctor lists such): {}", model_id, error.message)
             card = error.message
         if isinstance(card, ModelCard) and card.problem is not None:
-            logger.warning("model {} cannot be used: {}", model_id, card.problem)
+            logger.warning("model {} cannot be used (exo doctor lists such): {}", model_id, card.problem)
         self._cards[place.path] = (stamp, card)
         return card
 
