@@ -65,6 +65,8 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     facts: ClusterFacts | None = None
     via: str
     """How: `multicast`, `static`, `greeting`, ..."""
+    expected_node_id: NodeId | None = None
+    """Whom to find there: a member that was at this address when it was seen last."""
 
 
 class Removal(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,6 +73,10 @@ class Scout:
                 self._sightings.note(f"{item.status} {item.node_id or host}", None, item)
         elif item.facts is not None:
             self._facts_seen(item.facts, item.via)
+        elif item.expected_node_id is not None and self._is_connected(item.expected_node_id):
+            # It is here, wherever it listens now: where it was is nothing that anybody has to mend.
+            if not self._is_connected_member(item.address):
+                self._sightings.forget(str(item.address))
         elif item.address not in self._own_addresses and not self._is_connected_member(item.address):
             self._look_at(item.address, item.via)
             self.changed.fire()
@@ -111,6 +115,13 @@ class Scout:
     def _look_at(self, address: HostPort, via: str) -> None:
         if address in self._to_look_at or len(self._to_look_at) < TO_LOOK_AT_MAX:
             self._to_look_at.setdefault(address, via)
+
+    def _is_connected(self, node_id: NodeId) -> bool:
+        """Say whether a member is here now; without a master nobody knows."""
+        if self._situation.standing == "orphan":
+            return False
+        node = self._situation.state.nodes.get(node_id)
+        return node is not None and node.is_connected
 
     def _is_connected_member(self, address: HostPort) -> bool:
         return any(
