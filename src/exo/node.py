@@ -48,6 +48,7 @@ from exo.master.loop import Master
 from exo.master.migration import habits_from
 from exo.master.solver import Solver, is_constraint_layer_wanted
 from exo.node_announcing import DeviceAnnouncer
+from exo.node_ending import end_within
 from exo.node_store import Opened, note_members, open_node_store, regain_vote
 from exo.node_trust import NodeAuthority, NodeTrust
 from exo.settings import Settings, prepare_home, secret_file
@@ -150,8 +151,8 @@ async def _run_with(
         cluster_host=settings.cluster_host,
         advertise_host=settings.advertise_host,
     )
-    for address in opened.last_seen.others(node_id).values():
-        trust.introduced.introduce(address)
+    for member_id, address in opened.last_seen.others(node_id).items():
+        trust.introduced.introduce(address, member_id)
     generation_client = GenerationClient(
         secret=secret,
         node_id=node_id,
@@ -376,6 +377,7 @@ async def _stop_on_signal(server: ApiServer) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for received in signals:
             logger.info("stopping ({})", signal.Signals(received).name)
+            end_within()
             server.stop()
 
 

@@ -18,6 +18,7 @@ from support.nodes import (
     MODEL,
     answer,
     eventually,
+    in_flight,
     is_one_cluster,
     master_of,
     node_id,
@@ -263,7 +264,7 @@ def test_a_request_in_flight_ends_with_an_error_that_says_that_it_can_be_tried_a
     stage.suspend()
     asking = Streaming(master)
     asking.start()
-    eventually(lambda: _in_flight(master) >= 1, "the request is under way")
+    eventually(lambda: in_flight(master) >= 1, "the request is under way")
     lost_s = time.monotonic()
     victim.kill()
     with suppress(psutil.NoSuchProcess):
@@ -279,15 +280,3 @@ def test_a_request_in_flight_ends_with_an_error_that_says_that_it_can_be_tried_a
     assert answer(master, PROMPT) == right
     assert [one["instance_id"] for one in master.get("/instance")["instances"]] == [instance["instance_id"]]
     assert master.get(f"/instance/{instance['instance_id']}")["generation"] == 2
-
-
-def _in_flight(node: NodeProcess) -> float:
-    connection = http.client.HTTPConnection(
-        node.addresses["api_address"]["host"], node.addresses["api_address"]["port"], timeout=10
-    )
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    return sum(
-        float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("exo_requests_active")
-    )

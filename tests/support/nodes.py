@@ -1,5 +1,6 @@
 """What tests with whole nodes ask of them."""
 
+import http.client
 import threading
 import time
 from collections.abc import Callable
@@ -91,3 +92,16 @@ def check_replies(replies: list[tuple[int, Any]], right: str) -> None:
             assert body["choices"][0]["message"]["content"] == right
         else:
             assert status >= 500 and body["error"]["message"], body
+
+
+def in_flight(node: NodeProcess) -> float:
+    """Return how many requests a node is answering."""
+    connection = http.client.HTTPConnection(
+        node.addresses["api_address"]["host"], node.addresses["api_address"]["port"], timeout=10
+    )
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return sum(
+        float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("exo_requests_active")
+    )
