@@ -92,6 +92,31 @@ def test_a_model_is_placed_over_three_nodes_asked_and_deleted(
     assert nodes[0].get("/instance")["instances"] == []
 
 
+def test_a_machine_more_and_a_node_less_are_weighed_by_real_nodes(
+    nodes: list[NodeProcess], open_page, screenshot
+) -> None:
+    page = open_page(others_than_master(nodes)[0].url)
+    live(page, 3)
+    page.get_by_role("button", name=f"Place {MODEL}").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("radio", name="Pipeline over 3 nodes").check()
+    dialog.get_by_text("What if a node were gone").click()
+    dialog.get_by_role("combobox", name="Device").fill("RTX 3090")
+    expect(dialog).to_contain_text("GeForce RTX 3090: 24 GiB · 936 GB/s")
+    dialog.get_by_role("button", name="Add").click()
+    expect(dialog.locator(".verdict")).to_contain_text("With GeForce RTX 3090", timeout=READY_TIMEOUT_MS)
+    expect(dialog.get_by_role("region", name="Now")).to_contain_text("tokens/s")
+    screenshot(page, "real-what-if")
+    dialog.get_by_role("button", name="Take GeForce RTX 3090 away").click()
+    dialog.get_by_role("checkbox").first.check()
+    expect(dialog.locator(".verdict")).to_contain_text("it would not fit any more", timeout=READY_TIMEOUT_MS)
+    dialog.get_by_role("button", name="Ask for 2 nodes, not 3").click()
+    expect(dialog.locator(".verdict")).to_contain_text("tokens/s", timeout=READY_TIMEOUT_MS)
+    expect(dialog.get_by_role("button", name="Place without")).to_be_visible()
+    dialog.get_by_role("button", name="Cancel").click()
+    assert nodes[0].get("/instance")["instances"] == []
+
+
 def test_the_first_message_places_the_model(nodes: list[NodeProcess], open_page) -> None:
     page = open_page(nodes[0].url)
     live(page, 3)
