@@ -35,6 +35,8 @@ from exo.shared.types.models import TENSOR_ENGINES, ModelCard
 from exo.shared.types.state import State
 
 ShouldStop = Callable[[], bool]
+QUICK_DEVICES_MAX = 64
+"""Up to so many devices, costs are made in some milliseconds: what a plan that is weighed on them is worth."""
 _BITS = {"float64": 64.0, "float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
 _SCALE_BITS = 0.5
 """What scales take of each quantised weight: 32 bits for each group of 64."""
@@ -71,12 +73,15 @@ def cost_rounds(
         state: The cluster.
         problem: What may take part.
         tensor_engines: Those that can run a stage on several GPUs.
-        should_stop: Asked every few milliseconds: with thousands of devices and a million links this takes a second.
+        should_stop: Asked every few milliseconds, for thousands of devices and a million links take half a second. Of
+            few devices all is made in the time between two such questions, and it is not asked.
         has_links: Without them all links are as their classes assume, whatever was measured.
 
     Raises:
         StoppedError: `should_stop` said so. It has a bound on all plans where the devices were known by then.
     """
+    if len(problem.candidates) <= QUICK_DEVICES_MAX:
+        should_stop = _never
     told = figures_of(state, problem, should_stop=should_stop)
     assumed = replace(
         assumed_for(problem.model), bandwidth_share_by_device=dict.fromkeys(sorted(told.measured), 1.0)
@@ -137,6 +142,10 @@ def _cuts(problem: Problem, told: Candidates) -> tuple[tuple[int, ...], Problem]
     has_rounds = request.objective != "latency" and request.concurrency > 1
     counts = micro_batch_choices(request.concurrency) if has_rounds and _is_open(apart) else (1,)
     return counts, apart
+
+
+def _never() -> bool:
+    return False
 
 
 def _ask(should_stop: ShouldStop) -> None:

@@ -141,10 +141,11 @@ class NodeLinks(Sequence[MeasuredLink]):
         return self.pairs.device_pair_count
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, NodeLinks) and list(self) == list(other)
+        """Say whether both are the same links, whichever way they are kept."""
+        return isinstance(other, NodeLinks) and len(self) == len(other) and set(self) == set(other)
 
     def __hash__(self) -> int:
-        return hash((len(self), int(self.forward_ns.sum()), int(self.return_ns.sum())))
+        return hash(len(self))
 
     def cost(self, source_id: str, target_id: str) -> LinkCost | None:
         """Return what a hop between two devices costs; None: it was not measured."""
