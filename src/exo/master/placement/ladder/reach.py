@@ -1,67 +1,164 @@
-"""Whether any order of any subset of few devices holds unequal layers: how far each subset gets at most.
+"""Whether any order of any subset of devices holds unequal layers: how far each subset gets at most.
 
 The further a set of stages gets, the less is left for the others, so that of all orders of a subset only the furthest
-counts (a dynamic programme over subsets, as Held and Karp's).
+counts (a dynamic programme over subsets, as Held and Karp's). Sets after which the others cannot hold the rest, even
+if each got the run that fills it best, are left out: where memory is tight, and the question hard, few remain.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from exo.master.placement.ladder.field import Field, Flags, Integers
 from exo.master.placement.ladder.prefix import PrefixProgramme
+from exo.master.placement.ladder.problem import AtMost
 from exo.master.placement.ladder.rules import rule_masks
 
+_DEVICES_MAX = 62
+"""What fits into the bits of a number."""
 
-def rings_that_reach(of: Field, prefix: PrefixProgramme, order: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Yield a ring for each subset and last device that hold all layers and keep the rules, small subsets first.
 
-    Without shared pools each of them is a plan, and there is no plan where none is yielded.
+class Reach:
+    """Rings that hold all layers and keep the rules, one for each subset and last device, small subsets first.
+
+    Without shared pools each of them is a plan, and there is no plan where none is yielded and `is_whole` is set.
+
+    Args:
+        of: The devices and their rules.
+        prefix: Says how far a device gets from a start.
+        order: The devices that may take part.
+        sets_max: Subsets of one size to look at; of more, those that lose least memory.
+        should_stop: Ends it early.
     """
-    size, layer_count, min_stages = len(order), of.layer_count, of.problem.min_stages
-    is_allowed = _allowed(of, order)
-    counts = np.array([mask.bit_count() for mask in range(1 << size)])
-    masks = np.arange(1 << size)
-    starts = range(layer_count + 1)
-    first = [prefix.reach(0, index, is_first=True) for index in order]
-    middle = np.array([[prefix.reach(start, index, is_first=False) for start in starts] for index in order])
-    closes = np.array(
-        [[prefix.reaches_end(start, index, is_first=False) for start in starts] for index in order]
-    )
-    for place, index in enumerate(order):
-        if min_stages <= 1 and is_allowed[1 << place] and prefix.reaches_end(0, index, is_first=True):
-            yield (order[place],)
-    reached: Integers = np.zeros(1 << size, dtype=np.int64)
-    came_by = np.full(1 << size, -1)
-    for stages in range(1, size):
-        # What comes behind needs a layer each.
-        most = layer_count - max(1, min_stages - stages)
-        sources = masks[(counts == stages - 1) & ((reached > 0) | (stages == 1))]
-        for place in range(size):
-            free = sources[sources >> place & 1 == 0]
-            if not free.size:
-                continue
-            ends = np.minimum(middle[place, reached[free]] if stages > 1 else first[place], most)
-            target = free | 1 << place
-            is_better = (ends > reached[free]) & (ends > reached[target])
-            reached[target[is_better]] = np.broadcast_to(ends, target.shape)[is_better]
-            came_by[target[is_better]] = place
-        if stages + 1 < min_stages:
-            continue
-        held = masks[(counts == stages) & (reached > 0)]
-        for place in range(size):
-            free = held[(held >> place & 1 == 0) & is_allowed[held | 1 << place]]
-            for mask in free[closes[place, reached[free]]].tolist():
-                ring, left = [order[place]], mask
-                while left:
-                    ring.append(order[int(came_by[left])])
-                    left &= ~(1 << int(came_by[left]))
-                yield tuple(reversed(ring))
+
+    def __init__(
+        self,
+        of: Field,
+        prefix: PrefixProgramme,
+        order: Sequence[int],
+        *,
+        sets_max: int,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.is_whole = len(order) <= _DEVICES_MAX
+        self._of = of
+        self._prefix = prefix
+        self._order = list(order[:_DEVICES_MAX])
+        self._sets_max = sets_max
+        self._should_stop = should_stop
+        self._levels: list[tuple[Integers, Integers]] = []
+        """Of sets of one, two ... devices: the sets, and who comes last."""
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        """Yield the rings."""
+        of, prefix, order = self._of, self._prefix, self._order
+        count, min_stages = of.layer_count, of.problem.min_stages
+        for index in order:
+            if min_stages <= 1 and prefix.reaches_end(0, index, is_first=True) and self._keeps([index]):
+                yield (index,)
+        starts = range(count + 1)
+        first = np.array([prefix.reach(0, index, is_first=True) for index in order])
+        middle = np.array(
+            [[prefix.reach(start, index, is_first=False) for start in starts] for index in order]
+        ).reshape(len(order), -1)
+        closes = np.array(
+            [[prefix.reaches_end(start, index, is_first=False) for start in starts] for index in order]
+        ).reshape(len(order), -1)
+        rest = _Rest(of, middle, closes)
+        sets, reached = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        for stages in range(1, len(order)):
+            # What comes behind needs a layer each.
+            most = count - max(1, min_stages - stages)
+            found: list[tuple[Integers, Integers, Integers]] = []
+            for place in range(len(order)):
+                if self._should_stop():
+                    self.is_whole = False
+                    return
+                free = sets >> place & 1 == 0
+                ends = np.minimum(
+                    middle[place, reached[free]] if stages > 1 else np.full(int(free.sum()), first[place]),
+                    most,
+                )
+                gets_on = ends > reached[free]
+                found.append(
+                    (
+                        sets[free][gets_on] | 1 << place,
+                        ends[gets_on],
+                        np.full(int(gets_on.sum()), place),
+                    )
+                )
+            sets, reached, came_by = _furthest(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+            spare = rest.spare_bytes(sets, reached)
+            kept = np.flatnonzero((spare >= 0) & self._may_become_allowed(sets))
+            if len(kept) > self._sets_max:
+                self.is_whole = False
+                kept = np.sort(kept[np.argsort(-spare[kept], kind="stable")[: self._sets_max]])
+            sets, reached = sets[kept], reached[kept]
+            self._levels.append((sets, came_by[kept]))
+            if not len(sets):
+                return
+            if stages + 1 >= min_stages:
+                yield from self._closed(sets, reached, closes)
+
+    def _closed(self, sets: Integers, reached: Integers, closes: Flags) -> Iterator[tuple[int, ...]]:
+        for place, index in enumerate(self._order):
+            ends = (sets >> place & 1 == 0) & closes[place, reached]
+            closing: list[int] = sets[ends].tolist()
+            for before in closing:
+                ring = [*self._walked(before), index]
+                if self._keeps(ring):
+                    yield tuple(ring)
+
+    def _walked(self, used: int) -> list[int]:
+        """Return the devices of a set in the order that gets furthest."""
+        ring: list[int] = []
+        while used:
+            sets, came_by = self._levels[used.bit_count() - 1]
+            place = int(came_by[int(np.searchsorted(sets, used))])
+            ring.append(self._order[place])
+            used &= ~(1 << place)
+        return ring[::-1]
+
+    def _keeps(self, ring: Sequence[int]) -> bool:
+        mask = np.zeros((1, self._of.size), dtype=np.bool_)
+        mask[0, list(ring)] = True
+        return bool(rule_masks(self._of)(mask)[0]) and bool(mask[0, self._of.is_required].all())
+
+    def _may_become_allowed(self, sets: Integers) -> Flags:
+        """Say of sets whether they have no more of any devices than a rule allows."""
+        kept = np.ones(len(sets), dtype=np.bool_)
+        names = [self._of.devices[index].device_id for index in self._order]
+        for rule in self._of.problem.rules:
+            if isinstance(rule, AtMost):
+                places = [place for place, name in enumerate(names) if name in rule.device_ids]
+                kept &= np.sum([sets >> place & 1 for place in places], axis=0) <= rule.count
+        return kept
 
 
-def _allowed(of: Field, order: Sequence[int]) -> Flags:
-    """Say of every subset of the devices in this order whether it keeps the rules and has those that are required."""
-    masks = np.arange(1 << len(order))[:, np.newaxis]
-    used = np.zeros((len(masks), of.size), dtype=np.bool_)
-    used[:, list(order)] = masks >> np.arange(len(order)) & 1 == 1
-    return rule_masks(of)(used) & used[:, of.is_required].all(axis=1)
+class _Rest:
+    """What the devices outside of a set can hold at most, each the run that fills it best."""
+
+    def __init__(self, of: Field, middle: Integers, closes: Flags) -> None:
+        sizes = [layer.size_bytes for layer in of.problem.model.layers]
+        self._size = np.concatenate(([0], np.cumsum(np.array(sizes, dtype=np.int64))))
+        held = self._size[middle] - self._size
+        self._most = held.max(axis=1, initial=0)
+        last = np.where(closes, self._size[-1] - self._size, 0).max(axis=1, initial=0)
+        # One of them has the head besides.
+        self._less = int((last - self._most).max(initial=-(2**62)))
+
+    def spare_bytes(self, sets: Integers, reached: Integers) -> Integers:
+        """Return how much more than the rest the others may hold, of sets that got so far; negative: too little."""
+        outside = np.full(len(sets), int(self._most.sum()), dtype=np.int64)
+        for place, most in enumerate(self._most.tolist()):
+            outside -= np.where(sets >> place & 1 == 1, most, 0)
+        return outside + min(0, self._less) + self._size[reached] - self._size[-1]
+
+
+def _furthest(sets: Integers, ends: Integers, came_by: Integers) -> tuple[Integers, Integers, Integers]:
+    """Keep of each set the furthest, and of equals who has the least place; sorted by set."""
+    order = np.lexsort((came_by, -ends, sets))
+    sets, ends, came_by = sets[order], ends[order], came_by[order]
+    is_first = np.ones(len(sets), dtype=np.bool_)
+    is_first[1:] = sets[1:] != sets[:-1]
+    return sets[is_first], ends[is_first], came_by[is_first]

@@ -11,22 +11,24 @@ import numpy as np
 from exo.master.placement.ladder.field import Field
 from exo.master.placement.ladder.prefix import PrefixProgramme
 from exo.master.placement.ladder.programme import INFINITE
-from exo.master.placement.ladder.reach import rings_that_reach
+from exo.master.placement.ladder.reach import Reach
 from exo.master.placement.ladder.ring import hierarchical_order, link_matrices
 from exo.master.placement.ladder.rules import keeps_rules
 from exo.master.placement.ladder.uneven_moves import RingMoves, changed, changes_of, joined
 from exo.master.placement.ladder.water import Filled
 
 _REACHES_UP_TO = 13
-"""Devices for which it is decided exactly whether any order of any subset holds the layers."""
+"""Devices for which subsets are looked at at once; of more, some orders are tried first."""
+_SETS_MAX = 60_000
+"""Subsets of one size of which it is decided exactly how far they get."""
 _ALL_UP_TO, _ALL_WORK_MAX = 6, 80_000
 """Devices of which every order of every subset is tried, where orders times layers are not too many."""
 _REACHING_MAX = 4_000
 """Rings that reach the end, but break a rule or overfill a pool, after which no more are tried."""
-_WEIGHED_MAX = 15000
+_WEIGHED_MAX = 12_000
 """Changes of rings that are weighed at most."""
 _DRAFTS_MAX, _STARTS_MAX = 4, 3
-_CLOSE_ENOUGH, _FAIR = 1e-4, 1e-3
+_CLOSE_ENOUGH, _FAIR = 1e-4, 3e-3
 """Gaps at which all search ends, and at which no ring is changed by chance any more."""
 _NEAR, _WIDE = 2, 10
 """Over how many places devices swap and move."""
@@ -259,27 +261,24 @@ class UnevenSearch:
         return False
 
     def find_any(self) -> bool:
-        """Find a plan where there is one, for few devices by how far each subset gets; say whether that was exact.
+        """Find a plan where there is one, by how far each subset gets; say whether that was exact.
 
         Devices that share a pool are weighed as if each had it alone: what fits then may not in truth.
         """
         order = self._by_speed()
-        if len(order) > _REACHES_UP_TO:
-            return self._find_by_chance(order)
-        if self._should_stop():
-            self.is_truncated = True
-            return False
+        if len(order) > _REACHES_UP_TO and self._find_by_chance(order):
+            return True
         is_open = False
-        rings = rings_that_reach(self.of, self._prefix, order)
+        rings = Reach(self.of, self._prefix, order, sets_max=_SETS_MAX, should_stop=self._should_stop)
         for tried, ring in enumerate(rings, start=1):
             if self.try_ring(ring):
                 return True
             is_open |= self._is_allowed(ring) and self._prefix.is_roomy(ring)
-            if self._should_stop():
-                self.is_truncated = True
-                return False
             if tried >= _REACHING_MAX:
                 return False
+        if not rings.is_whole:
+            self.is_truncated |= self._should_stop()
+            return False
         return self._has_own_pools or not is_open
 
 

@@ -63,22 +63,22 @@ class RingMoves:
         self._level = np.array([max(0, int(length).bit_length() - 1) for length in lengths])
 
     def _way(self, times: Integers, sizes: Integers) -> _Way:
-        before = np.concatenate(([0], np.cumsum(sizes)))
-        took = np.concatenate((np.zeros((len(times), 1), dtype=np.int64), np.cumsum(times, axis=1)), axis=1)
+        before: Integers = np.zeros(self._count + 1, dtype=np.int64)
+        took: Integers = np.zeros((len(times), self._count + 1), dtype=np.int64)
+        np.cumsum(sizes, out=before[1:])
+        np.cumsum(times, axis=1, out=took[:, 1:])
         least = np.empty((3, len(times), self._count + 1), dtype=np.int64)
         for part in range(3):
             for device in range(len(times)):
-                starts = np.searchsorted(before, before - self._rooms[part, device], side="left")
+                starts: Integers = np.searchsorted(before, before - int(self._rooms[part, device]), side="left")
                 if self._limit_ns is not None:
-                    longest = self._limit_ns - self._fixed[part, device]
-                    by_time = np.searchsorted(took[device], took[device] - longest, side="left")
+                    longest = self._limit_ns - int(self._fixed[part, device])
+                    by_time: Integers = np.searchsorted(took[device], took[device] - longest, side="left")
                     starts = np.maximum(starts, by_time)
                 least[part, device] = starts
         return _Way(took, least, self._fixed)
 
-    def costs_ns(
-        self, ring: Sequence[int], changes: Sequence[Change], *, hops_max_ns: int = FAR
-    ) -> Integers:
+    def costs_ns(self, ring: Sequence[int], changes: Sequence[Change], *, hops_max_ns: int = FAR) -> Integers:
         """Return what each changed ring of several stages costs, its hops included.
 
         `FAR` where it does not fit, or has hops of more than `hops_max_ns`.

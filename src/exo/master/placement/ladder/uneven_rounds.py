@@ -122,18 +122,19 @@ class Rounds:
         assert self._entries is not None
         forward, back = self._entries
         count = self._windows.count
-        width = max(table.shape[1] for table in tables)
-        rows = np.full((len(tables), width), INFINITE, dtype=np.int64)
+        width = max(len(table[0]) for table in tables)
+        rows: Integers = np.full((len(tables), width), INFINITE, dtype=np.int64)
         for row, table in zip(rows, tables, strict=True):
-            row[: table.shape[1]] = table.min(axis=0)
+            row[: len(table[0])] = table.min(axis=0)
         rows += forward[:, np.newaxis]
         ends = int((back - forward).min(initial=0))
-        lengths = np.arange(width)
+        lengths: Integers = np.arange(width, dtype=np.int64)
         widest = 2.0 * float(np.abs(rows[rows < INFINITE // 2]).max(initial=1))
         low, high = -widest, widest
 
         def leasts(price: float) -> Floats:
-            return (rows - price * lengths).min(axis=1)
+            costs: Floats = rows - price * lengths
+            return costs.min(axis=1)
 
         def value(price: float) -> float:
             least = leasts(price)
@@ -144,12 +145,12 @@ class Rounds:
             one, other = low + (high - low) / 3, high - (high - low) / 3
             low, high = (one, high) if value(one) < value(other) else (low, other)
         layer_price = (low + high) / 2
-        costs = rows - layer_price * lengths
+        costs: Floats = rows - layer_price * lengths
         lacking = np.ones(count)
         wanted: list[int] = np.flatnonzero((costs.min(axis=1) < 0) | self.of.is_required).tolist()
         for device in wanted:
             length = int(np.argmin(costs[device]))
-            if length >= tables[device].shape[1]:
+            if length >= len(tables[device][0]):
                 continue
             start = self._run_of(device, int(np.argmin(tables[device][:3, length])), length, paid)
             lacking[start : start + length] -= 1
