@@ -16,10 +16,10 @@ from exo.shared.types.events import (
     NodeProfileUpdated,
     TermOpened,
 )
-from exo.shared.types.ids import ClusterId, CommandId, InstanceId, ModelId, NodeId
-from exo.shared.types.instances import Instance, PlacementRequest, Plan, StagePlan, StageState
+from exo.shared.types.ids import ClusterId, CommandId, InstanceId, NodeId
+from exo.shared.types.instances import Instance, StagePlan
 from support.simulated_cluster import Simulation, tagged
-from support.states import card
+from support.states import card, running
 
 
 def instance() -> Instance:
@@ -28,21 +28,7 @@ def instance() -> Instance:
     stage = StagePlan(
         rank=0, node_id=NodeId("a"), device_ids=(), start_layer=0, end_layer=model.layer_count, memory_bytes=1
     )
-    return Instance(
-        instance_id=InstanceId("i"),
-        model=model,
-        plan=Plan(
-            stages=(stage,),
-            sharding="pipeline",
-            engine="mlx",
-            context_length=1,
-            concurrency=1,
-            method="greedy",
-        ),
-        request=PlacementRequest(model_id=ModelId("toy")),
-        stages=(StageState(),),
-        created_by=CommandId("c"),
-    )
+    return running(model, stage, phase="pending")
 
 
 class FaultyStory:

@@ -11,13 +11,13 @@ from exo.gpu.backends.simulated.machine import load_machine
 from exo.master.placement.place import place_instance
 from exo.shared.types.commands import Refusal
 from exo.shared.types.devices import Backend, GPUDevice
-from exo.shared.types.ids import CommandId, InstanceId, ModelId, NodeId, device_id
-from exo.shared.types.instances import Instance, PlacementRequest, Plan, StagePlan, StageState
+from exo.shared.types.ids import ModelId, NodeId
+from exo.shared.types.instances import PlacementRequest, Plan, StagePlan
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import Link
 from exo.shared.types.state import NodeTelemetry, State
-from support.placing import MIXED, big, mixed_state, reading
-from support.states import GIB, cluster, cpu, gpu, identity
+from support.placing import MIXED, big, mixed_state, reading, real_device
+from support.states import GIB, cluster, cpu, gpu, identity, running
 
 FOLDER = Path(__file__).parents[1] / "golden"
 HARDWARE = Path(__file__).parents[1] / "hardware"
@@ -119,20 +119,7 @@ def _machine(node: str, file: str, *, ram_gib: int = 0) -> list[GPUDevice]:
         backend = _BACKENDS[one.vendor]
         alias = f"{backend}:{counts.get(backend, 0)}"
         counts[backend] = counts.get(backend, 0) + 1
-        found.append(
-            GPUDevice(
-                device_id=device_id(NodeId(node), alias),
-                local_alias=alias,
-                name=one.name,
-                vendor=one.vendor,
-                backend=backend,
-                memory_kind=one.memory_kind,
-                memory_total_bytes=one.memory_total_bytes,
-                memory_bandwidth_bytes_per_s=one.memory_bandwidth_bytes_per_s,
-                flops_per_s=one.flops_per_s,
-                compute_units=one.compute_units,
-            )
-        )
+        found.append(real_device(node, one, alias))
     return [*found, _processor(node, ram_gib)] if ram_gib else found
 
 
@@ -197,21 +184,7 @@ def _running(state: State, node: str, size_bytes: int, *, model: ModelCard) -> S
         memory_bytes=size_bytes,
     )
     other = replace(model, model_id=ModelId("small"), name="small")
-    instance = Instance(
-        instance_id=InstanceId("instance-1"),
-        model=other,
-        plan=Plan(
-            stages=(stage,),
-            sharding="pipeline",
-            engine="mlx",
-            context_length=1,
-            concurrency=1,
-            method="greedy",
-        ),
-        request=PlacementRequest(model_id=other.model_id),
-        stages=(StageState(phase="loading"),),
-        created_by=CommandId("command"),
-    )
+    instance = running(other, stage, instance_id="instance-1", phase="loading")
     return replace(state, instances={instance.instance_id: instance})
 
 

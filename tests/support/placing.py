@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 from benchmarks.placement.clusters import KINDS, MODELS, NAMED, Kind, Named
 from msgspec.structs import replace
@@ -19,12 +20,7 @@ from support.states import GIB, cluster, identity
 
 MACHINES = tuple(sorted((Path(__file__).parents[1] / "hardware").glob("*.toml")))
 MIXED = {one.name: one for one in NAMED}
-_BACKENDS: dict[str, tuple[Backend, str]] = {
-    "nvidia": ("cuda", "cuda:0"),
-    "amd": ("rocm", "rocm:0"),
-    "apple": ("metal", "metal:0"),
-    "intel": ("cpu", "cpu:0"),
-}
+_ALIASES = {"nvidia": "cuda:0", "amd": "rocm:0", "apple": "metal:0", "intel": "cpu:0"}
 
 
 def never() -> bool:
@@ -118,13 +114,17 @@ def reading(state: State, node: str, **told: object) -> State:
 
 
 def _real(node: str, one: SimulatedDevice) -> GPUDevice:
-    backend, alias = _BACKENDS[one.vendor]
+    return real_device(node, one, _ALIASES[one.vendor])
+
+
+def real_device(node: str, one: SimulatedDevice, alias: str) -> GPUDevice:
+    """A device of a machine file as if it were there, under this alias of its node."""
     return GPUDevice(
         device_id=device_id(NodeId(node), alias),
         local_alias=alias,
         name=one.name,
         vendor=one.vendor,
-        backend=backend,
+        backend=backend_of(alias),
         memory_kind=one.memory_kind,
         memory_total_bytes=one.memory_total_bytes,
         compute_units=one.compute_units,
@@ -134,16 +134,20 @@ def _real(node: str, one: SimulatedDevice) -> GPUDevice:
     )
 
 
+def backend_of(alias: str) -> Backend:
+    return cast(Backend, alias.partition(":")[0])
+
+
 @cache
 def _of_kind(node: str, kind: Kind) -> GPUDevice:
     is_apple = kind.name.startswith("M")
-    backend, alias = _BACKENDS["intel" if kind.name == "CPU box" else "apple" if is_apple else "nvidia"]
+    alias = _ALIASES["intel" if kind.name == "CPU box" else "apple" if is_apple else "nvidia"]
     return GPUDevice(
         device_id=device_id(NodeId(node), alias),
         local_alias=alias,
         name=kind.name,
         vendor="apple" if is_apple else "intel" if kind.name == "CPU box" else "nvidia",
-        backend=backend,
+        backend=backend_of(alias),
         memory_kind="unified" if is_apple else "ram" if kind.name == "CPU box" else "vram",
         memory_total_bytes=int(kind.memory_gib * 0.92 * GIB),
         memory_bandwidth_bytes_per_s=kind.bandwidth_gb_per_s * 1e9,

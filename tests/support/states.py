@@ -13,7 +13,15 @@ from exo.shared.types.events import (
     TelemetryFrame,
     TermOpened,
 )
-from exo.shared.types.ids import ClusterId, EventId, ModelId, NodeId, device_id
+from exo.shared.types.ids import ClusterId, CommandId, EventId, InstanceId, ModelId, NodeId, device_id
+from exo.shared.types.instances import (
+    Instance,
+    PlacementRequest,
+    Plan,
+    StagePhase,
+    StagePlan,
+    StageState,
+)
 from exo.shared.types.models import ModelCard
 from exo.shared.types.nodes import HostPort, NodeIdentity
 from exo.shared.types.state import State
@@ -146,3 +154,24 @@ def with_free_memory(state: State, free_bytes: dict[str, int]) -> State:
         )
         state = apply_telemetry(state, frame)
     return state
+
+
+def running(
+    model: ModelCard, stage: StagePlan, *, instance_id: str = "i", phase: StagePhase = "ready"
+) -> Instance:
+    """What runs in one stage, as if it had been asked for without wishes."""
+    return Instance(
+        instance_id=InstanceId(instance_id),
+        model=model,
+        plan=Plan(
+            stages=(stage,),
+            sharding="pipeline",
+            engine="mlx",
+            context_length=1,
+            concurrency=1,
+            method="greedy",
+        ),
+        request=PlacementRequest(model_id=model.model_id),
+        stages=(StageState(phase=phase),),
+        created_by=CommandId("c"),
+    )
