@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from benchmarks.nodes import NodeProcess
 
@@ -118,6 +119,22 @@ def test_a_faster_machine_that_joins_is_moved_to_once_while_people_ask(cluster: 
     assert replies[0][0] == replies[-1][0] == 200, "before and after there is nothing to notice"
     assert {status for status, _ in replies} <= {200, 503}, "who asks again is answered"
     cluster.check_that_it_stays(moved)
+
+
+def test_a_node_that_is_stopped_in_the_middle_of_a_move_ends_and_the_model_goes_on(cluster: Cluster) -> None:
+    """The stage that is loaded there stands still, so that the move is surely not over."""
+    first, other = cluster.add("a", SLOW_GB_PER_S), cluster.add("c", SLOW_GB_PER_S)
+    placed = place(first, min_nodes=2)
+    right = answer(first, PROMPT)
+    fast = cluster.add("b", FAST_GB_PER_S)
+    (stage,) = eventually(fast.stages, "the move has begun", 60)
+    stage.suspend()
+    assert fast.terminate() == 0
+    assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
+    again = cluster.ready(placed["instance_id"], 3)
+    assert set(stage_nodes(again)) == {node_id(first), node_id(other)}
+    assert "node-b was stopped" in again["moved_reason"]
+    assert answer(first, PROMPT) == right == answer(other, PROMPT)
 
 
 def test_what_was_asked_for_is_given_back_when_the_node_is_back(cluster: Cluster) -> None:
