@@ -1,5 +1,7 @@
 """The best plan on hierarchical links, proven: price, rule out, programme over what is left."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from exo.master.placement.ladder.answer import Method
@@ -7,6 +9,7 @@ from exo.master.placement.ladder.counting import least_of
 from exo.master.placement.ladder.field import Field, Integers, narrowed
 from exo.master.placement.ladder.fill import Filler
 from exo.master.placement.ladder.outcome import Outcome, ShouldStop
+from exo.master.placement.ladder.parts import parts_of
 from exo.master.placement.ladder.prices import entry_costs, price, survivors, without_twins
 from exo.master.placement.ladder.programme import INFINITE
 from exo.master.placement.ladder.ring import hierarchical_order
@@ -14,6 +17,7 @@ from exo.master.placement.ladder.tree import hierarchy
 from exo.master.placement.ladder.units import Units, demanded_alone, units_of
 from exo.master.placement.ladder.water import Filled, water_filling
 
+_CLOSE_ENOUGH = 1e-4
 _SAMPLE = 32
 """Devices of the first, small programme, whose plan rules out most others."""
 _SAMPLE_WORTH_FROM = 56
@@ -66,6 +70,9 @@ def best_hierarchical(of: Field, units: Units, should_stop: ShouldStop) -> Outco
             kept = without_twins(of, kept, prices, upper)
     proven = INFINITE
     if len(kept) >= 2:
+        if should_stop():
+            # Its tree alone takes a while.
+            return _outcome(plans, prices.lower_bound_ns, is_truncated=True)
         found = programme_over(of, kept, upper_ns=upper, should_stop=should_stop)
         proven = found.lower_bound_ns
         if found.plan is not None and found.plan.cost_ns < upper:
@@ -85,19 +92,48 @@ def _outcome(plans: list[tuple[Filled, Method]], bound_ns: int, *, is_truncated:
 
 def programme_over(of: Field, kept: Integers, *, upper_ns: int, should_stop: ShouldStop) -> Outcome:
     """Return the best plan of several of these devices as the programme finds it, with what none of them can beat."""
-    part = narrowed(of, kept)
-    units = units_of(part)
-    part = demanded_alone(part, units)
+    whole = narrowed(of, kept)
+    units = units_of(whole)
+    part = demanded_alone(whole, units)
     if part.size < 2:
         return Outcome(None, INFINITE, "dynamic programme", 0, is_truncated=False)
     found = least_of(part, hierarchy(part, units=units), units, upper_ns=upper_ns, should_stop=should_stop)
-    if found.draft is None:
-        return Outcome(None, found.lower_bound_ns, "dynamic programme", 0, found.is_truncated)
-    ring = hierarchical_order(part, sorted(found.draft.layers), found.draft.first, found.draft.last)
-    outside = kept.tolist()
-    plan = Filled(
-        found.draft.cost_ns,
-        tuple(outside[index] for index in ring),
-        tuple(found.draft.layers[index] for index in ring),
-    )
-    return Outcome(plan, found.lower_bound_ns, "dynamic programme", 0, found.is_truncated)
+    plan = None
+    if found.draft is not None:
+        ring = hierarchical_order(part, sorted(found.draft.layers), found.draft.first, found.draft.last)
+        outside = kept.tolist()
+        plan = Filled(
+            found.draft.cost_ns,
+            tuple(outside[index] for index in ring),
+            tuple(found.draft.layers[index] for index in ring),
+        )
+    outcome = Outcome(plan, found.lower_bound_ns, "dynamic programme", 0, found.is_truncated)
+    least = upper_ns if plan is None else min(upper_ns, plan.cost_ns)
+    if found.is_truncated or least - found.lower_bound_ns <= _CLOSE_ENOUGH * least:
+        return outcome
+    return _in_parts(whole, kept, units, outcome, upper_ns=upper_ns, should_stop=should_stop)
+
+
+def _in_parts(
+    whole: Field,
+    kept: Integers,
+    units: Units,
+    outcome: Outcome,
+    *,
+    upper_ns: int,
+    should_stop: ShouldStop,
+) -> Outcome:
+    """Close what two rules that count leave open: each choice of the fewer groups by itself."""
+    parts = parts_of(whole, units)
+    if parts is None:
+        return outcome
+    best, bound = outcome.plan, INFINITE
+    for field, inside in parts:
+        least = upper_ns if best is None else min(upper_ns, best.cost_ns)
+        found = programme_over(field, inside, upper_ns=least, should_stop=should_stop)
+        if found.is_truncated:
+            return replace(outcome, plan=best, is_truncated=True)
+        bound = min(bound, found.lower_bound_ns)
+        if found.plan is not None and (best is None or found.plan.cost_ns < best.cost_ns):
+            best = replace(found.plan, ring=tuple(int(kept[index]) for index in found.plan.ring))
+    return replace(outcome, plan=best, lower_bound_ns=max(outcome.lower_bound_ns, bound))
