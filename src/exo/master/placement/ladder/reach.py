@@ -64,8 +64,10 @@ class Reach:
         closes = np.array(
             [[prefix.reaches_end(start, index, is_first=False) for start in starts] for index in order]
         ).reshape(len(order), -1)
-        rest = _Rest(of, middle, closes)
+        rest = _Rest(of, order, middle, closes)
         sets, reached = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        if int(rest.spare_bytes(sets, reached)[0]) < 0:
+            return
         for stages in range(1, len(order)):
             # What comes behind needs a layer each.
             most = count - max(1, min_stages - stages)
@@ -138,21 +140,39 @@ class Reach:
 class _Rest:
     """What the devices outside of a set can hold at most, each the run that fills it best."""
 
-    def __init__(self, of: Field, middle: Integers, closes: Flags) -> None:
+    def __init__(self, of: Field, order: Sequence[int], middle: Integers, closes: Flags) -> None:
         sizes = [layer.size_bytes for layer in of.problem.model.layers]
         self._size = np.concatenate(([0], np.cumsum(np.array(sizes, dtype=np.int64))))
         held = self._size[middle] - self._size
-        self._most = held.max(axis=1, initial=0)
+        self._most: list[int] = held.max(axis=1, initial=0).tolist()
         last = np.where(closes, self._size[-1] - self._size, 0).max(axis=1, initial=0)
         # One of them has the head besides.
-        self._less = int((last - self._most).max(initial=-(2**62)))
+        self._less = min(
+            0, max((int(one) - most for one, most in zip(last, self._most, strict=True)), default=0)
+        )
+        names = [of.devices[index].device_id for index in order]
+        self._at_most = [
+            (rule.count, [place for place, name in enumerate(names) if name in rule.device_ids])
+            for rule in of.problem.rules
+            if isinstance(rule, AtMost)
+        ]
 
     def spare_bytes(self, sets: Integers, reached: Integers) -> Integers:
         """Return how much more than the rest the others may hold, of sets that got so far; negative: too little."""
-        outside = np.full(len(sets), int(self._most.sum()), dtype=np.int64)
-        for place, most in enumerate(self._most.tolist()):
-            outside -= np.where(sets >> place & 1 == 1, most, 0)
-        return outside + min(0, self._less) + self._size[reached] - self._size[-1]
+        whole, barred = self._outside(sets, range(len(self._most))), np.zeros(len(sets), dtype=np.int64)
+        for count, places in self._at_most:
+            # No more of them may come than the rule leaves, each at most as large as the largest.
+            left = count - np.sum([sets >> place & 1 for place in places], axis=0)
+            largest = max((self._most[place] for place in places), default=0)
+            barred = np.maximum(barred, self._outside(sets, places) - np.maximum(0, left) * largest)
+        return whole - barred + self._less + self._size[reached] - self._size[-1]
+
+    def _outside(self, sets: Integers, places: Sequence[int]) -> Integers:
+        """Return what those of some devices that are not in a set can hold."""
+        total = np.zeros(len(sets), dtype=np.int64)
+        for place in places:
+            total += np.where(sets >> place & 1 == 0, self._most[place], 0)
+        return total
 
 
 def _furthest(sets: Integers, ends: Integers, came_by: Integers) -> tuple[Integers, Integers, Integers]:

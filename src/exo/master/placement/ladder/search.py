@@ -6,6 +6,7 @@ from dataclasses import replace
 from msgspec.structs import replace as with_fields
 
 from exo.master.placement.ladder.answer import Infeasible, Method, Options, Solution
+from exo.master.placement.ladder.bounding import tree_of
 from exo.master.placement.ladder.branch import branch, improve_within_rules
 from exo.master.placement.ladder.evaluate import Assessment, Stage, assess
 from exo.master.placement.ladder.exact import best_hierarchical
@@ -17,12 +18,13 @@ from exo.master.placement.ladder.prefix import PrefixProgramme
 from exo.master.placement.ladder.problem import CostProblem
 from exo.master.placement.ladder.programme import INFINITE
 from exo.master.placement.ladder.rules import keeps_rules
+from exo.master.placement.ladder.surcharges import price_rules, surcharged
 from exo.master.placement.ladder.uneven import UnevenSearch, best_single_uneven
 from exo.master.placement.ladder.uneven_bound import WindowBound, start_price_ns
 from exo.master.placement.ladder.units import demanded_alone, units_of
 from exo.master.placement.ladder.water import Filled
 
-_FAIR = 2e-3
+_FAIR = 3e-3
 """A gap of unequal layers that is not worth prices for each of them."""
 _CLOSE_ENOUGH = 1e-4
 """A round this near to its bound is not worth another run of the programme."""
@@ -30,6 +32,9 @@ _LIMITED_SHARE = 4
 """By what fewer rings are weighed where halving asks many times."""
 _BRANCHED_UP_TO = 16
 """Devices up to which the constraint layer closes what counting by bonuses leaves open."""
+_AVERAGE_BRANCHES_MAX = 300
+_SETS_FOR_ANY_MAX = 8_000
+"""Subsets of one size that are looked at where any plan will do."""
 _AVERAGE_SHARES = (1.0, 1.04, 1.12, 1.3)
 _NONE = "No devices that may take part hold the layers, the ends and the stages that were asked for."
 _UNDECIDED = (
@@ -44,7 +49,7 @@ class Search:
         self.problem = problem
         self.field = field_of(problem)
         self.should_stop = should_stop
-        self.options = options
+        self.options: Options = options
         self.lower_bound_ns = 0
         self.is_truncated = False
         self.evaluations = 0
@@ -118,15 +123,18 @@ class Search:
         """Plan with average layers, split with the true ones, and bound with the lightest."""
         search = UnevenSearch(of, self.should_stop)
         single = best_single_uneven(of, search)
-        for ring in (*self._rings_on_average(of), *self._rings_at_hand(of)):
+        for ring in self._rings_at_hand(of):
             search.try_ring(ring)
-        if self.options.wants_any and search.best is None and search.find_any():
+        if self.options.wants_any and search.best is None and search.find_any(sets_max=_SETS_FOR_ANY_MAX):
             # Found, or none at all; else all orders have to say.
             bound = 0 if search.best is not None else INFINITE
             return Outcome(search.best, bound, "prefix programme", search.evaluations, is_truncated=False)
+        if not self.options.wants_any or search.best is None:
+            for ring in self._rings_on_average(of):
+                search.try_ring(ring)
         is_proven = not (self.options.wants_any and search.best is not None) and search.try_all()
         is_decided = is_proven
-        if search.best is None and not is_proven:
+        if search.best is None and not is_proven and not self.options.wants_any:
             is_decided = search.find_any()
         if self.options.wants_any and search.best is not None:
             return Outcome(search.best, 0, "prefix programme", search.evaluations, is_truncated=False)
@@ -144,27 +152,55 @@ class Search:
 
     def _bounded(self, of: Field, search: UnevenSearch) -> int:
         """Return what no plan of several stages can beat, and improve the plan at hand by what that comes upon."""
-        windows = WindowBound(of)
 
         def upper_ns() -> int:
             return search.best.cost_ns if search.best is not None else INFINITE
 
+        charged, offset = self._charged(of, upper_ns())
+        windows = WindowBound(charged)
         price = start_price_ns(of, search.best.ring if search.best is not None else ())
-        bound = windows.bound_ns(upper_ns(), price, self.should_stop)
+        found = windows.bound_ns(upper_ns() - offset, price, self.should_stop)
+        bound = min(INFINITE, found + offset) if found < INFINITE else INFINITE
         search.descend(windows.drafts, least_ns=bound)
         if upper_ns() - bound > _FAIR * upper_ns():
-            bound = windows.refined_ns(upper_ns())
+            bound = max(bound, windows.refined_ns(upper_ns() - offset) + offset)
             search.descend(windows.drafts, least_ns=bound)
             search.wander()
         return bound
 
+    def _charged(self, of: Field, upper_ns: int) -> tuple[Field, int]:
+        """Return the field with what keeping rules costs in its fixed times, and what that adds to a bound."""
+        if of.limit_ns is not None or len(units_of(of).kept) == len(of.problem.rules) or of.size < 2:
+            return of, 0
+        even = replace(of, is_even=True)
+        relaxed = self._without_rules(even).plan
+        if relaxed is None:
+            return of, 0
+        charges = price_rules(even, tree_of(even), relaxed.ring, upper_ns, self.should_stop)
+        if charges.bound_ns >= INFINITE:
+            return of, 0
+        return surcharged(of, charges), charges.offset_ns
+
     def _rings_on_average(self, of: Field) -> Iterator[tuple[int, ...]]:
-        """Plan as if all layers were the average one, and somewhat larger: what fits tightly then may not in truth."""
+        """Plan as if all layers were the average one, and somewhat larger: what fits tightly then may not in truth.
+
+        They are only where the search begins, so that rules are searched for no longer than it takes to keep them.
+        """
+        options, was_truncated = self.options, self.is_truncated
+        self.options = with_fields(
+            options,
+            branches_max=min(options.branches_max, _AVERAGE_BRANCHES_MAX),
+            evaluations_max=options.evaluations_max // _LIMITED_SHARE,
+        )
         for share in _AVERAGE_SHARES:
             even = limited(replace(of, is_even=True, layer_bytes=int(of.layer_bytes * share)), of.limit_ns)
             found = self._even_latency(even)
             if found.plan is not None:
                 yield found.plan.ring
+            if self.should_stop():
+                was_truncated = True
+                break
+        self.options, self.is_truncated = options, was_truncated
 
     def _rings_at_hand(self, of: Field) -> list[tuple[int, ...]]:
         if self._stages is None:

@@ -260,7 +260,7 @@ class UnevenSearch:
             tried = chance.sample(list(order), len(order))
         return False
 
-    def find_any(self) -> bool:
+    def find_any(self, *, sets_max: int = _SETS_MAX) -> bool:
         """Find a plan where there is one, by how far each subset gets; say whether that was exact.
 
         Devices that share a pool are weighed as if each had it alone: what fits then may not in truth.
@@ -269,7 +269,7 @@ class UnevenSearch:
         if len(order) > _REACHES_UP_TO and self._find_by_chance(order):
             return True
         is_open = False
-        rings = Reach(self.of, self._prefix, order, sets_max=_SETS_MAX, should_stop=self._should_stop)
+        rings = Reach(self.of, self._prefix, order, sets_max=sets_max, should_stop=self._should_stop)
         for tried, ring in enumerate(rings, start=1):
             if self.try_ring(ring):
                 return True
