@@ -47,16 +47,24 @@ def remedy_for(
     if isinstance(model, Refusal):
         return None
 
+    known: set[PlacementRequest] = set()
+
     def fits(on: State, wish: PlacementRequest) -> bool:
+        if on is state and wish in known:
+            return True
         if should_stop():
             return False
         answer = place_instance(on, wish, should_stop=should_stop, has_constraint_layer=has_constraint_layer)
+        if isinstance(answer, Plan) and on is state:
+            known.add(wish)
         return isinstance(answer, Plan)
 
     for words, wish in _wishes(state, model, request, fits, called(state) if names is None else names):
         if fits(state, wish):
             return Remedy(words=words, request=wish, without=change.without, instead=change.instead)
-    for instance_id, instance in sorted(state.instances.items(), key=lambda one: _held_bytes(one[1].plan)):
+    # Of those that take most the smallest that helps: each try is a solve.
+    by_size = sorted(state.instances.items(), key=lambda one: (_held_bytes(one[1].plan), one[0]))
+    for instance_id, instance in by_size[-_EACH_MAX:]:
         if fits(freed_of(state, instance_id), request):
             freed = gibibytes(_held_bytes(instance.plan))
             return Remedy(

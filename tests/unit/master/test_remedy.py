@@ -1,5 +1,7 @@
 """What is told to be in the way is in the way: without that one thing, the placement is made."""
 
+from collections.abc import Callable
+
 import pytest
 from msgspec.structs import replace
 
@@ -99,6 +101,21 @@ def test_an_instance_that_takes_the_room_is_named_last() -> None:
     found = helped(fold(state, *events), ASKED)
     assert found is not None and found.instead == ("i",) and found.request == ASKED
     assert found.words.startswith("Stop big (i), which takes 21.")
+
+
+def test_when_time_runs_out_in_mid_search_what_is_known_to_fit_is_told() -> None:
+    calls: list[int] = []
+    request = replace(ASKED, concurrency=1_000_000)
+    whole = remedy_for(three(), request, Change(), should_stop=lambda: bool(calls.append(1)))
+    assert whole is not None
+    found = remedy_for(three(), request, Change(), should_stop=_after(len(calls) - 3))
+    assert found is not None and 1 <= found.request.concurrency <= whole.request.concurrency
+    assert isinstance(place_instance(three(), found.request, should_stop=never), Plan)
+
+
+def _after(count: int) -> Callable[[], bool]:
+    asked = iter(range(count))
+    return lambda: next(asked, None) is None
 
 
 def test_it_is_not_looked_for_without_time() -> None:
