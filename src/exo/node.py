@@ -374,10 +374,13 @@ async def _warm_up_when_leading(coordinator: Coordinator, solver: Solver) -> Non
 
 async def _stop_on_signal(server: ApiServer) -> None:
     """End the node the first time; without waiting for anyone the second time."""
+    is_first = True
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for received in signals:
             logger.info("stopping ({})", signal.Signals(received).name)
-            end_within()
+            if is_first:
+                is_first = False
+                end_within()
             server.stop()
 
 
