@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from exo.cli.client import NodeClient
+from exo.cli.client import NodeClient, RefusedError
 from exo.cli.naming import find_device, find_instance, find_node, find_node_or_device
 from exo.cli.output import answers, plain, print_json, remarks
 from exo.shared.errors import ConfigurationError, ExoError, NotReadyError
@@ -14,6 +14,8 @@ from exo.shared.types.instances import Objective, Sharding
 Json = dict[str, Any]
 
 POLL_S = 0.1
+_WISH_REFUSED = (409, 422)
+"""Statuses of what cannot be had as it was asked for, now or ever."""
 
 
 class InstanceFailedError(ExoError):
@@ -83,7 +85,12 @@ def place(client: NodeClient, wish: Json, *, is_waiting: bool, timeout_s: float,
         InstanceFailedError: It failed.
         NotReadyError: It is not ready in time.
     """
-    placed = client.post("/instance", wish)
+    try:
+        placed = client.post("/instance", wish)
+    except RefusedError as error:
+        if error.status in _WISH_REFUSED:
+            remarks().print("the same with --dry-run says what would help", style="dim")
+        raise
     if is_waiting:
         placed = wait_until_ready(client, placed["instance_id"], timeout_s=timeout_s)
     if as_json:
@@ -143,8 +150,6 @@ def wait_until_ready(client: NodeClient, instance_id: str, *, timeout_s: float) 
 
 def _lasting_failure(client: NodeClient, instance_id: str) -> Json | None:
     """Return the instance if it has failed in a way that the master will not mend by starting it again."""
-    from exo.cli.client import RefusedError
-
     try:
         instance = client.get(f"/instance/{instance_id}/wait", {"timeout_s": 0})
     except RefusedError as error:

@@ -248,7 +248,8 @@ def test_place_gives_up_waiting_with_the_progress(unplaced: RunningWorld, run: R
 
 def test_a_refusal_is_one_sentence(unplaced: RunningWorld, run: Run) -> None:
     replying(unplaced.world, Refusal(status=422, code="not_enough_memory", message="toy needs 3 GiB more"))
-    assert run("place", "toy") == (1, "", "exo: toy needs 3 GiB more\n")
+    hint = "the same with --dry-run says what would help\n"
+    assert run("place", "toy") == (1, "", f"{hint}exo: toy needs 3 GiB more\n")
     unplaced.world.coordinator.has_master = False
     assert run("place", "toy") == (1, "", "exo: there is no master\n")
 
