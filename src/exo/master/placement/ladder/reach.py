@@ -53,8 +53,9 @@ class Reach:
         """Yield the rings."""
         of, prefix, order = self._of, self._prefix, self._order
         count, min_stages = of.layer_count, of.problem.min_stages
-        for index in order:
-            if min_stages <= 1 and prefix.reaches_end(0, index, is_first=True) and self._keeps([index]):
+        alone = self._keep(np.array([1 << place for place in range(len(order))], dtype=np.int64))
+        for place, index in enumerate(order):
+            if min_stages <= 1 and alone[place] and prefix.reaches_end(0, index, is_first=True):
                 yield (index,)
         starts = range(count + 1)
         first = np.array([prefix.reach(0, index, is_first=True) for index in order])
@@ -104,12 +105,10 @@ class Reach:
 
     def _closed(self, sets: Integers, reached: Integers, closes: Flags) -> Iterator[tuple[int, ...]]:
         for place, index in enumerate(self._order):
-            ends = (sets >> place & 1 == 0) & closes[place, reached]
-            closing: list[int] = sets[ends].tolist()
-            for before in closing:
-                ring = [*self._walked(before), index]
-                if self._keeps(ring):
-                    yield tuple(ring)
+            closing = sets[(sets >> place & 1 == 0) & closes[place, reached]]
+            allowed: list[int] = closing[self._keep(closing | 1 << place)].tolist()
+            for before in allowed:
+                yield (*self._walked(before), index)
 
     def _walked(self, used: int) -> list[int]:
         """Return the devices of a set in the order that gets furthest."""
@@ -121,10 +120,11 @@ class Reach:
             used &= ~(1 << place)
         return ring[::-1]
 
-    def _keeps(self, ring: Sequence[int]) -> bool:
-        mask = np.zeros((1, self._of.size), dtype=np.bool_)
-        mask[0, list(ring)] = True
-        return bool(rule_masks(self._of)(mask)[0]) and bool(mask[0, self._of.is_required].all())
+    def _keep(self, sets: Integers) -> Flags:
+        """Say of sets whether they keep all rules and have every device that is required."""
+        used = np.zeros((len(sets), self._of.size), dtype=np.bool_)
+        used[:, self._order] = sets[:, np.newaxis] >> np.arange(len(self._order)) & 1 == 1
+        return rule_masks(self._of)(used) & used[:, self._of.is_required].all(axis=1)
 
     def _may_become_allowed(self, sets: Integers) -> Flags:
         """Say of sets whether they have no more of any devices than a rule allows."""

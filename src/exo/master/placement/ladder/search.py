@@ -162,7 +162,7 @@ class Search:
         found = windows.bound_ns(upper_ns() - offset, price, self.should_stop)
         bound = min(INFINITE, found + offset) if found < INFINITE else INFINITE
         search.descend(windows.drafts, least_ns=bound)
-        if upper_ns() - bound > _FAIR * upper_ns():
+        if not self.options.wants_any and upper_ns() - bound > _FAIR * upper_ns():
             bound = max(bound, windows.refined_ns(upper_ns() - offset) + offset)
             search.descend(windows.drafts, least_ns=bound)
             search.wander()

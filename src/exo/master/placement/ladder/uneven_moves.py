@@ -73,7 +73,8 @@ class RingMoves:
                 starts: Integers = np.searchsorted(before, before - int(self._rooms[part, device]), side="left")
                 if self._limit_ns is not None:
                     longest = self._limit_ns - int(self._fixed[part, device])
-                    by_time: Integers = np.searchsorted(took[device], took[device] - longest, side="left")
+                    passed: Integers = took[device]
+                    by_time: Integers = np.searchsorted(passed, passed - longest, side="left")
                     starts = np.maximum(starts, by_time)
                 least[part, device] = starts
         return _Way(took, least, self._fixed)
