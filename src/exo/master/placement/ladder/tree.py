@@ -175,14 +175,17 @@ def single_linkage(
     """
     tree = Tree()
     near = np.minimum(forward_ns, forward_ns.T)
+    # The least return between what is joined to each leader, kept up to date for leaders only.
+    least_ns = return_ns.copy()
     members: dict[int, list[int]] = {}
     node_of: dict[int, int] = {}
     leader = list(range(of.size))
 
     def join(left: int, right: int, height: int, pool: int, *, is_pool_top: bool) -> None:
         ours, theirs = members[left], members.pop(right)
-        to_left = int(return_ns[np.ix_(theirs, ours)].min())
-        to_right = int(return_ns[np.ix_(ours, theirs)].min())
+        to_left, to_right = int(least_ns[right, left]), int(least_ns[left, right])
+        np.minimum(least_ns[left], least_ns[right], out=least_ns[left])
+        np.minimum(least_ns[:, left], least_ns[:, right], out=least_ns[:, left])
         joint = Joint(node_of[left], node_of.pop(right), height, to_left, to_right, pool, is_pool_top)
         node_of[left] = tree.add_joint(joint)
         members[left] = ours + theirs
@@ -208,7 +211,8 @@ def single_linkage(
             tree.demand(first, len(tree.nodes) - 1)
     sources, targets = np.triu_indices(of.size, 1)
     heights = near[sources, targets]
-    order = np.lexsort((targets, sources, heights))
+    # Of equal heights those of the first source and target come first, as they were made.
+    order = np.argsort(heights, kind="stable")
     for first in range(0, len(order), _PAIRS_AT_ONCE):
         part = order[first : first + _PAIRS_AT_ONCE]
         pairs: list[list[int]] = np.stack((heights[part], sources[part], targets[part]), axis=1).tolist()
