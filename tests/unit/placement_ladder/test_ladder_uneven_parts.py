@@ -253,6 +253,17 @@ def test_just_those_sets_reach_the_end_that_hold_the_layers_in_some_order(seed: 
     assert not (stopped.is_whole and any(len(ring) > 1 for ring in rings))
 
 
+def test_devices_without_memory_reach_nothing() -> None:
+    of = field_of(uneven(1, 3, 4, tightness=2))
+    splits = PrefixProgramme(of)
+    for order in ([], [0]):
+        assert all(ring == (0,) for ring in Reach(of, splits, order, sets_max=9, should_stop=never))
+    empty = replace(of.problem, pools=tuple(replace(one, room_bytes=0) for one in of.problem.pools))
+    found = solve(empty)
+    assert isinstance(found, Infeasible)
+    assert found.code == "infeasible"
+
+
 @pytest.mark.parametrize(("devices", "seed"), [(14, 1), (18, 0), (20, 3)])
 def test_tight_problems_of_many_devices_are_decided(devices: int, seed: int) -> None:
     problem = uneven(seed, devices, 40, tightness=1.06)

@@ -57,6 +57,8 @@ class Reach:
         for place, index in enumerate(order):
             if min_stages <= 1 and alone[place] and prefix.reaches_end(0, index, is_first=True):
                 yield (index,)
+        if len(order) < 2:
+            return
         starts = range(count + 1)
         first = np.array([prefix.reach(0, index, is_first=True) for index in order])
         middle = np.array(
