@@ -252,6 +252,17 @@ class Streaming(threading.Thread):
         connection.close()
 
 
+def answered_at_last(node: NodeProcess) -> str:
+    """Ask until the cluster knows of the loss; until then a stage that is gone cannot be reached."""
+
+    def asked() -> str | None:
+        status, reply = node.call("POST", "/v1/chat/completions", BODY, timeout_s=120)
+        assert status in (200, 503), reply
+        return reply["choices"][0]["message"]["content"] if status == 200 else None
+
+    return eventually(asked, "it is answered", 60)
+
+
 def test_a_request_in_flight_ends_with_an_error_that_says_that_it_can_be_tried_again(
     three: list[NodeProcess],
 ) -> None:
@@ -276,7 +287,7 @@ def test_a_request_in_flight_ends_with_an_error_that_says_that_it_can_be_tried_a
         assert any(isinstance(one, dict) and "error" in one for one in asking.lines)
     else:
         assert asking.status == 503 and asking.retry_after is not None
-    # Tried again it is answered, by the same instance and nobody else's.
-    assert answer(master, PROMPT) == right
+    # Tried again it is answered, by the same instance and nobody else's; at once it may be too soon for that.
+    assert answered_at_last(master) == right
     assert [one["instance_id"] for one in master.get("/instance")["instances"]] == [instance["instance_id"]]
     assert master.get(f"/instance/{instance['instance_id']}")["generation"] == 2
