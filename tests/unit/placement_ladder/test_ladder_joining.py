@@ -11,7 +11,7 @@ from exo.master.placement.ladder.joining import worth_joining
 from support.cost_problems import all_plans, random_problem
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**40),
     is_uneven=st.booleans(),

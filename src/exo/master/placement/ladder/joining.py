@@ -23,12 +23,17 @@ def worth_joining(problem: CostProblem, device_ids: Collection[str], upper_ns: i
         upper_ns: The round of the plan that is known.
     """
     of = _generous(field_of(canonical(problem)))
-    prices = price(of, entry_costs(of), min_stages=problem.min_stages)
-    # Times of unequal layers are rounded, layer by layer, in favour of the plan.
-    rounding_ns = 0 if of.is_even else 2 * of.layer_count
-    forced_ns = np.where(
-        of.is_required, 0, np.maximum(0, prices.reduced_ns)
-    )  # Those are in the bound already.
+    prices = price(of, entry_costs(of), min_stages=problem.min_stages if of.is_even else 1)
+    rounding_ns = 0
+    reduced_ns = prices.reduced_ns
+    if not of.is_even:
+        # A stage may be one light layer, where prices count whole average ones; times are rounded layer by layer.
+        weights = [layer.time_weight for layer in problem.model.layers]
+        lightest = min(1.0, min(weights) * len(weights) / max(1, sum(weights)))
+        reduced_ns = reduced_ns - np.ceil(of.layer_ns * (1 - lightest)).astype(np.int64)
+        rounding_ns = 2 * of.layer_count
+    # Devices that must be used are in the bound already.
+    forced_ns = np.where(of.is_required, 0, np.maximum(0, reduced_ns))
     bound_ns = prices.lower_bound_ns + forced_ns - rounding_ns
     alone_ns = of.overhead_ns + of.head_ns + of.layer_ns * of.layer_count - rounding_ns
     can_be_faster = (bound_ns < upper_ns) & (of.most_layers > 0)
@@ -39,7 +44,10 @@ def worth_joining(problem: CostProblem, device_ids: Collection[str], upper_ns: i
 
 
 def _generous(of: Field) -> Field:
-    """Return the field with room for the average layers that the best run of unequal ones is worth, rounded up."""
+    """Return the field with room for the average layers that the best run of unequal ones is worth, rounded up.
+
+    Nothing need be used then: the price of using it would be that of a whole layer.
+    """
     if of.is_even:
         return of
     model = of.problem.model
@@ -55,4 +63,11 @@ def _generous(of: Field) -> Field:
         return min(of.layer_count, -(-weight * of.layer_count // max(1, int(weights[-1]))))
 
     worth: Integers = np.array([most(int(room)) for room in rooms], dtype=np.int64)[place.reshape(-1)]
-    return replace(of, plain_layers=worth, first_layers=worth, last_layers=worth, only_layers=worth)
+    return replace(
+        of,
+        plain_layers=worth,
+        first_layers=worth,
+        last_layers=worth,
+        only_layers=worth,
+        is_required=np.zeros_like(of.is_required),
+    )
