@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from exo.api.access_callers import Caller
 from exo.api.access_gate import AccessRefused
 from exo.shared.types.commands import Preview
-from exo.shared.types.ids import DeviceId
+from exo.shared.types.ids import DeviceId, InstanceId
 from exo.shared.types.instances import Instance, PlacementRequest
 from exo.shared.types.state import State
 
@@ -61,13 +61,15 @@ def narrowed(caller: Caller, state: State, request: PlacementRequest) -> Placeme
     return replace(request, device_ids=there)
 
 
-def with_own_remedy(caller: Caller, preview: Preview) -> Preview:
-    """Return a preview whose remedy does not lead to devices that the caller may not use."""
+def with_own_remedy(caller: Caller, preview: Preview, state: State) -> Preview:
+    """Return a preview whose remedy is the caller's to take: no devices that it may not use, no instance on others."""
     remedy = preview.remedy
     if not caller.limits.device_ids or remedy is None:
         return preview
     is_within = remedy.request.device_ids and set(remedy.request.device_ids) <= set(caller.limits.device_ids)
-    return preview if is_within else replace(preview, remedy=None)
+    instances = (state.instances.get(InstanceId(one)) for one in remedy.instead)
+    is_own = all(one is None or may_use(caller, one) for one in instances)
+    return preview if is_within and is_own else replace(preview, remedy=None)
 
 
 def _refuse(caller: Caller, found: str) -> NoReturn:

@@ -107,8 +107,9 @@ def _wishes(
         yield "Let other nodes take part", replace(request, node_ids=())
     if request.device_ids:
         yield "Let other devices take part", replace(request, device_ids=())
-    if request.prefer_gpu:
-        yield "Let processors take part beside GPUs", replace(request, prefer_gpu=False)
+    if not request.prefer_gpu:
+        # The other way round nothing is won: processors beside GPUs join where those do not hold the model.
+        yield "Let GPUs take part", replace(request, prefer_gpu=True)
     if request.concurrency > 1:
         count = _most(request.concurrency, lambda many: fits(state, replace(request, concurrency=many)))
         told = "one request at a time" if count == 1 else f"{count} requests at a time"

@@ -2,6 +2,7 @@
 
 from msgspec.structs import replace
 
+from exo.master.placement.asked import is_known_to_run
 from exo.master.placement.machines import as_added, link_of, node_of, telemetry_of
 from exo.master.placement.place import find_model, place_instance
 from exo.master.placement.previews import Share
@@ -111,17 +112,13 @@ def imagine(
     before = solved("As it is", state, 2)
     how = _how(state, added, change)
     missed = _missed(state, other, request, how)
-    known = _names(other)
-    # What is gone need not be left out.
-    wanted = replace(request, exclude=tuple(one for one in request.exclude if one in known))
-    after = (
-        solved(how, other, 1, wanted)
-        if missed is None
-        else Preview(title=how, request=request, refusal=missed)
-    )
+    wanted = _left_of(request, state, other)
+    after = Preview(title=how, request=request, refusal=missed)
+    if missed is None:
+        after = solved(how, other, 1, wanted)
     remedy = helped(after, other, wanted) or (kept() if after.plan is None else None)
-    after = replace(after, remedy=remedy)
-    return Planned(answer=after, before=before, added=added, verdict=verdict(after, before, how, added))
+    told = verdict(after, before, how, added)
+    return Planned(answer=replace(after, remedy=remedy), before=before, added=added, verdict=told)
 
 
 def verdict(after: Preview, before: Preview, how: str, added: tuple[AddedNode, ...]) -> str:
@@ -147,17 +144,32 @@ def _missed(state: State, other: State, request: PlacementRequest, how: str) -> 
     if isinstance(model, Refusal):
         told = f"{how}, no node that is left has {request.model_id}; put its files on another one."
         return replace(model, message=told)
-    gone = _names(state) - _names(other)
+    zones, left = ({node.identity.zone for node in one.nodes.values()} for one in (state, other))
+    gone = (_names(state) | zones) - _names(other) - left
     for key, names in (
         ("node_ids", request.node_ids),
         ("device_ids", request.device_ids),
         ("must_use", request.must_use),
+        ("zones", request.zones),
     ):
         name = next((one for one in names if one in gone), None)
         if name is not None:
             told = f"{key} names {called(state).get(name, name)}, which is taken to be gone; give up one of them."
             return Refusal(status=422, code="contradictory_request", message=told)
     return None
+
+
+def _left_of(request: PlacementRequest, state: State, other: State) -> PlacementRequest:
+    """Return a request less what is gone and need not be left out, nor be kept apart from."""
+    gone = _names(state) - _names(other)
+    ended = {
+        one for one in request.apart_from if is_known_to_run(state, one) and not is_known_to_run(other, one)
+    }
+    return replace(
+        request,
+        exclude=tuple(one for one in request.exclude if one not in gone),
+        apart_from=tuple(one for one in request.apart_from if one not in ended),
+    )
 
 
 def _names(state: State) -> set[str]:

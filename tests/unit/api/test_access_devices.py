@@ -201,13 +201,22 @@ async def test_limits_are_given_shown_and_written_down(world: World) -> None:
     assert line["details"]["device_ids"] == [ON_B, ON_A, ON_B]
 
 
-def test_no_remedy_leads_to_devices_of_others() -> None:
+def test_no_remedy_leads_to_devices_or_instances_of_others() -> None:
+    state = placed(unplaced_state())
     asked = PlacementRequest(model_id=ModelId("toy"), device_ids=(ON_B,), min_nodes=2)
-    fewer = Preview(title="x", request=asked, remedy=Remedy(words="x", request=replace(asked, min_nodes=1)))
-    others = Preview(
-        title="x", request=asked, remedy=Remedy(words="x", request=replace(asked, device_ids=()))
+    same = Remedy(words="x", request=asked)
+    fewer, others, stopped = (
+        Preview(title="x", request=asked, remedy=remedy)
+        for remedy in (
+            replace(same, request=replace(asked, min_nodes=1)),
+            replace(same, request=replace(asked, device_ids=())),
+            replace(same, instead=("i",)),
+        )
     )
-    limited_caller = Caller(kind="key", limits=KeyLimits(device_ids=(ON_B,)))
-    assert with_own_remedy(limited_caller, fewer) == fewer
-    assert with_own_remedy(limited_caller, others).remedy is None
-    assert with_own_remedy(Caller(kind="key"), others) == others
+    on_b, on_all = (Caller(kind="key", limits=KeyLimits(device_ids=own)) for own in ((ON_B,), (ON_A, ON_B)))
+    assert with_own_remedy(on_b, fewer, state) == fewer
+    assert with_own_remedy(on_b, others, state).remedy is None
+    assert with_own_remedy(Caller(kind="key"), others, state) == others
+    # What runs on devices of others is not the caller's to stop.
+    assert with_own_remedy(on_b, stopped, state).remedy is None
+    assert with_own_remedy(on_all, stopped, state) == stopped

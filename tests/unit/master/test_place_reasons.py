@@ -266,6 +266,25 @@ def test_a_processor_helps_where_the_other_gpus_are_too_far_away_and_a_machine_m
     assert not any(one.is_offloaded for one in near.stages)
 
 
+def test_a_deadline_before_processors_are_weighed_proves_nothing_of_them() -> None:
+    state = far_apart(18, 18)
+    request = PlacementRequest(model_id=ModelId("big"))
+    best_ms = planned(state).prediction
+    assert best_ms is not None and best_ms.ms_per_token is not None
+    slower = 0
+    for calls in range(24):
+        asked = iter(range(calls))
+        plan = place_instance(state, request, should_stop=lambda left=asked: next(left, None) is None)
+        assert isinstance(plan, Plan) and plan.prediction is not None
+        assert plan.prediction.ms_per_token is not None
+        told = plan.certificate
+        assert told is None or told.lower_bound_ms is None or told.lower_bound_ms <= best_ms.ms_per_token
+        if plan.prediction.ms_per_token > best_ms.ms_per_token:
+            slower += 1
+            assert plan.is_truncated and "no plan is faster" not in plan.explanation
+    assert slower > 0
+
+
 def test_a_split_that_was_given_is_not_widened() -> None:
     plan = planned(far_apart(18, 18), layer_split=(10, 10))
     assert not any(one.is_offloaded for one in plan.stages)

@@ -15,7 +15,7 @@ from exo.shared.types.instances import PlacementRequest, Plan
 from exo.shared.types.state import State
 from exo.shared.types.what_if import Change
 from support.placing import big, never
-from support.states import GIB, cluster, fold, gpu, identity
+from support.states import GIB, cluster, cpu, fold, gpu, identity
 
 ASKED = PlacementRequest(model_id=ModelId("big"))
 
@@ -63,6 +63,13 @@ def test_the_one_wish_in_the_way_is_named(told: dict[str, object], words: str) -
         if getattr(found.request, name) != getattr(replace(ASKED, **told), name)
     ]
     assert changed_fields == list(told)
+
+
+def test_gpus_that_were_not_wanted_are_offered() -> None:
+    devices = [cpu("a", 8 * GIB), gpu("a", 36 * GIB)]
+    state = cluster(identity("a", devices=devices, models=[big(20, GIB)], host_id="a"))
+    found = helped(state, replace(ASKED, prefer_gpu=False))
+    assert found is not None and found.words == "Let GPUs take part" and found.request == ASKED
 
 
 def test_of_several_zones_as_many_are_kept_as_fit() -> None:

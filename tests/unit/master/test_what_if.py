@@ -107,6 +107,34 @@ def test_what_is_taken_to_be_gone_cannot_be_asked_for_and_need_not_be_left_out()
     assert isinstance(found, Planned) and found.answer.plan is not None
 
 
+def test_what_is_taken_to_be_gone_need_not_be_kept_apart_from() -> None:
+    model = card("toy", layers=8, layer_bytes=GIB // 2)
+    state = cluster(identity("a", models=[model, replace(model, model_id=ModelId("big"))]))
+    state = stage(placed(state), 0, "ready")
+    gone = Change(instead=(InstanceId("i"),))
+    for name in ("i", "toy"):
+        found = imagine(state, replace(ASKED, apart_from=(name,)), gone, share=lambda _: never)
+        assert isinstance(found, Planned) and found.answer.plan is not None, found
+    found = imagine(state, replace(ASKED, apart_from=("nothing",)), gone, share=lambda _: never)
+    assert isinstance(found, Planned) and found.answer.refusal is not None
+    assert found.answer.refusal.code == "unknown_instance_or_model"
+
+
+def test_a_zone_whose_nodes_are_all_taken_to_be_gone_cannot_be_asked_for() -> None:
+    state = cluster(
+        *(
+            replace(identity(name, models=[big(2, GIB)], devices=[cpu(name, 64 * GIB)]), zone=zone)
+            for name, zone in (("a", "left"), ("b", "right"))
+        )
+    )
+    found = imagine(state, replace(ASKED, zones=("left",)), Change(without=("a",)), share=lambda _: never)
+    assert isinstance(found, Planned) and found.answer.refusal is not None
+    assert found.answer.refusal.message == (
+        "zones names left, which is taken to be gone; give up one of them."
+    )
+    assert found.answer.remedy is not None and found.answer.remedy.words == "Let other zones take part"
+
+
 def test_without_a_node_it_uses_the_others() -> None:
     state = lab()
     plan = planned(state)

@@ -51,7 +51,9 @@ async def preview_placements(wish: Annotated[PreviewWish, Query()], context: Con
     reply = await send_command(context, command)
     if not isinstance(reply, Previews):
         unexpected(command, reply)
-    previews = [with_own_remedy(present_caller(), value) for value in reply.previews]
+    previews = [
+        with_own_remedy(present_caller(), value, context.coordinator.state) for value in reply.previews
+    ]
     return json_answer({"previews": [present.preview(value) for value in previews]})
 
 
@@ -79,7 +81,7 @@ async def plan_instance(wish: PlanWish, context: Context) -> Response:
     reply = await send_command(context, command)
     if not isinstance(reply, Planned):
         unexpected(command, reply)
-    answer = with_own_remedy(present_caller(), reply.answer)
+    answer = with_own_remedy(present_caller(), reply.answer, context.coordinator.state)
     return json_answer(present_planning.planned(replace(reply, answer=answer)))
 
 

@@ -11,6 +11,7 @@ from exo.master.placement.greedy import solve_greedy
 from exo.master.placement.ladder.answer import Infeasible, Options
 from exo.master.placement.ladder.errors import StoppedError
 from exo.master.placement.ladder.joining import worth_joining
+from exo.master.placement.ladder.quick_bound import bound_without_links_ns
 from exo.master.placement.problem import Problem
 from exo.master.placement.weigh import Offload, Weighed, bounded, weigh, weigh_given
 from exo.shared.types.instances import StagePlan
@@ -53,32 +54,48 @@ def solve_placement(state: State, problem: Problem, *, should_stop: ShouldStop, 
 def _joined(state: State, found: Solved, on_gpus: Weighed, should_stop: ShouldStop, means: Means) -> Solved:
     """Let processors join a model that GPUs hold, if that is faster; most are ruled out by price, without a solve."""
     known = on_gpus.solution
-    if known is None or on_gpus.is_truncated or means.options.wants_any or should_stop():
+    if known is None or means.options.wants_any:
         return found
     upper_ns = known.assessment.round_ns
     spare = [one.device.device_id for one in found.problem.spare]
     problem = found.problem.with_offload()
+    bound_ns = 0
     try:
         costs = cost_rounds(state, problem, means.tensor_engines, should_stop=should_stop)
         worth = {name for one in costs.rounds for name in worth_joining(one, spare, upper_ns)}
-        if not worth or should_stop():
+        if not worth:
             return found
+        bound_ns = min(bound_without_links_ns(one) for one in costs.rounds)
+        if on_gpus.is_truncated or should_stop():
+            return replace(found, answer=_cut_short(on_gpus, bound_ns))
         if len(worth) < len(spare):
             problem = found.problem.with_offload(worth)
             costs = cost_rounds(state, problem, means.tensor_engines, should_stop=should_stop)
     except StoppedError:
-        return found
+        return replace(found, answer=_cut_short(on_gpus, bound_ns))
     answer = weigh(problem, costs, None, should_stop=should_stop, options=means.options)
     if isinstance(answer, Infeasible) or answer.solution is None:
-        return found
+        return replace(found, answer=_cut_short(on_gpus, bound_ns))
     if answer.solution.assessment.round_ns >= upper_ns:
-        return replace(found, answer=bounded(on_gpus, answer.solution.lower_bound_ns))
+        kept = bounded(on_gpus, answer.solution.lower_bound_ns)
+        return replace(found, answer=replace(kept, is_truncated=answer.is_truncated))
     told = on_gpus.prediction.ms_per_token if on_gpus.prediction is not None else None
     price = _price_offload(state, found.problem, answer, should_stop, means)
     if price is not None:
         price = replace(price, on_gpus_ms=told)
     answer = replace(answer, offload=price, baseline=on_gpus.baseline)
     return Solved(problem=problem, costs=costs, answer=_confirmed(answer, costs))
+
+
+def _cut_short(on_gpus: Weighed, lower_bound_ns: int) -> Weighed:
+    """Return the plan on GPUs where there was no time to let processors join: what it proved holds for GPUs alone.
+
+    Args:
+        on_gpus: The plan.
+        lower_bound_ns: What no plan beats, with processors or without; 0: not known.
+    """
+    told = replace(bounded(on_gpus, lower_bound_ns), is_truncated=True)
+    return told if lower_bound_ns > 0 else replace(told, certificate=None)
 
 
 def would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, means: Means) -> bool:
