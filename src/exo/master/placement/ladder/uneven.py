@@ -58,6 +58,8 @@ class UnevenSearch:
         self._names = [one.device_id for one in self.of.devices]
         self._required = frozenset(np.flatnonzero(of.is_required).tolist())
         self._seen: set[tuple[int, ...]] = set()
+        self._settled: set[tuple[int, ...]] = set()
+        """Rings that no near change helps."""
         self._least_ns = 0
         self._moves: RingMoves | None = None
         self._favoured: list[int] = []
@@ -120,7 +122,8 @@ class UnevenSearch:
                 fits = [near] if near is not None else []
             starts.extend(fits)
         for start in sorted(starts, key=lambda one: (one.cost_ns, one.ring))[:_STARTS_MAX]:
-            self._descend(moves, start, _NEAR)
+            if start.ring not in self._settled:
+                self._descend(moves, start, _NEAR)
 
     def wander(self) -> None:
         """Descend with changes over more places, then from a changed ring again."""
@@ -171,6 +174,7 @@ class UnevenSearch:
             if found is not None:
                 at, span = found, _NEAR
             elif span >= min(span_max, len(at.ring) - 1):
+                self._settled.add(at.ring)
                 return
             else:
                 span = span_max
