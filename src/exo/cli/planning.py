@@ -7,6 +7,7 @@ from exo.cli.client import NodeClient, RefusedError
 from exo.cli.output import answers, layer_range, layers, plain, print_json, remarks, size, table
 from exo.shared.errors import ExoError
 from exo.shared.near_matches import near_matches
+from exo.shared.node_names import distinct_names
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -181,8 +182,9 @@ def lowered(words: str) -> str:
 def node_names(client: NodeClient) -> dict[str, str]:
     """Return the names of the members, and of their devices as `cuda:0 of oak`, by their ids."""
     nodes = client.get("/state")["topology"]["nodes"]
-    return {node["node_id"]: node["name"] for node in nodes} | {
-        device["device_id"]: f"{device['local_alias']} of {node['name']}"
+    shown = distinct_names({node["node_id"]: node["name"] for node in nodes})
+    return shown | {
+        device["device_id"]: f"{device['local_alias']} of {shown[node['node_id']]}"
         for node in nodes
         for device in node["devices"]
     }

@@ -8,6 +8,7 @@ from exo.master.placement.place import ShouldStop, find_model, place_instance
 from exo.master.placement.problem import context_length_of
 from exo.master.placement.words import gibibytes
 from exo.master.recovery_ladder import without as freed_of
+from exo.shared.node_names import distinct_names
 from exo.shared.types.commands import Refusal, Remedy
 from exo.shared.types.instances import PlacementRequest, Plan
 from exo.shared.types.models import ModelCard
@@ -157,8 +158,9 @@ def _zones(count: int) -> str:
 
 def called(state: State) -> dict[str, str]:
     """Return what people call nodes and devices, by their ids."""
-    return {str(key): node.identity.name for key, node in state.nodes.items()} | {
-        str(one.device_id): f"{one.local_alias} of {node.identity.name}"
-        for node in state.nodes.values()
+    shown = distinct_names({str(key): node.identity.name for key, node in state.nodes.items()})
+    return shown | {
+        str(one.device_id): f"{one.local_alias} of {shown[key]}"
+        for key, node in state.nodes.items()
         for one in node.identity.devices
     }

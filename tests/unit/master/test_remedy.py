@@ -10,6 +10,7 @@ from exo.master.placement.place import place_instance
 from exo.master.remedy import remedy_for
 from exo.master.what_if import changed, imagine
 from exo.shared.types.commands import CommitPlan, Planned, Refusal, Remedy
+from exo.shared.types.events import NodeJoined
 from exo.shared.types.ids import CommandId, InstanceId, ModelId
 from exo.shared.types.instances import PlacementRequest, Plan
 from exo.shared.types.state import State
@@ -108,6 +109,80 @@ def test_an_instance_that_takes_the_room_is_named_last() -> None:
     found = helped(fold(state, *events), ASKED)
     assert found is not None and found.instead == ("i",) and found.request == ASKED
     assert found.words.startswith("Stop big (i), which takes 21.")
+
+
+def crowded(total_gib: int, *layers: int) -> State:
+    """A node on which instances `i0`, `i1`, ... of models with so many layers of a GiB run."""
+    others = [replace(big(count, GIB), model_id=ModelId(f"m{at}")) for at, count in enumerate(layers)]
+    devices = [gpu("a", total_gib * GIB)]
+    state = cluster(identity("a", devices=devices, models=[big(20, GIB), *others], host_id="a"))
+    for at, model in enumerate(others):
+        request = PlacementRequest(model_id=model.model_id)
+        plan = place_instance(state, request, should_stop=never)
+        assert isinstance(plan, Plan), plan
+        name = f"i{at}"
+        command = CommitPlan(
+            command_id=CommandId(name), instance_id=InstanceId(name), request=request, plan=plan
+        )
+        events = decide(state, command)
+        assert isinstance(events, list)
+        state = fold(state, *events)
+    return state
+
+
+def test_of_instances_that_would_do_the_smallest_is_named() -> None:
+    found = helped(crowded(70, 20, 12, 24), ASKED)
+    assert found is not None and found.instead == ("i1",) and found.words.startswith("Stop m1 (i1)")
+
+
+def test_of_many_instances_those_that_take_most_are_tried() -> None:
+    found = helped(crowded(50, 20, *(1 for _ in range(9))), ASKED)
+    assert found is not None and found.instead == ("i0",)
+
+
+def test_what_is_imagined_stays_so_in_a_remedy() -> None:
+    state = crowded(42, 1, 20)
+    there = identity("b", devices=[gpu("b", GIB)], models=[big(20, GIB)], host_id="b")
+    state = fold(state, NodeJoined(identity=there))
+    gone = Change(without=("b",), instead=("i0",))
+    both = replace(gone, instead=("i0", "i1"))
+    many = replace(ASKED, concurrency=100_000)
+    for wish, change, words in ((ASKED, gone, "Stop m1 (i1)"), (many, both, "Keep room for ")):
+        found = imagine(state, wish, change, share=lambda _: never)
+        assert isinstance(found, Planned) and found.answer.remedy is not None, found
+        told = found.answer.remedy
+        assert told.words.startswith(words)
+        assert (told.without, told.instead) == (both.without, both.instead)
+
+
+def test_what_is_to_be_kept_is_all_that_changes() -> None:
+    gone = Change(without=("c", "a"), instead=("i",))
+    state = three()
+    plan = place_instance(state, replace(ASKED, node_ids=("b", "a")), should_stop=never)
+    assert isinstance(plan, Plan)
+    command = CommitPlan(command_id=CommandId("c"), instance_id=InstanceId("i"), request=ASKED, plan=plan)
+    events = decide(state, command)
+    assert isinstance(events, list)
+    found = imagine(fold(state, *events), ASKED, gone, share=lambda _: never)
+    assert isinstance(found, Planned) and found.answer.remedy is not None
+    told = found.answer.remedy
+    assert (told.words, told.without, told.instead) == ("Keep host-a", ("c",), ("i",))
+
+
+def test_no_more_context_is_given_up_than_needed() -> None:
+    model = big(20, GIB)
+    roomy = cluster(identity("a", devices=[gpu("a", 36 * GIB)], models=[model], host_id="a"))
+    plan = place_instance(roomy, replace(ASKED, context_length=2048), should_stop=never)
+    assert isinstance(plan, Plan) and len(plan.stages) == 1
+    just = [gpu("a", plan.stages[0].memory_bytes)]
+    found = helped(cluster(identity("a", devices=just, models=[model], host_id="a")), ASKED)
+    assert found is not None and found.words == "Keep room for 2,048 tokens of context, not 4,096"
+
+
+def test_to_be_kept_apart_can_be_what_is_in_the_way() -> None:
+    request = replace(ASKED, apart_from=("m0",))
+    found = helped(crowded(40, 2), request)
+    assert found is not None and found.words == "Do not keep it apart from m0" and found.request == ASKED
 
 
 def test_when_time_runs_out_in_mid_search_what_is_known_to_fit_is_told() -> None:

@@ -3,11 +3,11 @@
 import pytest
 from msgspec.structs import replace
 
-from exo.master.what_if import imagine
+from exo.master.what_if import changed, imagine, verdict
 from exo.shared.device_figures import catalogue
-from exo.shared.types.commands import Planned, Refusal
+from exo.shared.types.commands import Planned, Preview, Refusal
 from exo.shared.types.ids import InstanceId, ModelId
-from exo.shared.types.instances import PlacementRequest, Plan
+from exo.shared.types.instances import PlacementRequest, Plan, Prediction
 from exo.shared.types.state import State
 from exo.shared.types.what_if import Change, WishedDevice, WishedMachine
 from support.placing import MIXED, big, mixed_state, never, planned
@@ -148,6 +148,24 @@ def test_without_a_node_it_uses_the_others() -> None:
     assert speed(found.answer.plan) <= speed(plan)
 
 
+@pytest.mark.parametrize(
+    ("then", "words"),
+    [
+        (9.0, "Without x: 9 tokens/s instead of 10, 10.0 % slower."),
+        (11.0, "Without x: 11 tokens/s instead of 10, 10.0 % faster."),
+        (5.0, "Without x: 5 tokens/s instead of 10, 50 % of the speed."),
+        (20.0, "Without x: 20 tokens/s instead of 10, 2 times as fast."),
+        (10.01, "Without x, nothing changes: 10 tokens/s either way."),
+    ],
+)
+def test_a_verdict_says_which_way_it_goes(then: float, words: str) -> None:
+    def at(tokens_per_s: float) -> Preview:
+        told = Prediction(ms_per_token=1000 / tokens_per_s, tokens_per_s=tokens_per_s)
+        return Preview(title="x", request=ASKED, plan=replace(planned(lab()), prediction=told))
+
+    assert verdict(at(then), at(10.0), "Without x", ()) == words
+
+
 def test_without_one_device_the_node_stays() -> None:
     node = identity("a", devices=[cpu("a", 8 * GIB), gpu("a", 8 * GIB)], models=[card("big")])
     found = answered(cluster(node), without=("a/cuda:0",))
@@ -213,6 +231,17 @@ def test_a_device_that_nobody_knows_can_be_described() -> None:
     assert found.added[0].devices[0].memory_bandwidth_bytes_per_s == 2e12
     assert not found.added[0].devices[0].is_estimated
     assert speed(found.answer.plan) > 30
+
+
+def test_a_link_that_is_told_holds_both_ways() -> None:
+    found = changed(lab(), ASKED, Change(machines=(machine("RTX 3090", link_mbps=10_000.0),)))
+    assert not isinstance(found, Refusal)
+    state, (added,) = found
+    others = set(state.nodes) - {added.node_id}
+    assert others
+    for other in others:
+        there, back = state.live[added.node_id].links[other], state.live[other].links[added.node_id]
+        assert there.bandwidth_mbps == back.bandwidth_mbps == 10_000.0
 
 
 def test_a_slow_cable_counts() -> None:
