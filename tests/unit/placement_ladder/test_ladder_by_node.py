@@ -170,6 +170,21 @@ def test_a_link_by_node_to_nobody_or_of_absurd_cost_is_refused() -> None:
     )
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**9))
+def test_of_links_by_node_every_one_of_absurd_cost_is_named(seed: int) -> None:
+    chance = random.Random(seed)
+    problem = by_node(random_problem(chance, devices=6, layers=4), chance, share=1.0)
+    links = problem.links.measured
+    if not isinstance(links, NodeLinks):
+        return
+    costs = [np.array([chance.choice([100, 2000, -5, 10**13]) for _ in links.forward_ns]) for _ in range(2)]
+    problem = replace(
+        problem, links=replace(problem.links, measured=NodeLinks(links.pairs, costs[0], costs[1]))
+    )
+    assert complaints(problem) == complaints(one_by_one(problem))
+
+
 def test_all_ways_at_once_cost_what_each_costs_by_itself() -> None:
     chance = random.Random(7)
     figures = {

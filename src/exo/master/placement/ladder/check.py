@@ -61,14 +61,14 @@ def _complaints(problem: CostProblem) -> Iterator[str]:
 def _about_links(problem: CostProblem, ids: set[str]) -> Iterator[str]:
     links = problem.links
     costs = [("host", links.host), ("zone", links.zone), ("cluster", links.cluster)]
-    sound: set[int] = set()
+    sound: set[LinkCost] = set()
     measured = links.measured
     if isinstance(measured, NodeLinks) and measured.is_within(ids, TIME_NS_MAX):
         measured = ()  # All at once; of what is wrong, each is named below.
     for link in measured:
         is_known = link.source_device_id in ids and link.target_device_id in ids
-        if is_known and (id(link.cost) in sound or _is_cost(link.cost)):
-            sound.add(id(link.cost))  # Devices of two nodes share it.
+        if is_known and (link.cost in sound or _is_cost(link.cost)):
+            sound.add(link.cost)  # Devices of two nodes share it.
             continue
         name = f"{link.source_device_id} to {link.target_device_id}"
         costs.append((name, link.cost))
