@@ -70,7 +70,9 @@ class RingMoves:
         least = np.empty((3, len(times), self._count + 1), dtype=np.int64)
         for part in range(3):
             for device in range(len(times)):
-                starts: Integers = np.searchsorted(before, before - int(self._rooms[part, device]), side="left")
+                starts: Integers = np.searchsorted(
+                    before, before - int(self._rooms[part, device]), side="left"
+                )
                 if self._limit_ns is not None:
                     longest = self._limit_ns - int(self._fixed[part, device])
                     passed: Integers = took[device]
