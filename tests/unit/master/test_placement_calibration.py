@@ -110,7 +110,7 @@ def stages(*layers: int) -> list[StagePlan]:
 
 
 def confirms(state: State, *layers: int, **request: object) -> bool:
-    return calibration_of(state, hard(state, **request), {}).confirms(stages(*layers))
+    return calibration_of(state, hard(state, **request)).confirms(stages(*layers))
 
 
 def test_a_layer_takes_what_was_measured_of_layers_and_of_bytes() -> None:
@@ -227,6 +227,9 @@ def test_a_link_that_was_measured_is_not_counted_twice_in_the_hop() -> None:
     told = costs(replace(state, live=live)).rounds[0].links
     assert all(one.cost.return_ns == pytest.approx(5_000_000, abs=10) for one in told.measured)
     assert len(told.measured) == 2
+    # Nor in a plan for one of its nodes only: or it would look slower where it is than anywhere else.
+    alone = costs(replace(state, live=live), node_ids=("a",)).rounds[0].links
+    assert (alone.zone, alone.host, alone.measured) == (told.zone, told.host, ())
 
 
 def test_hops_within_a_host_and_between_hosts_are_told_apart() -> None:

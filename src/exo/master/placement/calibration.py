@@ -7,7 +7,6 @@ meanwhile, so only load beyond that counts, and where the load is this cluster's
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import msgspec
 from msgspec.structs import replace
@@ -28,6 +27,7 @@ from exo.shared.step_reads import step_reads
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.instances import StagePlan
 from exo.shared.types.models import ModelCard
+from exo.shared.types.nodes import NodeIdentity
 from exo.shared.types.pace import DevicePace, pace_key
 from exo.shared.types.state import State
 
@@ -84,13 +84,12 @@ class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
     assumed: Assumptions
 
 
-def calibration_of(state: State, problem: Problem, ways: Ways) -> Calibration:
+def calibration_of(state: State, problem: Problem) -> Calibration:
     """Return what was measured of the candidates with the request's engine and type of weights, and of hops.
 
     Args:
         state: The cluster.
         problem: What is to be placed.
-        ways: Measured links between devices of different hosts.
     """
     paces: dict[DeviceId, DevicePace] = {}
     for one in problem.candidates:
@@ -103,7 +102,7 @@ def calibration_of(state: State, problem: Problem, ways: Ways) -> Calibration:
     between: list[tuple[float, int]] = []
     for node_id in sorted(state.live):
         for _, pace in sorted(state.live[node_id].paces.items()):
-            _add_hop(state, pace, ways, within, between)
+            _add_hop(state, pace, within, between)
     return Calibration(
         model=problem.model,
         context_length=problem.context_length,
@@ -219,7 +218,6 @@ def _measured_speed(one: DeviceFigures, speed: Speed, pace: DevicePace, read_byt
 def _add_hop(
     state: State,
     pace: DevicePace,
-    ways: Ways,
     within: list[tuple[float, int]],
     between: list[tuple[float, int]],
 ) -> None:
@@ -230,21 +228,24 @@ def _add_hop(
     nodes = [state.nodes.get(NodeId(name.split("/", 1)[0])) for name in ring]
     expected_s = 0.0
     hosts: set[str] = set()
-    for (source, target), node, after in zip(
-        pairwise((*ring, ring[0])), nodes, (*nodes[1:], nodes[0]), strict=True
-    ):
+    for node, after in zip(nodes, (*nodes[1:], nodes[0]), strict=True):
         if node is None or after is None:
             return
         hosts.add(node.identity.host_id)
-        expected_s += _link_s(node.identity.host_id, after.identity.host_id, ways.get((source, target)))
+        expected_s += _link_s(state, node.identity, after.identity)
     excess_s = max(0.0, pace.hop_s - expected_s / len(ring))
     (within if len(hosts) == 1 else between).append((excess_s, pace.hop_count))
 
 
-def _link_s(host: str, other: str, way: LinkFigures | None) -> float:
-    if host == other:
+def _link_s(state: State, node: NodeIdentity, after: NodeIdentity) -> float:
+    """Return what a link takes, also of nodes that are no candidates: their rings ran over what they have."""
+    if node.host_id == after.host_id:
         return ASSUMED.host_link.latency_s
-    return ASSUMED.zone_link.latency_s if way is None else way.latency_s
+    live = state.live.get(node.node_id)
+    link = live.links.get(after.node_id) if live is not None else None
+    if link is None or link.link_type == "loopback" or link.latency_ms is None:
+        return ASSUMED.zone_link.latency_s
+    return link.latency_ms / 1000
 
 
 def _middle(told: Sequence[tuple[float, int]]) -> float | None:

@@ -95,10 +95,10 @@ def cost_rounds(
         is_bound = (
             len(counts) == 1 and not problem.spare and not (has_groups and tensor_groups(state, problem))
         )
-        calibration = calibration_of(state, problem, {})
+        calibration = calibration_of(state, problem)
         bare = _built(problem, told, calibration, assumed, {}, micro_batches=1)[0] if is_bound else None
         raise StoppedError(0 if bare is None else bound_without_links_ns(bare.problem)) from None
-    calibration = calibration_of(state, problem, measured)
+    calibration = calibration_of(state, problem)
     measured = calibrated_ways(calibration, measured)
     rounds: list[tuple[Built, Mapping[str, Speed]]] = []
     for count in counts:
