@@ -138,7 +138,7 @@ class NodeProcess:
             text = error.read()
             return error.code, json.loads(text) if text else None
 
-    def terminate(self, timeout_s: float = 15) -> int:
+    def terminate(self, timeout_s: float = 20) -> int:
         """Ask it to end, as Ctrl-C does; return its exit code."""
         return self.end(signal.SIGTERM, timeout_s)
 

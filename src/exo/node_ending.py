@@ -6,8 +6,9 @@ import threading
 
 from loguru import logger
 
-END_MAX_S = 13.0
-"""More than all patience with answers, successors and drivers together; less than services are usually given."""
+END_MAX_S = 16.0
+"""More than all patience with answers, successors, stages, connections and drivers together; less than services are
+usually given."""
 _WORD_BEFORE_S = 0.2
 
 

@@ -6,6 +6,14 @@ import time
 
 import pytest
 
+from exo.api.server import _SHUTDOWN_GRACE_S  # pyright: ignore[reportPrivateUsage]
+from exo.cluster.options import CoordinatorOptions
+from exo.dataplane.client import CLOSE_TIMEOUT_S
+from exo.gpu.discovery import _FAREWELL_S  # pyright: ignore[reportPrivateUsage]
+from exo.gpu.limits import CallLimits
+from exo.node_ending import END_MAX_S
+from exo.worker.runner.supervisor import RunnerTimeouts
+
 HELD_UP = {
     "an event loop that waits": "import time; time.sleep(60)",
     "a thread that the interpreter waits for": (
@@ -34,3 +42,15 @@ def test_what_ends_by_itself_says_nothing() -> None:
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=25
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_node_that_is_only_slow_is_given_all_the_time_that_it_takes_for_others() -> None:
+    patience_s = (
+        _SHUTDOWN_GRACE_S,
+        CoordinatorOptions().leave_s,
+        RunnerTimeouts().kill_s,
+        CLOSE_TIMEOUT_S,
+        _FAREWELL_S,
+        CallLimits().close_s,
+    )
+    assert sum(patience_s) + 1 <= END_MAX_S
