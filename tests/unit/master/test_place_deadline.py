@@ -149,6 +149,20 @@ def test_devices_known_before_the_links_bound_all_plans() -> None:
     assert clock.is_over and f"no plan takes less than {bound_ms:.3g} ms" in plan.explanation
 
 
+@pytest.mark.parametrize("what", ["alone", "processors may join", "several at a time"])
+def test_devices_bound_only_plans_that_are_of_them_alone_and_not_cut_into_rounds(what: str) -> None:
+    """Processors that join, or smaller batches, take less than what these devices take at least."""
+    asked = replace(BIG, concurrency=4, objective="throughput") if what == "several at a time" else BIG
+    problem = build_problem(MESH, next(iter(MESH.nodes.values())).identity.models[0], asked, "mlx")
+    if what == "processors may join":
+        problem = replace(problem, candidates=problem.candidates[1:], spare=problem.candidates[:1])
+    asks = count()
+    figures_of(MESH, problem, should_stop=lambda: next(asks) < 0)
+    with pytest.raises(StoppedError) as stopped:
+        cost_rounds(MESH, problem, should_stop=Clock(next(asks) + 5))
+    assert (stopped.value.lower_bound_ns > 0) == (what == "alone")
+
+
 def test_without_a_plan_by_memory_alone_any_plan_is_looked_for() -> None:
     state = _with_heads(PAIRS)
     asked = replace(BIG, sharding="hybrid")

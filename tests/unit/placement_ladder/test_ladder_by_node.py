@@ -24,11 +24,13 @@ from exo.master.placement.ladder.ways import NodeWays, usable_links
 from support.cost_problems import naive_best_ns, random_problem
 
 
-def by_node(problem: CostProblem, chance: random.Random, *, share: float = 0.6) -> CostProblem:
-    """The problem with devices dealt out to nodes of a host, and some links of nodes measured."""
+def by_node(
+    problem: CostProblem, chance: random.Random, *, share: float = 0.6, spans_hosts: bool = False
+) -> CostProblem:
+    """The problem with devices dealt out to nodes, of one host each or of several, and some links measured."""
     nodes: dict[tuple[str, str], list[str]] = {}
     for one in problem.devices:
-        name = (one.host, f"node-{chance.randrange(2)}")
+        name = (str(chance.randrange(3)) if spans_hosts else one.host, f"node-{chance.randrange(2)}")
         nodes.setdefault(name, []).append(one.device_id)
     devices = tuple(tuple(inside) for inside in nodes.values())
     hosts = [host for host, _ in nodes]
@@ -58,10 +60,10 @@ def one_by_one(problem: CostProblem) -> CostProblem:
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**9), devices=st.integers(2, 9))
-def test_hops_are_those_of_links_told_one_by_one(seed: int, devices: int) -> None:
+@given(seed=st.integers(0, 10**9), devices=st.integers(2, 9), spans_hosts=st.booleans())
+def test_hops_are_those_of_links_told_one_by_one(seed: int, devices: int, spans_hosts: bool) -> None:
     chance = random.Random(seed)
-    problem = by_node(random_problem(chance, devices=devices, layers=9), chance)
+    problem = by_node(random_problem(chance, devices=devices, layers=9), chance, spans_hosts=spans_hosts)
     plain = one_by_one(problem)
     assert canonical(problem) == canonical(plain)
     # What the links say of each pair, by plain looking up.
@@ -196,6 +198,18 @@ def test_all_ways_at_once_cost_what_each_costs_by_itself() -> None:
     }
     ways = NodeWays.of(figures)
     assert dict(ways.items()) == figures
+    told = list(permutations(range(30), 2))
+    chance.shuffle(told)
+    ends = np.array(told, dtype=np.int64)
+    mixed = [figures[f"d{one}", f"d{other}"] for one, other in told]
+    shuffled = NodeWays.told(
+        tuple((f"d{one}",) for one in range(30)),
+        ends[:, 0],
+        ends[:, 1],
+        np.array([one.latency_s for one in mixed]),
+        np.array([one.bandwidth_bytes_per_s for one in mixed]),
+    )
+    assert dict(shuffled.items()) == figures
     kept = frozenset(f"d{one}" for one in range(30))
     links, useless = usable_links(ways, kept, batch=3, hidden_size=4096)
     assert links is not None and not useless and len(links) == len(figures)
