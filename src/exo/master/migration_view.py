@@ -240,7 +240,8 @@ def decide_migrate(
         basis: What the plan was solved on.
     """
     present = can_be_moved(state, instance.instance_id, instance.generation)
-    if present is None or not is_legal(state, present, request, plan):
+    # What began to load while the plan was made takes disks and links that were thought to be free.
+    if present is None or is_loading(state) or not is_legal(state, present, request, plan):
         return None
     why = list(causes)
     if offer.owed is not None:

@@ -378,6 +378,11 @@ def test_a_healthy_instance_is_moved_only_where_the_newest_state_still_allows_it
     assert decided(stage(state, 0, "failed", reason="killed")) is None
     assert decided(on(state, "b/cuda:0", instance_id="j")) is None, "the room is taken"
     assert decided(fold(state, InstanceDeleted(instance_id=I, reason="test"))) is None
+    loading = replace(instance, instance_id=InstanceId("j"), stages=(StageState(phase="loading"),))
+    others = {**state.instances, loading.instance_id: loading}
+    assert decided(replace(state, instances=others)) is None, "something is being loaded"
+    serving = replace(loading, stages=instance.stages)
+    assert decided(replace(state, instances={**others, loading.instance_id: serving})) is not None
 
 
 def test_how_much_an_instance_is_used_is_read_off_its_devices() -> None:
