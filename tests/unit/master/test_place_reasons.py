@@ -229,11 +229,17 @@ def test_offload_leaves_most_to_the_gpus_of_all_nodes_and_the_deadline_changes_n
     assert 0 < layers <= 5
 
 
-def far_apart(*gib: int) -> State:
-    """PCs with a card and a processor each; a token takes a second from one to the other."""
+def far_apart(*gib: int, slow: str = "") -> State:
+    """PCs with a card and a processor each, `slow` with a very slow one; a token takes a second to the next PC."""
     names = "abc"[: len(gib)]
     state = machines(
-        **{name: [cpu(name, 64 * GIB), card(name, free)] for name, free in zip(names, gib, strict=True)}
+        **{
+            name: [
+                replace(cpu(name, 64 * GIB), memory_bandwidth_bytes_per_s=1e8 if name == slow else None),
+                card(name, free),
+            ]
+            for name, free in zip(names, gib, strict=True)
+        }
     )
     ways = {
         NodeId(one): NodeTelemetry(
@@ -266,19 +272,45 @@ def test_a_processor_helps_where_the_other_gpus_are_too_far_away_and_a_machine_m
     assert not any(one.is_offloaded for one in near.stages)
 
 
-def test_a_deadline_before_processors_are_weighed_proves_nothing_of_them() -> None:
-    state = far_apart(18, 18)
+@pytest.mark.parametrize(("slow", "helps"), [("a", "b"), ("b", "a")])
+def test_of_several_processors_the_one_that_helps_joins(slow: str, helps: str) -> None:
+    plan = planned(far_apart(18, 18, slow=slow))
+    assert {one.device_ids[0] for one in plan.stages} == {f"{helps}/cuda:0", f"{helps}/cpu:0"}
+    assert left(plan, f"{slow}/cpu:0").reason == "the GPU of its node is preferred"
+    on_gpus = planned(far_apart(18, 18, slow=slow), exclude=("a/cpu:0", "b/cpu:0"))
+    assert plan.baseline == on_gpus.baseline != plan.prediction
+
+
+def uneven(state: State) -> State:
+    """The same, with layers that differ."""
+    sizes = tuple(GIB + (GIB // 8 if layer % 2 else -GIB // 8) for layer in range(MODEL.layer_count))
+    model = replace(MODEL, layer_bytes=sizes)
+    nodes = {
+        key: replace(node, identity=replace(node.identity, models=(model,)))
+        for key, node in state.nodes.items()
+    }
+    return replace(state, nodes=nodes)
+
+
+@pytest.mark.parametrize("state", [far_apart(18, 18), uneven(far_apart(18, 18))], ids=["even", "uneven"])
+def test_a_deadline_before_processors_are_weighed_proves_nothing_of_them(state: State) -> None:
     request = PlacementRequest(model_id=ModelId("big"))
     best_ms = planned(state).prediction
     assert best_ms is not None and best_ms.ms_per_token is not None
+    on_gpus = planned(state, exclude=("a/cpu:0", "b/cpu:0")).prediction
+    assert on_gpus is not None and on_gpus.ms_per_token is not None
     slower = 0
     for calls in range(24):
         asked = iter(range(calls))
         plan = place_instance(state, request, should_stop=lambda left=asked: next(left, None) is None)
         assert isinstance(plan, Plan) and plan.prediction is not None
         assert plan.prediction.ms_per_token is not None
+        assert plan.prediction.ms_per_token <= on_gpus.ms_per_token
         told = plan.certificate
-        assert told is None or told.lower_bound_ms is None or told.lower_bound_ms <= best_ms.ms_per_token
+        if told is not None:
+            assert told.lower_bound_ms is not None and 0 < told.lower_bound_ms <= best_ms.ms_per_token
+        is_proven = "no plan is faster" in plan.explanation
+        assert not (is_proven and "may be a faster plan" in plan.explanation)
         if plan.prediction.ms_per_token > best_ms.ms_per_token:
             slower += 1
             assert plan.is_truncated and "no plan is faster" not in plan.explanation

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from exo.master.placement.ladder.evaluate import assess
 from exo.master.placement.ladder.joining import worth_joining
-from support.cost_problems import all_plans, random_problem
+from exo.master.placement.ladder.problem import (
+    AVERAGE_TIME_WEIGHT,
+    CostProblem,
+    Device,
+    Layer,
+    LinkCost,
+    Links,
+    Model,
+    Pool,
+)
+from support.cost_problems import all_plans, naive_best_ns, random_problem
 
 
 @settings(max_examples=150, deadline=None)
@@ -54,3 +64,49 @@ def test_a_slow_device_is_ruled_out_and_only_those_asked_for_are_told(is_uneven:
     least_ns = alone[0].layer_ns * 12 // 2
     assert worth_joining(problem, names, least_ns) == frozenset()
     assert worth_joining(problem, names[:1], 2**50) == {names[0]}
+
+
+def on_one_host(rows: dict[str, tuple[int, int, int]], weights: tuple[float, ...]) -> CostProblem:
+    """Devices of one host, with free hops: time of an average layer, time of taking part, layers that have room."""
+    free = LinkCost(forward_ns=0, return_ns=0)
+    return CostProblem(
+        devices=tuple(
+            Device(
+                device_id=name,
+                node_id=name,
+                host="h",
+                zone="z",
+                pool_id=name,
+                layer_ns=layer_ns,
+                overhead_ns=overhead_ns,
+            )
+            for name, (layer_ns, overhead_ns, _) in rows.items()
+        ),
+        pools=tuple(Pool(pool_id=name, room_bytes=1000 * room) for name, (_, _, room) in rows.items()),
+        links=Links(host=free, zone=free, cluster=free),
+        model=Model(
+            layers=tuple(
+                Layer(weight_bytes=1000, time_weight=int(one * AVERAGE_TIME_WEIGHT)) for one in weights
+            )
+        ),
+    )
+
+
+@pytest.mark.parametrize(("overhead_ns", "is_worth"), [(78_000, True), (81_000, False)])
+def test_it_is_told_to_the_last_microsecond(overhead_ns: int, is_worth: bool) -> None:
+    rows = {
+        "fast": (100_000, 0, 4),
+        "joining": (280_000, overhead_ns, 4),
+        "known": (300_000, 0, 4),
+    }
+    problem = on_one_host(rows, (1.0,) * 8)
+    assert (naive_best_ns(problem) == 1_598_000) == is_worth
+    assert worth_joining(problem, ["joining"], 1_600_000) == ({"joining"} if is_worth else set())
+
+
+def test_room_for_one_layer_that_is_worth_more_than_an_average_one_counts() -> None:
+    rows = {"alone": (100_000, 0, 8), "joining": (10_000, 120_000, 1)}
+    problem = on_one_host(rows, (1.5, 0.5) * 4)
+    best_ns = naive_best_ns(problem)
+    assert best_ns is not None and best_ns < 790_000
+    assert worth_joining(problem, ["joining"], 800_000) == {"joining"}

@@ -54,14 +54,16 @@ def _figures(weighed: Weighed) -> Iterator[str]:
         basis = "from measured tokens/s"
     yield f"estimate: {milliseconds(told.ms_per_token)} per token, {rate(told.tokens_per_s)} tokens/s; {basis}"
     certificate = weighed.certificate
+    is_proven = False
     if certificate is not None and certificate.lower_bound_ms is not None:
         gap = certificate.gap_percent or 0.0
         bound = milliseconds(certificate.lower_bound_ms)
-        if gap < _PROVEN_PERCENT:
+        is_proven = gap < _PROVEN_PERCENT
+        if is_proven:
             yield "certificate: by these figures no plan is faster"
         else:
             yield f"certificate: by these figures no plan takes less than {bound}, {gap:.2g} % less than this one"
-    if weighed.is_truncated:
+    if weighed.is_truncated and not is_proven:
         yield "certificate: the deadline ended the search; with more time there may be a faster plan"
     simple = weighed.baseline
     if simple is None or simple.ms_per_token is None:

@@ -77,8 +77,9 @@ def _joined(state: State, found: Solved, on_gpus: Weighed, should_stop: ShouldSt
     if isinstance(answer, Infeasible) or answer.solution is None:
         return replace(found, answer=_cut_short(on_gpus, bound_ns))
     if answer.solution.assessment.round_ns >= upper_ns:
-        kept = bounded(on_gpus, answer.solution.lower_bound_ns)
-        return replace(found, answer=replace(kept, is_truncated=answer.is_truncated))
+        bound_ns = max(bound_ns, answer.solution.lower_bound_ns)
+        ended = _cut_short if answer.is_truncated else bounded
+        return replace(found, answer=ended(on_gpus, bound_ns))
     told = on_gpus.prediction.ms_per_token if on_gpus.prediction is not None else None
     price = _price_offload(state, found.problem, answer, should_stop, means)
     if price is not None:
@@ -94,8 +95,7 @@ def _cut_short(on_gpus: Weighed, lower_bound_ns: int) -> Weighed:
         on_gpus: The plan.
         lower_bound_ns: What no plan beats, with processors or without; 0: not known.
     """
-    told = replace(bounded(on_gpus, lower_bound_ns), is_truncated=True)
-    return told if lower_bound_ns > 0 else replace(told, certificate=None)
+    return replace(bounded(on_gpus, lower_bound_ns), is_truncated=True)
 
 
 def would_fit_empty(state: State, problem: Problem, should_stop: ShouldStop, means: Means) -> bool:

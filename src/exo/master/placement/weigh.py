@@ -187,7 +187,10 @@ def bounded(weighed: Weighed, lower_bound_ns: int) -> Weighed:
     return replace(weighed, solution=known, certificate=_certificate(known))
 
 
-def _certificate(solution: Solution) -> Certificate:
+def _certificate(solution: Solution) -> Certificate | None:
+    """Return how far the plan can be from the best one; None where nothing is known, as in a search cut short."""
+    if solution.lower_bound_ns <= 0:
+        return None
     return Certificate(lower_bound_ms=solution.lower_bound_ns / _NS_PER_MS, gap_percent=solution.gap * 100)
 
 
