@@ -1,11 +1,16 @@
 """A node that was told to stop ends, whatever holds it up."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
+import anyio
 import pytest
 
+from exo import node
 from exo.api.server import _SHUTDOWN_GRACE_S  # pyright: ignore[reportPrivateUsage]
 from exo.cluster.options import CoordinatorOptions
 from exo.dataplane.client import CLOSE_TIMEOUT_S
@@ -54,3 +59,39 @@ def test_a_node_that_is_only_slow_is_given_all_the_time_that_it_takes_for_others
         CallLimits().close_s,
     )
     assert sum(patience_s) + 1 <= END_MAX_S
+
+
+class Server:
+    """Counts how often it is told to stop."""
+
+    def __init__(self) -> None:
+        self.stops = 0
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    for _ in range(5000):
+        if is_so():
+            return
+        await anyio.sleep(0.002)
+    pytest.fail("it did not come about")
+
+
+async def test_the_first_signal_sets_the_limit_and_the_second_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: list[int] = []
+    server = Server()
+    monkeypatch.setattr(node, "end_within", lambda: limits.append(server.stops))
+    before = signal.getsignal(signal.SIGTERM)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(node._stop_on_signal, server)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+            await until(lambda: signal.getsignal(signal.SIGTERM) is not before)
+            for count in (1, 2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                await until(lambda least=count: server.stops >= least)
+            tasks.cancel_scope.cancel()
+    assert limits == [0]

@@ -23,7 +23,6 @@ from exo.shared.apply import apply_telemetry
 from exo.shared.types.devices import DeviceGPUState, ThermalStatus
 from exo.shared.types.events import (
     DeviceGPUStateUpdated,
-    InstanceCreated,
     InstanceDeleted,
     InstanceMoved,
     InstanceWaits,
@@ -291,16 +290,14 @@ def moves(story: Story) -> list[InstanceMoved]:
 
 @in_virtual_time
 async def test_nothing_is_moved_while_anything_is_loaded() -> None:
-    async with led(busy_on_a(), HABITS) as story:
+    both = on(busy_on_a(card("c")), "c/cuda:0", instance_id="j")
+    async with led(both, HABITS) as story:
         await anyio.sleep(HOUR_S)
-        other = replace(
-            story.state.instances[I],
-            instance_id=InstanceId("j"),
-            stages=(StageState(phase="loading"),),
-            model=replace(story.state.instances[I].model, layer_bytes=(1000,) * 6),
+        loading = replace(both.instances[InstanceId("j")], stages=(StageState(phase="loading"),))
+        story.become(
+            lambda state: replace(state, instances={**state.instances, loading.instance_id: loading})
         )
         story.become(join, card("b", gb_per_s=1200))
-        story.become(lambda state: fold(state, InstanceCreated(instance=other)))
         await anyio.sleep(HOUR_S)
         assert story.events == []
         story.become(lambda state: fold(state, InstanceDeleted(instance_id=InstanceId("j"), reason="test")))
