@@ -317,6 +317,13 @@ def test_a_deadline_before_processors_are_weighed_proves_nothing_of_them(state: 
     assert slower > 0
 
 
+def test_nodes_of_one_name_are_told_apart() -> None:
+    state = machines(a=[card("a", 12)], b=[card("b", 12)])
+    same = {key: replace(one, identity=replace(one.identity, name="vm")) for key, one in state.nodes.items()}
+    told = planned(replace(state, nodes=same)).explanation
+    assert "on vm a (cuda:0)" in told and "on vm b (cuda:0)" in told
+
+
 def test_a_split_that_was_given_is_not_widened() -> None:
     plan = planned(far_apart(18, 18), layer_split=(10, 10))
     assert not any(one.is_offloaded for one in plan.stages)

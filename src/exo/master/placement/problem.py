@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from exo.master.placement.filters import nodes_to_avoid, why_not_able, why_not_wanted
 from exo.master.placement.held import process_bytes
+from exo.shared.node_names import distinct_names
 from exo.shared.types.devices import GPUDevice
 from exo.shared.types.ids import DeviceId, NodeId
 from exo.shared.types.instances import ExcludedDevice, PlacementRequest
@@ -23,6 +24,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     device: GPUDevice
     node_id: NodeId
     node_name: str
+    """As people call it: with the start of its id where another node has the same name."""
     pool: str
     """The memory that it takes from; candidates of one pool share what is free."""
     memory_free_bytes: int
@@ -112,24 +114,25 @@ def build_problem(state: State, model: ModelCard, request: PlacementRequest, eng
     avoided = nodes_to_avoid(state, request)
     told: set[DeviceId] = set()
     names: dict[DeviceId, str] = {}
+    called = distinct_names({node_id: node.identity.name for node_id, node in state.nodes.items()})
     for node_id in sorted(state.nodes):
-        node = state.nodes[node_id]
+        node, node_name = state.nodes[node_id], called[node_id]
         usable: list[Candidate] = []
         for device in node.identity.devices:
             reason = why_not_wanted(node, device, request, avoided)
             reason = reason or why_not_able(state, node, device, model, engine)
             if device.device_id in told:
-                reason = f"another node tells of the same device, so {node.identity.name} cannot use it"
+                reason = f"another node tells of the same device, so {node_name} cannot use it"
             told.add(device.device_id)
             if reason is not None:
-                names.setdefault(device.device_id, f"{device.local_alias} of {node.identity.name}")
+                names.setdefault(device.device_id, f"{device.local_alias} of {node_name}")
                 excluded.append(ExcludedDevice(device_id=device.device_id, reason=reason))
                 continue
             usable.append(
                 Candidate(
                     device=device,
                     node_id=node_id,
-                    node_name=node.identity.name,
+                    node_name=node_name,
                     pool=(pool := pool_of(node, device)),
                     memory_free_bytes=free[pool],
                     memory_total_bytes=device.memory_total_bytes,
