@@ -293,7 +293,7 @@ def test_a_middle_stage_has_no_tokenizer(engine: str, model_dirs: dict[str, Path
 
 
 def test_layers_that_are_not_there(engine: str, model_dirs: dict[str, Path]) -> None:
-    with pytest.raises(ModelFilesError, match=r"layers 4 to 9 are wanted .* which has 6"):
+    with pytest.raises(ModelFilesError, match=r"layers 4 to 8 are wanted .* which has 6"):
         load(engine, model_dirs["qwen3"], 4, 9)
 
 
