@@ -229,8 +229,8 @@ class StageRunner:
             if not waiting.done():
                 waiting.cancel()
                 logger.error(
-                    "{}: its process {} does not end, not even by SIGKILL; it is left behind, and ends when its device's "
-                    "driver lets go of it",
+                    "{}: its process {} does not end, not even by SIGKILL; it is left behind, and ends when its "
+                    "device's driver lets go of it",
                     self._name,
                     process.pid,
                 )
